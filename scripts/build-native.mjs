@@ -1,0 +1,27 @@
+// Configures and builds the native parts (operator library, Node addon) into build/native with CMake.
+import { spawnSync } from 'node:child_process';
+import { availableParallelism } from 'node:os';
+import { fileURLToPath } from 'node:url';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const quiet = !process.argv.includes('--verbose');
+
+/** Runs one command; on failure prints what it said and a remedy, then exits 1. */
+function step(command, args) {
+  const { status, stdout, stderr, error } = spawnSync(command, args, {
+    cwd: root,
+    stdio: quiet ? 'pipe' : 'inherit',
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+  });
+  if (status === 0) return;
+  process.stderr.write(`${stdout ?? ''}${stderr ?? ''}`);
+  const why = error?.code === 'ENOENT' ? `${command} was not found` : `${command} failed (exit ${status})`;
+  process.stderr.write(
+    `\nonnx-fla: native build: ${why}.\nIt needs CMake >= 3.18 and a C++17 compiler (Debian: apt-get install cmake g++).\n`,
+  );
+  process.exit(1);
+}
+
+step('cmake', ['-S', '.', '-B', 'build/cmake', '-DCMAKE_BUILD_TYPE=Release', `-DNODE_EXECUTABLE=${process.execPath}`]);
+step('cmake', ['--build', 'build/cmake', '--parallel', String(availableParallelism())]);
