@@ -1,0 +1,38 @@
+/**
+ * What went wrong, for programs; the message is for people.
+ *
+ * - `invalid_attribute`, `invalid_type`, `invalid_shape`, `missing_input`, `unexpected_input`: a call that breaks an op's schema
+ * - `invalid_argument`: an option of a function or of the command line
+ * - `invalid_model`: a file that is no valid ONNX model
+ * - `unsupported`: valid, but not something this version can do
+ * - `not_found`: a file, library or name that is not there
+ * - `io`: reading or writing failed
+ * - `runtime`: ONNX Runtime or a kernel refused or failed
+ * - `disposed`: a session or tensor was used after it was released
+ */
+export type FlaErrorCode =
+  | 'invalid_attribute'
+  | 'invalid_type'
+  | 'invalid_shape'
+  | 'missing_input'
+  | 'unexpected_input'
+  | 'invalid_argument'
+  | 'invalid_model'
+  | 'unsupported'
+  | 'not_found'
+  | 'io'
+  | 'runtime'
+  | 'disposed';
+
+/** The one error class of this package. Messages read `<op or file>: <what> must be <expected>, received <actual>`. */
+export class FlaError extends Error {
+  override readonly name = 'FlaError';
+
+  constructor(
+    readonly code: FlaErrorCode,
+    message: string,
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+}
