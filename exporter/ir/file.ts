@@ -1,0 +1,242 @@
+import fs from 'node:fs';
+import path from 'node:path';
+import { FlaError } from '../../ops/error.js';
+import { byteLength } from './dtype.js';
+import { Model } from './graph.js';
+import {
+  type AttributeProto,
+  decodeModel,
+  encodeModel,
+  type GraphProto,
+  type TensorProto,
+} from './proto.js';
+import {
+  type ExternalReader,
+  elementCount,
+  externalLocation,
+  setExternalLocation,
+  tensorDims,
+  tensorDtype,
+} from './tensor.js';
+
+const CHUNK = 1 << 26; // bytes copied at a time
+const ALIGN = 4096; // offset alignment that lets a runtime map tensors from the file
+const INLINE_LIMIT = 1.9 * 2 ** 30; // protobuf messages end at 2 GiB
+
+/** Reads external tensor data from files beside a model; nothing outside its folder is opened. */
+export class FolderReader implements ExternalReader {
+  private readonly open = new Map<string, { fd: number; size: number }>();
+
+  /** @param folder the folder that the model file lies in */
+  constructor(readonly folder: string) {}
+
+  read(location: string, offset: number, length: number | undefined): Uint8Array {
+    const { fd, size } = this.file(location);
+    const count = length ?? size - offset;
+    if (offset + count > size) {
+      throw new FlaError(
+        'invalid_model',
+        `external data '${location}': bytes ${offset}..${offset + count} needed, the file has ${size}`,
+      );
+    }
+    const out = new Uint8Array(count);
+    for (let done = 0; done < count; ) {
+      const n = fs.readSync(fd, out, done, Math.min(CHUNK, count - done), offset + done);
+      if (n === 0) throw new FlaError('io', `external data '${location}': unexpected end of file`);
+      done += n;
+    }
+    return out;
+  }
+
+  size(location: string): number {
+    return this.file(location).size;
+  }
+
+  close(): void {
+    for (const { fd } of this.open.values()) fs.closeSync(fd);
+    this.open.clear();
+  }
+
+  private file(location: string): { fd: number; size: number } {
+    const known = this.open.get(location);
+    if (known) return known;
+    const full = insideFolder(this.folder, location);
+    let fd: number;
+    try {
+      fd = fs.openSync(full, 'r');
+    } catch (error) {
+      throw new FlaError('io', `external data '${location}': cannot be read: expected ${full}`, {
+        cause: error,
+      });
+    }
+    const stat = fs.fstatSync(fd);
+    if (!stat.isFile()) {
+      fs.closeSync(fd);
+      throw new FlaError('invalid_model', `external data '${location}': not a regular file`);
+    }
+    const entry = { fd, size: stat.size };
+    this.open.set(location, entry);
+    return entry;
+  }
+}
+
+/** The path of `location` in `folder`, symbolic links resolved. @throws FlaError if it leads outside */
+function insideFolder(folder: string, location: string): string {
+  const base = fs.realpathSync(folder);
+  const full = path.resolve(base, location);
+  const real = fs.existsSync(full) ? fs.realpathSync(full) : full;
+  const within = (p: string) => p.startsWith(base.endsWith(path.sep) ? base : base + path.sep);
+  if (path.isAbsolute(location) || !within(full) || !within(real)) {
+    throw new FlaError(
+      'invalid_model',
+      `external data '${location}': must be a relative path inside the model's folder`,
+    );
+  }
+  return real;
+}
+
+/**
+ * Opens an ONNX file. Tensor data stays where it is: inline bytes are views of the file's content,
+ * external data is read when asked for.
+ *
+ * @throws FlaError `io` when the file cannot be read, `invalid_model` when it is no ONNX model
+ */
+export function loadModel(file: string): Model {
+  let bytes: Uint8Array;
+  try {
+    bytes = fs.readFileSync(file);
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code;
+    const why = code === 'ENOENT' ? 'no such file' : (error as Error).message;
+    throw new FlaError('io', `${file}: cannot be read: ${why}`, { cause: error });
+  }
+  return new Model(decodeModel(bytes, file), new FolderReader(path.dirname(path.resolve(file))));
+}
+
+/** Parses a model held in memory. @param what how errors name it */
+export function parseModel(bytes: Uint8Array, what = 'model'): Model {
+  return new Model(decodeModel(bytes, what));
+}
+
+/** Serializes a model without touching its external data references. */
+export function modelBytes(model: Model): Uint8Array {
+  return encodeModel(model.proto);
+}
+
+export interface SaveOptions {
+  /** Move tensors of at least this many bytes to `<file>.data`; default: only what was external. */
+  externalThreshold?: number;
+  /** Called while data is copied, with bytes done and in all. */
+  onProgress?: (done: number, total: number) => void;
+  /** Stops the copy; nothing is left behind. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Writes a model. External data is streamed into one file, `<file>.data`, beside it, so that the
+ * result stands alone. Files are written under temporary names and renamed when complete; a failure
+ * leaves what was there before.
+ *
+ * @throws FlaError `io` naming the path and the system's reason; `aborted` when the signal fired
+ */
+export function saveModel(model: Model, file: string, options: SaveOptions = {}): void {
+  const target = path.resolve(file);
+  const dataName = `${path.basename(target)}.data`;
+  const suffix = `.tmp-${process.pid}`;
+  const temporary = target + suffix;
+  const temporaryData = path.join(path.dirname(target), dataName + suffix);
+  const moves = planExternal(model, options.externalThreshold);
+  const restore = moves.map(({ tensor }) => ({ tensor, copy: { ...tensor } }));
+  try {
+    if (moves.length > 0) writeExternal(model, moves, temporaryData, dataName, options);
+    fs.writeFileSync(temporary, encodeModel(model.proto));
+    if (moves.length > 0) fs.renameSync(temporaryData, path.join(path.dirname(target), dataName));
+    fs.renameSync(temporary, target);
+  } catch (error) {
+    for (const f of [temporary, temporaryData]) fs.rmSync(f, { force: true });
+    if (error instanceof FlaError) throw error;
+    throw new FlaError('io', `${file}: cannot be written: ${(error as Error).message}`, {
+      cause: error,
+    });
+  } finally {
+    // The model in memory keeps reading from where it was opened.
+    for (const { tensor, copy } of restore) {
+      for (const key of Object.keys(tensor)) delete tensor[key as keyof TensorProto];
+      Object.assign(tensor, copy);
+    }
+  }
+}
+
+interface Move {
+  tensor: TensorProto;
+  bytes: number;
+}
+
+function planExternal(model: Model, threshold?: number): Move[] {
+  const moves: Move[] = [];
+  let inline = 0;
+  const inlined: Move[] = [];
+  for (const tensor of allTensors(model.proto.graph)) {
+    const bytes = byteLength(tensorDtype(tensor), elementCount(tensorDims(tensor))) ?? 0;
+    if (externalLocation(tensor)) moves.push({ tensor, bytes });
+    else if (tensor.rawData?.length) {
+      inline += tensor.rawData.length;
+      inlined.push({ tensor, bytes: tensor.rawData.length });
+    }
+  }
+  const limit = threshold ?? (inline > INLINE_LIMIT ? 1024 : Number.POSITIVE_INFINITY);
+  return [...moves, ...inlined.filter((m) => m.bytes >= limit)];
+}
+
+function writeExternal(
+  model: Model,
+  moves: readonly Move[],
+  temporary: string,
+  dataName: string,
+  options: SaveOptions,
+): void {
+  const total = moves.reduce((sum, m) => sum + m.bytes, 0);
+  const fd = fs.openSync(temporary, 'w');
+  // Tensors that share one stretch of the old file go on sharing one of the new.
+  const written = new Map<string, number>();
+  let end = 0;
+  let done = 0;
+  try {
+    for (const { tensor, bytes } of moves) {
+      const from = externalLocation(tensor);
+      const key = from && `${from.location}|${from.offset}|${bytes}`;
+      let offset = key === undefined ? undefined : written.get(key);
+      if (offset === undefined) {
+        offset = Math.ceil(end / ALIGN) * ALIGN;
+        for (let at = 0; at < bytes; at += CHUNK) {
+          if (options.signal?.aborted) throw new FlaError('aborted', 'interrupted');
+          const n = Math.min(CHUNK, bytes - at);
+          const part = from
+            ? model.external!.read(from.location, from.offset + at, n)
+            : tensor.rawData!.subarray(at, at + n);
+          fs.writeSync(fd, part, 0, part.length, offset + at);
+        }
+        end = offset + bytes;
+        if (key !== undefined) written.set(key, offset);
+      }
+      setExternalLocation(tensor, { location: dataName, offset, length: bytes });
+      done += bytes;
+      options.onProgress?.(done, total);
+    }
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** Initializers and tensor attributes of a graph and of every graph nested in it. */
+function* allTensors(graph: GraphProto): Generator<TensorProto> {
+  yield* graph.initializer;
+  for (const node of graph.node) {
+    for (const a of node.attribute as AttributeProto[]) {
+      if (a.t) yield a.t;
+      if (a.tensors) yield* a.tensors;
+      if (a.g) yield* allTensors(a.g);
+      for (const g of a.graphs ?? []) yield* allTensors(g);
+    }
+  }
+}
