@@ -1,0 +1,370 @@
+#include "session.h"
+
+#include <cstring>
+#include <optional>
+
+#include "addon.h"
+#include "session_options.h"
+#include "value.h"
+
+namespace fla {
+namespace {
+
+// Work on a libuv thread that settles a promise. `work` runs there; `finish` makes the result on
+// the JavaScript thread.
+class Task : public Napi::AsyncWorker {
+ public:
+  explicit Task(Napi::Env env)
+      : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+ protected:
+  virtual void work() = 0;
+  virtual Napi::Value finish(Napi::Env env) = 0;
+
+ private:
+  void Execute() final {
+    try {
+      work();
+    } catch (const OrtFailure& failure) {
+      failure_.emplace(failure);
+    } catch (const std::exception& failure) {
+      failure_.emplace(ORT_FAIL, failure.what());
+    }
+  }
+
+  void OnOK() final {
+    const Napi::Env env = Env();
+    if (failure_) return deferred_.Reject(to_error(env, *failure_).Value());
+    try {
+      deferred_.Resolve(finish(env));
+    } catch (const Napi::Error& error) {
+      deferred_.Reject(error.Value());
+    } catch (const std::exception& failure) {
+      deferred_.Reject(to_error(env, failure).Value());
+    }
+  }
+
+  Napi::Promise::Deferred deferred_;
+  std::optional<OrtFailure> failure_;
+};
+
+class CreateTask : public Task {
+ public:
+  CreateTask(Napi::Env env, const Napi::Value& model, const Napi::Object& options)
+      : Task(env),
+        environment_(Addon::of(env).environment),
+        options_(read_session_options(options)) {
+    // The model's bytes and the external data are read on the other thread.
+    pins_ = Napi::Persistent(Napi::Object::New(env));
+    pins_.Set("model", model);
+    pins_.Set("options", options);
+    if (model.IsString()) {
+      path_ = model.As<Napi::String>().Utf8Value();
+    } else {
+      Napi::Uint8Array bytes = model.As<Napi::Uint8Array>();
+      bytes_ = bytes.Data();
+      length_ = bytes.ByteLength();
+    }
+  }
+
+ private:
+  void work() override {
+    OrtSession* session = nullptr;
+    if (bytes_ != nullptr) {
+      check(ort().CreateSessionFromArray(environment_->get(), bytes_, length_, options_.get(),
+                                         &session));
+    } else {
+      check(ort().CreateSession(environment_->get(), path_.c_str(), options_.get(), &session));
+    }
+    session_ = std::make_shared<LoadedSession>(environment_, session);
+  }
+
+  Napi::Value finish(Napi::Env env) override {
+    return Addon::of(env).session.New(
+        {Napi::External<std::shared_ptr<LoadedSession>>::New(env, &session_)});
+  }
+
+  std::shared_ptr<Environment> environment_;
+  OrtHandle<OrtSessionOptions> options_;
+  Napi::ObjectReference pins_;
+  std::string path_;
+  const uint8_t* bytes_ = nullptr;
+  size_t length_ = 0;
+  std::shared_ptr<LoadedSession> session_;
+};
+
+// What the caller wants done with one output.
+enum class Fetch { kArray, kHandle, kInPlace };
+
+class RunTask : public Task {
+ public:
+  RunTask(Napi::Env env, std::shared_ptr<LoadedSession> session,
+          std::shared_ptr<OrtRunOptions> options, const Napi::Array& inputs,
+          const Napi::Array& outputs)
+      : Task(env), session_(std::move(session)), options_(std::move(options)) {
+    pins_ = Napi::Persistent(Napi::Object::New(env));
+    pins_.Set("inputs", inputs);
+    pins_.Set("outputs", outputs);
+  }
+
+  void feed(uint32_t index, const Napi::Value& value) {
+    input_names_.push_back(session_->inputs().at(index).c_str());
+    inputs_.push_back(tensor_of(value));
+  }
+
+  void fetch(uint32_t index, const Napi::Value& value) {
+    output_names_.push_back(session_->outputs().at(index).c_str());
+    const bool in_place = value.IsObject();
+    fetches_.push_back(in_place            ? Fetch::kInPlace
+                       : value.IsBoolean() ? Fetch::kHandle
+                                           : Fetch::kArray);
+    outputs_.push_back(in_place ? tensor_of(value) : nullptr);
+  }
+
+ private:
+  // A handle, or { type, dims, data } over the caller's memory.
+  std::shared_ptr<Tensor> tensor_of(const Napi::Value& value) {
+    if (std::shared_ptr<Tensor> tensor = Value::unwrap(value)) return tensor;
+    const Napi::Object object = value.As<Napi::Object>();
+    const auto type =
+        static_cast<ONNXTensorElementDataType>(object.Get("type").As<Napi::Number>().Int32Value());
+    return tensor_over(session_->environment(), type, read_dims(object.Get("dims")),
+                       object.Get("data"));
+  }
+
+  void work() override {
+    std::vector<const OrtValue*> in;
+    std::vector<OrtValue*> out;
+    for (const auto& tensor : inputs_) in.push_back(tensor->value());
+    for (const auto& tensor : outputs_) out.push_back(tensor ? tensor->value() : nullptr);
+    check(ort().Run(session_->get(), options_.get(), input_names_.data(), in.data(), in.size(),
+                    output_names_.data(), out.size(), out.data()));
+    std::string failure;
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (fetches_[i] == Fetch::kInPlace) continue;
+      if (out[i] == nullptr) {
+        failure = std::string("output '") + output_names_[i] + "' is an absent optional value";
+        continue;
+      }
+      try {
+        outputs_[i] = std::make_shared<Tensor>(session_->environment(), out[i]);
+      } catch (const OrtFailure& error) {
+        failure = std::string("output '") + output_names_[i] + "': " + error.what();
+      }
+    }
+    if (!failure.empty()) throw OrtFailure(ORT_NOT_IMPLEMENTED, failure);
+  }
+
+  // ONNX Runtime hands a feed back as it is when the graph's output is the graph's input. That
+  // memory is the caller's.
+  bool is_an_input(const Tensor& output) const {
+    for (const auto& input : inputs_) {
+      if (output.bytes() > 0 && output.data() == input->data()) return true;
+    }
+    return false;
+  }
+
+  Napi::Value result(Napi::Env env, size_t i) {
+    const std::shared_ptr<Tensor>& tensor = outputs_[i];
+    if (fetches_[i] == Fetch::kInPlace) return env.Undefined();
+    const bool shared = is_an_input(*tensor);
+    if (fetches_[i] == Fetch::kHandle) {
+      if (!shared) return Value::wrap(env, tensor);
+      auto copy = std::make_shared<Tensor>(session_->environment(), tensor->type(), tensor->dims());
+      std::memcpy(copy->data(), tensor->data(), tensor->bytes());
+      return Value::wrap(env, copy);
+    }
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("type", static_cast<int>(tensor->type()));
+    object.Set("dims", write_dims(env, tensor->dims()));
+    if (tensor->type() == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
+      object.Set("data", read_strings(env, *tensor));
+    } else {
+      object.Set("data", array_buffer_over(env, tensor, shared || Addon::of(env).copy_outputs));
+    }
+    return object;
+  }
+
+  Napi::Value finish(Napi::Env env) override {
+    Napi::Array results = Napi::Array::New(env, outputs_.size());
+    for (uint32_t i = 0; i < outputs_.size(); ++i) results.Set(i, result(env, i));
+    return results;
+  }
+
+  std::shared_ptr<LoadedSession> session_;
+  std::shared_ptr<OrtRunOptions> options_;
+  Napi::ObjectReference pins_;
+  std::vector<const char*> input_names_;
+  std::vector<const char*> output_names_;
+  std::vector<std::shared_ptr<Tensor>> inputs_;
+  std::vector<std::shared_ptr<Tensor>> outputs_;
+  std::vector<Fetch> fetches_;
+};
+
+using CountFunction = OrtStatus* (*)(const OrtSession*, size_t*);
+using NameFunction = OrtStatus* (*)(const OrtSession*, size_t, OrtAllocator*, char**);
+using TypeFunction = OrtStatus* (*)(const OrtSession*, size_t, OrtTypeInfo**);
+
+std::vector<std::string> read_names(const OrtSession* session, CountFunction count,
+                                    NameFunction name) {
+  size_t n = 0;
+  check(count(session, &n));
+  std::vector<std::string> names(n);
+  for (size_t i = 0; i < n; ++i) {
+    char* text = nullptr;
+    check(name(session, i, default_allocator(), &text));
+    names[i] = take_string(text);
+  }
+  return names;
+}
+
+// Sizes as numbers, symbolic dimensions by name ('' when they have none).
+Napi::Array describe_shape(Napi::Env env, const OrtTensorTypeAndShapeInfo* info) {
+  size_t rank = 0;
+  check(ort().GetDimensionsCount(info, &rank));
+  std::vector<int64_t> dims(rank);
+  std::vector<const char*> symbols(rank);
+  check(ort().GetDimensions(info, dims.data(), rank));
+  check(ort().GetSymbolicDimensions(info, symbols.data(), rank));
+  Napi::Array shape = Napi::Array::New(env, rank);
+  for (uint32_t i = 0; i < rank; ++i) {
+    if (dims[i] >= 0) {
+      shape.Set(i, static_cast<double>(dims[i]));
+    } else {
+      shape.Set(i, symbols[i]);
+    }
+  }
+  return shape;
+}
+
+Napi::Array describe_values(Napi::Env env, const OrtSession* session,
+                            const std::vector<std::string>& names, TypeFunction type_info) {
+  Napi::Array values = Napi::Array::New(env, names.size());
+  for (uint32_t i = 0; i < names.size(); ++i) {
+    OrtTypeInfo* raw = nullptr;
+    check(type_info(session, i, &raw));
+    const auto info = own(raw);
+    const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+    check(ort().CastTypeInfoToTensorInfo(info.get(), &tensor));
+    Napi::Object value = Napi::Object::New(env);
+    value.Set("name", names[i]);
+    if (tensor != nullptr) {
+      ONNXTensorElementDataType type;
+      check(ort().GetTensorElementType(tensor, &type));
+      value.Set("type", static_cast<int>(type));
+      value.Set("shape", describe_shape(env, tensor));
+    }
+    values.Set(i, value);
+  }
+  return values;
+}
+
+}  // namespace
+
+LoadedSession::LoadedSession(std::shared_ptr<Environment> environment, OrtSession* session)
+    : environment_(std::move(environment)),
+      session_(session),
+      inputs_(read_names(session, ort().SessionGetInputCount, ort().SessionGetInputName)),
+      outputs_(read_names(session, ort().SessionGetOutputCount, ort().SessionGetOutputName)) {}
+
+LoadedSession::~LoadedSession() { ort().ReleaseSession(session_); }
+
+Napi::Function Session::define(Napi::Env env) {
+  return DefineClass(
+      env, "Session",
+      {InstanceAccessor<&Session::get_inputs>("inputs"),
+       InstanceAccessor<&Session::get_outputs>("outputs"),
+       InstanceAccessor<&Session::get_metadata>("metadata"), InstanceMethod<&Session::run>("run"),
+       InstanceMethod<&Session::end_profiling>("endProfiling"),
+       InstanceMethod<&Session::dispose>("dispose")});
+}
+
+Napi::Value Session::create(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto task = std::make_unique<CreateTask>(info.Env(), info[0], info[1].As<Napi::Object>());
+    const Napi::Promise promise = task->promise();
+    task.release()->Queue();
+    return promise;
+  });
+}
+
+Session::Session(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Session>(info) {
+  session_ = *info[0].As<Napi::External<std::shared_ptr<LoadedSession>>>().Data();
+}
+
+LoadedSession& Session::loaded() const {
+  if (session_ == nullptr) throw OrtFailure(ORT_FAIL, "the session was disposed");
+  return *session_;
+}
+
+Napi::Value Session::get_inputs(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return describe_values(info.Env(), loaded().get(), loaded().inputs(),
+                           ort().SessionGetInputTypeInfo);
+  });
+}
+
+Napi::Value Session::get_outputs(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return describe_values(info.Env(), loaded().get(), loaded().outputs(),
+                           ort().SessionGetOutputTypeInfo);
+  });
+}
+
+Napi::Value Session::get_metadata(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    OrtModelMetadata* raw = nullptr;
+    check(ort().SessionGetModelMetadata(loaded().get(), &raw));
+    const auto metadata = own(raw);
+    char** keys = nullptr;
+    int64_t count = 0;
+    OrtAllocator* allocator = default_allocator();
+    check(ort().ModelMetadataGetCustomMetadataMapKeys(raw, allocator, &keys, &count));
+    Napi::Object result = Napi::Object::New(info.Env());
+    for (int64_t i = 0; i < count; ++i) {
+      const std::string key = take_string(keys[i]);
+      char* value = nullptr;
+      check(ort().ModelMetadataLookupCustomMetadataMap(raw, allocator, key.c_str(), &value));
+      if (value != nullptr) result.Set(key, take_string(value));
+    }
+    if (keys != nullptr) allocator->Free(allocator, keys);
+    return result;
+  });
+}
+
+// run(inputIndices, inputs, outputIndices, fetches, runOptions?) -> promise of one entry per
+// output. An input is a Value or { type, dims, data: Uint8Array | string[] }. A fetch is undefined
+// (-> { type, dims, data }), true (-> Value), or a Value or { type, dims, data } that is written in
+// place (-> undefined).
+Napi::Value Session::run(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    loaded();
+    const Napi::Array input_indices = info[0].As<Napi::Array>(), inputs = info[1].As<Napi::Array>();
+    const Napi::Array output_indices = info[2].As<Napi::Array>(),
+                      fetches = info[3].As<Napi::Array>();
+    auto task = std::make_unique<RunTask>(info.Env(), session_, RunOptions::unwrap(info[4]), inputs,
+                                          fetches);
+    for (uint32_t i = 0; i < inputs.Length(); ++i) {
+      task->feed(input_indices.Get(i).As<Napi::Number>().Uint32Value(), inputs.Get(i));
+    }
+    for (uint32_t i = 0; i < fetches.Length(); ++i) {
+      task->fetch(output_indices.Get(i).As<Napi::Number>().Uint32Value(), fetches.Get(i));
+    }
+    const Napi::Promise promise = task->promise();
+    task.release()->Queue();
+    return promise;
+  });
+}
+
+Napi::Value Session::end_profiling(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    char* path = nullptr;
+    check(ort().SessionEndProfiling(loaded().get(), default_allocator(), &path));
+    return Napi::String::New(info.Env(), take_string(path));
+  });
+}
+
+void Session::dispose(const Napi::CallbackInfo&) { session_.reset(); }
+
+}  // namespace fla

@@ -1,0 +1,96 @@
+// Tensors in native memory and their passage between JavaScript and ONNX Runtime.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+#include <vector>
+
+#include "ort.h"
+
+namespace fla {
+
+// One OrtValue that holds a tensor in CPU memory. Shared by runs in flight, JavaScript handles and
+// ArrayBuffers over it.
+class Tensor {
+ public:
+  // Takes over `value`.
+  Tensor(std::shared_ptr<Environment> environment, OrtValue* value);
+  // Allocates zeros.
+  Tensor(std::shared_ptr<Environment> environment, ONNXTensorElementDataType type,
+         const std::vector<int64_t>& dims);
+  ~Tensor();
+  Tensor(const Tensor&) = delete;
+  Tensor& operator=(const Tensor&) = delete;
+
+  OrtValue* value() const { return value_; }
+  ONNXTensorElementDataType type() const { return type_; }
+  const std::vector<int64_t>& dims() const { return dims_; }
+  uint8_t* data() const { return data_; }  // null for strings
+  size_t bytes() const { return bytes_; }  // 0 for strings
+
+ private:
+  void describe();
+
+  std::shared_ptr<Environment> environment_;
+  OrtValue* value_ = nullptr;
+  ONNXTensorElementDataType type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> dims_;
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Bytes that a tensor takes, 4-bit types packed two to a byte. Throws for a type without a fixed
+// size.
+size_t tensor_bytes(ONNXTensorElementDataType type, const std::vector<int64_t>& dims);
+
+std::vector<int64_t> read_dims(const Napi::Value& dims);
+Napi::Array write_dims(Napi::Env env, const std::vector<int64_t>& dims);
+
+// An ArrayBuffer over the tensor's own memory; the tensor lives until the ArrayBuffer is collected.
+// Where the engine forbids external memory, or `copy` is set, the bytes are copied.
+Napi::ArrayBuffer array_buffer_over(Napi::Env env, const std::shared_ptr<Tensor>& tensor,
+                                    bool copy);
+
+Napi::Array read_strings(Napi::Env env, const Tensor& tensor);
+
+// A tensor over the caller's bytes (Uint8Array), which must stay alive, or a copy of the caller's
+// string[].
+std::shared_ptr<Tensor> tensor_over(std::shared_ptr<Environment> environment,
+                                    ONNXTensorElementDataType type,
+                                    const std::vector<int64_t>& dims, const Napi::Value& data);
+
+// JavaScript handle of a Tensor:
+//   new Value(type, dims)          zeros
+//   type, dims, byteLength         as of the tensor
+//   buffer()                       ArrayBuffer over the tensor's memory
+//   read(offset, length)           copy of some bytes
+//   write(bytes, offset)           overwrites some bytes
+//   dispose()                      gives up this handle's share
+class Value : public Napi::ObjectWrap<Value> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  static Napi::Object wrap(Napi::Env env, std::shared_ptr<Tensor> tensor);
+  // The tensor behind `value`, or null when it is no handle. Throws when it was disposed.
+  static std::shared_ptr<Tensor> unwrap(const Napi::Value& value);
+
+  explicit Value(const Napi::CallbackInfo& info);
+  void Finalize(Napi::Env env) override;
+
+ private:
+  const std::shared_ptr<Tensor>& tensor() const;
+  void hold(Napi::Env env, std::shared_ptr<Tensor> tensor);
+  void release(Napi::Env env);
+
+  Napi::Value get_type(const Napi::CallbackInfo& info);
+  Napi::Value get_dims(const Napi::CallbackInfo& info);
+  Napi::Value get_byte_length(const Napi::CallbackInfo& info);
+  Napi::Value buffer(const Napi::CallbackInfo& info);
+  Napi::Value read(const Napi::CallbackInfo& info);
+  void write(const Napi::CallbackInfo& info);
+  void dispose(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<Tensor> tensor_;
+};
+
+}  // namespace fla
