@@ -1,0 +1,45 @@
+import type { Model } from './ir/index.js';
+import type { Runner } from './match/runner.js';
+
+/** What `inspectModel` says about one Softmax or fused attention node. Keys are those of `inspect --json`. */
+export interface SiteReport {
+  /** Name of the Softmax or fused node. */
+  node: string;
+  /** Position among the attention sites of the model, counted from 0 in graph order; null for what is no attention. */
+  layer: number | null;
+  /** The rule that understood it, such as `decomposed` or `com.microsoft.MultiHeadAttention`; null when none did. */
+  pattern: string | null;
+  q_num_heads: number | null;
+  kv_num_heads: number | null;
+  head_dim: number | null;
+  /** `bidirectional`, `causal`, `padding`, `causal+padding`, `window <w>`, `window <w>+padding`, or `other`. */
+  mask: string | null;
+  /** True when keys and values of earlier calls are concatenated in front (a KV cache). */
+  cache: boolean;
+  rewritable: boolean;
+  /** Why it cannot be rewritten; null when it can. */
+  reason: string | null;
+}
+
+export interface InspectReport {
+  sites: SiteReport[];
+}
+
+export interface InspectOptions {
+  /** Runs the small models that masks and shapes are probed with; default: onnxruntime-node. */
+  runner?: Runner;
+  onProgress?: (done: number, total: number) => void;
+  signal?: AbortSignal;
+}
+
+/**
+ * Finds every Softmax and fused attention node of a model and says what each one is. The model is not changed.
+ *
+ * @throws FlaError `invalid_model` when the graph is malformed
+ */
+export async function inspectModel(
+  _model: Model,
+  _options: InspectOptions = {},
+): Promise<InspectReport> {
+  throw new Error('being written');
+}
