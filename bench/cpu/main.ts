@@ -1,0 +1,303 @@
+/**
+ * `npm run bench:cpu [-- --quick] [-- --only linear,gated_delta]`: com.fla.LinearAttention on the
+ * CPU against com.microsoft.LinearAttention and causal com.microsoft.MultiHeadAttention, all three
+ * as single-node models in one process, through the same ONNX Runtime and the same JavaScript path,
+ * calls interleaved.
+ */
+import os from 'node:os';
+import * as ort from 'onnxruntime-node';
+import '../../runtime/node/index.js';
+import { parseArgs } from 'node:util';
+import cliProgress from 'cli-progress';
+import Table from 'cli-table3';
+import { buildModel, makeNode, modelBytes, type ValueSpec } from '../../exporter/ir/index.js';
+import {
+  commit,
+  interleaved,
+  machineName,
+  median,
+  packageVersion,
+  type ResultFile,
+  type Row,
+  writeResults,
+} from '../results.js';
+
+const RULES = ['linear', 'gated', 'gated_per_key', 'delta', 'gated_delta'] as const;
+type Rule = (typeof RULES)[number];
+
+interface Shape {
+  T: number;
+  H: number;
+  d: number;
+}
+
+const { values: flags } = parseArgs({
+  options: {
+    quick: { type: 'boolean', default: false },
+    only: { type: 'string' },
+    threads: { type: 'string', default: String(os.availableParallelism()) },
+  },
+});
+const threads = Number(flags.threads);
+const lengths = flags.quick ? [1, 128, 1024] : [1, 128, 1024, 4096, 16384, 65536];
+const heads = flags.quick ? [8] : [8, 32];
+const dims = flags.quick ? [64] : [64, 128];
+const rules = RULES.filter((r) => !flags.only || flags.only.split(',').includes(r));
+/** Softmax attention is quadratic: beyond this many tokens x heads^0.5 one call takes minutes. */
+const SOFTMAX_MAX_T = 4096;
+
+const float = (dims: (string | number)[]): ValueSpec => ['float32', dims];
+
+/** A one-node model of LinearAttention in either domain. */
+function linearModel(domain: 'com.fla' | 'com.microsoft', rule: Rule, { H, d }: Shape): Uint8Array {
+  const update = rule === 'gated_per_key' ? 'gated' : rule;
+  const decay = update.startsWith('gated');
+  const beta = update.includes('delta');
+  const ours = domain === 'com.fla';
+  const node = makeNode(
+    'LinearAttention',
+    [
+      'query',
+      'key',
+      'value',
+      'past_state',
+      decay ? 'decay' : '',
+      beta ? 'beta' : '',
+      ...(ours ? [''] : []),
+    ],
+    ['output', 'present_state'],
+    {
+      q_num_heads: H,
+      kv_num_heads: H,
+      update_rule: update,
+      scale: { float: 0 },
+      ...(ours && {
+        chunk_size: 64,
+        feature_map: 'identity',
+        normalize: 0,
+        causal: 1,
+        qk_l2norm: 0,
+        read: 'after',
+      }),
+    },
+    { domain },
+  );
+  return modelBytes(
+    buildModel({
+      inputs: {
+        query: float(['B', 'T', H * d]),
+        key: float(['B', 'T', H * d]),
+        value: float(['B', 'T', H * d]),
+        past_state: float(['B', H, d, d]),
+        ...(decay && { decay: float(['B', 'T', rule === 'gated_per_key' ? H * d : H]) }),
+        ...(beta && { beta: float(['B', 'T', H]) }),
+      },
+      outputs: { output: float(['B', 'T', H * d]), present_state: float(['B', H, d, d]) },
+      nodes: [node],
+      opsets: { '': 17, [domain]: 1 },
+    }),
+  );
+}
+
+/** A one-node model of causal softmax attention; at T = 1 it reads a cache of `past` tokens. */
+function softmaxModel({ H, d }: Shape): Uint8Array {
+  return modelBytes(
+    buildModel({
+      inputs: {
+        query: float(['B', 'T', H * d]),
+        key: float(['B', 'T', H * d]),
+        value: float(['B', 'T', H * d]),
+      },
+      outputs: { output: float(['B', 'T', H * d]) },
+      nodes: [
+        makeNode(
+          'MultiHeadAttention',
+          ['query', 'key', 'value'],
+          ['output'],
+          { num_heads: H, unidirectional: 1 },
+          { domain: 'com.microsoft' },
+        ),
+      ],
+      opsets: { '': 17, 'com.microsoft': 1 },
+    }),
+  );
+}
+
+let seed = 1;
+/** Uniform numbers in [low, high), fresh for each tensor. */
+function random(n: number, low: number, high: number): Float32Array {
+  const out = new Float32Array(n);
+  let s = (seed += 0x9e3779b9) >>> 0;
+  for (let i = 0; i < n; i++) {
+    s = (Math.imul(s, 1664525) + 1013904223) >>> 0;
+    out[i] = low + ((high - low) * s) / 2 ** 32;
+  }
+  return out;
+}
+
+/** Random inputs; keys and queries of unit length, as the delta rules need to stay bounded. */
+function inputs(rule: Rule, { T, H, d }: Shape): Record<string, ort.Tensor> {
+  const tensor = (data: Float32Array, ...shape: number[]) => new ort.Tensor('float32', data, shape);
+  const a = Math.sqrt(3 / d); // variance 1/d: unit length on average
+  const decays: Partial<Record<Rule, number>> = { gated: H, gated_delta: H, gated_per_key: H * d };
+  const width = decays[rule];
+  return {
+    query: tensor(random(T * H * d, -a, a), 1, T, H * d),
+    key: tensor(random(T * H * d, -a, a), 1, T, H * d),
+    value: tensor(random(T * H * d, -1, 1), 1, T, H * d),
+    ...(width && { decay: tensor(random(T * width, -0.1, 0), 1, T, width) }),
+    ...(rule.includes('delta') && { beta: tensor(random(T * H, 0, 1), 1, T, H) }),
+  };
+}
+
+/** A session whose run writes into preallocated outputs, state going back and forth in two buffers. */
+async function runner(model: Uint8Array, feeds: Record<string, ort.Tensor>, shape: Shape) {
+  const session = await ort.InferenceSession.create(model, {
+    executionProviders: ['fla'],
+    intraOpNumThreads: threads,
+  });
+  const { T, H, d } = shape;
+  const state = () => new ort.Tensor('float32', new Float32Array(H * d * d), [1, H, d, d]);
+  const output = new ort.Tensor('float32', new Float32Array(T * H * d), [1, T, H * d]);
+  const stateful = session.inputNames.includes('past_state');
+  let [from, to] = [state(), state()];
+  const run = async () => {
+    if (!stateful) return session.run(feeds, { output });
+    await session.run({ ...feeds, past_state: from }, { output, present_state: to });
+    [from, to] = [to, from];
+  };
+  return { run, output, release: () => session.release() };
+}
+
+/** Bytes per second of a plain copy (read + written), best of several, arrays far above any cache. */
+function copyBandwidth(): number {
+  const n = 1 << 27;
+  const from = new Uint8Array(n).fill(1);
+  const to = new Uint8Array(n).fill(2);
+  const rates: number[] = [];
+  for (let i = 0; i < 7; i++) {
+    const t0 = performance.now();
+    to.set(from);
+    rates.push((2 * n) / ((performance.now() - t0) / 1000));
+  }
+  return median(rates);
+}
+
+/** Largest difference of two outputs over the largest value: both sides must compute the same. */
+function difference(a: ort.Tensor, b: ort.Tensor): number {
+  const [x, y] = [a.data as Float32Array, b.data as Float32Array];
+  let worst = 0;
+  let top = 0;
+  for (let i = 0; i < x.length; i++) {
+    worst = Math.max(worst, Math.abs(x[i]! - y[i]!));
+    top = Math.max(top, Math.abs(x[i]!));
+  }
+  return worst / top;
+}
+
+async function measure(rule: Rule, shape: Shape, copy: number): Promise<Row[]> {
+  const { T, H, d } = shape;
+  const feeds = inputs(rule, shape);
+  const ours = await runner(linearModel('com.fla', rule, shape), feeds, shape);
+  const theirs = await runner(linearModel('com.microsoft', rule, shape), feeds, shape);
+  await ours.run();
+  await theirs.run();
+  const off = difference(ours.output, theirs.output);
+  if (!(off < 1e-3)) throw new Error(`${rule} ${JSON.stringify(shape)}: outputs differ by ${off}`);
+  const softmax =
+    rule === 'linear' && T > 1 && T <= SOFTMAX_MAX_T
+      ? await runner(
+          softmaxModel(shape),
+          { query: feeds.query!, key: feeds.key!, value: feeds.value! },
+          shape,
+        )
+      : undefined;
+  const work = T * H * d * d;
+  const all = [ours, theirs, ...(softmax ? [softmax] : [])];
+  const ms = await interleaved(
+    all.map((r) => r.run),
+    { budgetMs: work > 1e9 ? 8000 : 2500, minRounds: work > 1e9 ? 3 : 5 },
+  );
+  for (const r of all) await r.release();
+
+  const floats =
+    Object.values(feeds).reduce((sum, t) => sum + t.size, 0) + T * H * d + 2 * H * d * d;
+  const bytes = 4 * floats;
+  const base = {
+    op: `LinearAttention ${rule}`,
+    B: 1,
+    T,
+    H,
+    K: d,
+    V: d,
+    dtype: 'float32',
+    mode: T === 1 ? 'decode' : 'prefill',
+    ms: ms[0]!,
+    bytes,
+    fraction_of_copy: bytes / (ms[0]! / 1000) / copy,
+    workspace_bytes: null,
+  };
+  const against = (peer: string, peer_ms: number) => ({
+    ...base,
+    peer,
+    peer_ms,
+    ratio: peer_ms / ms[0]!,
+  });
+  const rows: Row[] = [against('com.microsoft.LinearAttention', ms[1]!)];
+  if (softmax) rows.push(against('com.microsoft.MultiHeadAttention (causal)', ms[2]!));
+  return rows;
+}
+
+const copy = copyBandwidth();
+const plan = rules.flatMap((rule) =>
+  heads.flatMap((H) => dims.flatMap((d) => lengths.map((T) => ({ rule, shape: { T, H, d } })))),
+);
+const bar = new cliProgress.SingleBar(
+  { format: 'bench {bar} {value}/{total} {what}', stream: process.stderr, clearOnComplete: true },
+  cliProgress.Presets.shades_grey,
+);
+bar.start(plan.length, 0, { what: '' });
+const rows: Row[] = [];
+for (const { rule, shape } of plan) {
+  bar.update({ what: `${rule} T=${shape.T} H=${shape.H} d=${shape.d}` });
+  rows.push(...(await measure(rule, shape, copy)));
+  bar.increment();
+}
+bar.stop();
+
+const result: ResultFile = {
+  name: flags.quick || flags.only ? 'cpu-partial' : 'cpu',
+  about:
+    `One-node models, batch 1, float32, ${threads} threads, state carried in and out, outputs preallocated; ` +
+    'ours and each peer interleaved in one process through the same ONNX Runtime, medians of wall time ' +
+    'including the JavaScript call. Copy bandwidth is one typed-array copy on one thread. ' +
+    `Softmax attention is quadratic in T and was run up to ${SOFTMAX_MAX_T} tokens only.`,
+  machine: machineName(),
+  device: `${os.cpus()[0]?.model.trim()}, ${os.cpus().length} cores`,
+  date: new Date().toISOString().slice(0, 10),
+  commit: commit(),
+  versions: {
+    'onnxruntime-node': packageVersion('onnxruntime-node'),
+    node: process.versions.node,
+  },
+  copy_bytes_per_second: Math.round(copy),
+  rows: rows.map((r) => ({
+    ...r,
+    ms: Number(r.ms.toPrecision(4)),
+    peer_ms: r.peer_ms === null ? null : Number(r.peer_ms.toPrecision(4)),
+    ratio: r.ratio === null ? null : Number(r.ratio.toPrecision(3)),
+    fraction_of_copy: Number(r.fraction_of_copy.toPrecision(3)),
+  })),
+};
+const table = new Table({ head: ['op', 'T', 'H', 'd', 'ms', 'peer', 'peer ms', 'ratio'] });
+for (const r of result.rows) {
+  table.push([r.op, r.T, r.H, r.K, r.ms, r.peer, r.peer_ms ?? '-', r.ratio ?? '-']);
+}
+console.log(table.toString());
+for (const peer of new Set(rows.map((r) => r.peer))) {
+  const ratios = rows.filter((r) => r.peer === peer).map((r) => r.ratio!);
+  console.log(
+    `${peer}: ratio min ${Math.min(...ratios).toFixed(2)}, median ${median(ratios).toFixed(2)}, max ${Math.max(...ratios).toFixed(1)}`,
+  );
+}
+console.log(`written: ${writeResults(result)}`);
