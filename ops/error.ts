@@ -9,6 +9,7 @@
  * - `io`: reading or writing failed
  * - `runtime`: ONNX Runtime or a kernel refused or failed
  * - `disposed`: a session or tensor was used after it was released
+ * - `aborted`: the caller interrupted it
  */
 export type FlaErrorCode =
   | 'invalid_attribute'
@@ -22,7 +23,8 @@ export type FlaErrorCode =
   | 'not_found'
   | 'io'
   | 'runtime'
-  | 'disposed';
+  | 'disposed'
+  | 'aborted';
 
 /** The one error class of this package. Messages read `<op or file>: <what> must be <expected>, received <actual>`. */
 export class FlaError extends Error {
