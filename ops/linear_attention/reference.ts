@@ -16,6 +16,7 @@ export interface LinearAttentionInputs {
   readonly decay?: Tensor64; // [B,T,HV] or [B,T,HV*K], natural log
   readonly beta?: Tensor64; // [B,T,HV] or [B,T,1]
   readonly mask?: Tensor64; // [B,T]
+  readonly bonus?: Tensor64; // [HV*K]
 }
 
 export interface LinearAttentionResult {
@@ -118,13 +119,18 @@ class Head {
     if (!beta || !this.visible(t)) return 0;
     return this.packed(beta, t, beta.shape[2] === 1 ? 0 : this.h, 1)[0];
   }
+
+  /** Weights of a token in its own output, or undefined unless read=bonus. */
+  bonus(): Float64Array | undefined {
+    return this.inputs.bonus?.data.subarray(this.h * this.K, (this.h + 1) * this.K);
+  }
 }
 
 function runHead(head: Head, states: Float64Array, output: Float64Array): void {
   const { T, K, width, attributes } = head;
   const S = states.subarray(head.stateOffset, head.stateOffset + K * width); // [K,width]
   for (let t = 0; t < T; t += 1) {
-    if (attributes.causal && attributes.read === 'before') read(head, S, t, output);
+    if (attributes.causal && attributes.read !== 'after') read(head, S, t, output);
     update(head, S, t);
     if (attributes.causal && attributes.read === 'after') read(head, S, t, output);
   }
@@ -152,16 +158,22 @@ function update(head: Head, S: Float64Array, t: number): void {
   }
 }
 
-/** o = scale S'q, divided by scale z'q + eps when normalizing. */
+/** o = scale S'q, with S + diag(u) k v' in place of S when there is a bonus; divided by scale z'q + eps when normalizing. */
 function read(head: Head, S: Float64Array, t: number, output: Float64Array): void {
   const { K, width, b, T, attributes } = head;
   const { V, HO } = head.dims;
   const scale = attributes.scale || 1 / Math.sqrt(K);
+  const u = head.bonus();
+  const k = head.key(t);
+  const v = head.value(t);
   for (const [n, outputHead] of head.outputHeads.entries()) {
     const q = head.query(t, head.queryHeads[n]);
     const sums = new Float64Array(width);
     for (let i = 0; i < K; i += 1) {
-      for (let j = 0; j < width; j += 1) sums[j] += scale * q[i] * S[i * width + j];
+      for (let j = 0; j < width; j += 1) {
+        const own = u ? u[i] * k[i] * v[j] : 0;
+        sums[j] += scale * q[i] * (S[i * width + j] + own);
+      }
     }
     const divisor = attributes.normalize ? sums[V] + normalize_eps.value : 1;
     const start = ((b * T + t) * HO + outputHead) * V;

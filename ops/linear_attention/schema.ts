@@ -20,7 +20,9 @@ export const linearAttention = defineOp({
       '| `gated_delta` | `S = exp(g) S`, then the delta step on the decayed `S` |',
     ].join('\n'),
     "The token's output is `o = scale * S' q`, with the state after the token (`read=after`) or before it, undecayed " +
-      '(`read=before`: the token does not see itself). `exp(g)` scales the rows of `S`: one factor for all of them when decay is ' +
+      '(`read=before`: the token does not see itself). `read=bonus` reads the state before the token plus the token itself, ' +
+      "weighed by `u` = `bonus` per key dimension: `o = scale * (S + diag(u) k v')' q` (RWKV-6). " +
+      '`exp(g)` scales the rows of `S`: one factor for all of them when decay is ' +
       '[B,T,HV], one per key dimension when it is [B,T,HV*K]. When K = 1 the two are the same.',
     '**Heads.** HQ and HV are `q_num_heads` and `kv_num_heads`; K = last dimension of query / HQ, HK = last dimension of key / K, ' +
       'V = last dimension of value / HV. States belong to the HV value heads. If HQ >= HV, query head i reads state i / (HQ/HV) and there are ' +
@@ -39,8 +41,8 @@ export const linearAttention = defineOp({
     '**Precision.** All arithmetic is in float32; query, key, value, decay, beta and past_state are read, output and present_state ' +
       'written, in their own types. With T = 0 the output is empty and `present_state` equals `past_state`. ' +
       '`present_state` may share memory with `past_state`.',
-    '**Beyond the standard:** `mask`, `feature_map`, `normalize`, `causal`, `qk_l2norm`, `read`, bfloat16, float32 decay and beta beside 16-bit ' +
-      "tensors. **Not in version 1:** the bonus term of RWKV-6 (`q (S + diag(u) k v')`).",
+    '**Beyond the standard:** `mask`, `bonus`, `feature_map`, `normalize`, `causal`, `qk_l2norm`, `read`, bfloat16, float32 decay and beta beside 16-bit ' +
+      'tensors.',
   ],
   papers: [
     {
@@ -58,6 +60,11 @@ export const linearAttention = defineOp({
     {
       title: 'Yang et al. 2023, Gated Linear Attention (gated, decay per key dimension)',
       url: 'https://arxiv.org/abs/2312.06635',
+    },
+    {
+      title:
+        'Peng et al. 2024, Eagle and Finch (RWKV-6: gated, decay per key dimension, read=bonus)',
+      url: 'https://arxiv.org/abs/2404.05892',
     },
     {
       title: 'Dao and Gu 2024, Transformers are SSMs (Mamba-2; gated, decay per head)',
@@ -82,6 +89,7 @@ export const linearAttention = defineOp({
     TD: ['T', 'float32'],
     TB: ['T', 'float32'],
     M: ['bool', 'float32'],
+    TU: ['T', 'float32'],
   },
   aliases: { HQ: 'q_num_heads', HV: 'kv_num_heads' },
   maxima: { HO: ['HQ', 'HV'] },
@@ -133,6 +141,13 @@ export const linearAttention = defineOp({
       shapes: [['B', 'T']],
       optional: true,
       doc: 'False or 0 makes a token invisible: padding on either side.',
+    },
+    {
+      name: 'bonus',
+      type: 'TU',
+      shapes: [['HV*K']],
+      optional: true,
+      doc: 'Weight of a token in its own output, per head and key dimension. For read=bonus only.',
     },
   ],
   outputs: [
@@ -198,8 +213,8 @@ export const linearAttention = defineOp({
     read: {
       type: 'string',
       default: 'after',
-      allowed: ['after', 'before'],
-      doc: 'Whether a token reads the state after or before its own update.',
+      allowed: ['after', 'before', 'bonus'],
+      doc: 'Whether a token reads the state after its own update, before it, or before it plus its own bonus.',
     },
   },
   constraints: [
@@ -211,6 +226,13 @@ export const linearAttention = defineOp({
     { attribute: 'update_rule', is: ['linear', 'delta'], refuses: ['decay'] },
     { attribute: 'update_rule', is: ['delta', 'gated_delta'], needs: ['beta'] },
     { attribute: 'update_rule', is: ['linear', 'gated'], refuses: ['beta'] },
+    {
+      attribute: 'read',
+      is: ['bonus'],
+      requires: { update_rule: ['linear', 'gated'] },
+      needs: ['bonus'],
+    },
+    { attribute: 'read', is: ['after', 'before'], refuses: ['bonus'] },
     {
       attribute: 'causal',
       is: [0],
