@@ -142,46 +142,55 @@ class RunTask : public Task {
                     output_names_.data(), out.size(), out.data()));
     std::string failure;
     for (size_t i = 0; i < out.size(); ++i) {
-      if (fetches_[i] == Fetch::kInPlace) continue;
-      if (out[i] == nullptr) {
-        failure = std::string("output '") + output_names_[i] + "' is an absent optional value";
-        continue;
-      }
       try {
-        outputs_[i] = std::make_shared<Tensor>(session_->environment(), out[i]);
+        if (fetches_[i] == Fetch::kInPlace) {
+          copy_passed_through(i);
+        } else {
+          outputs_[i] = take(out[i]);
+        }
       } catch (const OrtFailure& error) {
-        failure = std::string("output '") + output_names_[i] + "': " + error.what();
+        failure = std::string("output '") + output_names_[i] + "' " + error.what();
       }
     }
     if (!failure.empty()) throw OrtFailure(ORT_NOT_IMPLEMENTED, failure);
   }
 
-  // ONNX Runtime hands a feed back as it is when the graph's output is the graph's input. That
-  // memory is the caller's.
-  bool is_an_input(const Tensor& output) const {
+  // ONNX Runtime hands a feed back as it is where the graph's output is the graph's input. That
+  // memory is the caller's, so the output becomes a copy.
+  std::shared_ptr<Tensor> take(OrtValue* value) {
+    if (value == nullptr) throw OrtFailure(ORT_FAIL, "is an absent optional value");
+    auto tensor = std::make_shared<Tensor>(session_->environment(), value);
     for (const auto& input : inputs_) {
-      if (output.bytes() > 0 && output.data() == input->data()) return true;
+      if (tensor->bytes() == 0 || tensor->data() != input->data()) continue;
+      auto copy = std::make_shared<Tensor>(session_->environment(), tensor->type(), tensor->dims());
+      std::memcpy(copy->data(), tensor->data(), tensor->bytes());
+      return copy;
     }
-    return false;
+    return tensor;
+  }
+
+  // In that same case it leaves a preallocated output as it was.
+  void copy_passed_through(size_t output) {
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+      if (std::strcmp(input_names_[i], output_names_[output]) != 0) continue;
+      const Tensor& from = *inputs_[i];
+      const Tensor& to = *outputs_[output];
+      if (from.dims() != to.dims()) throw OrtFailure(ORT_FAIL, "must have the dims of the input");
+      if (to.bytes() > 0) std::memmove(to.data(), from.data(), to.bytes());
+    }
   }
 
   Napi::Value result(Napi::Env env, size_t i) {
     const std::shared_ptr<Tensor>& tensor = outputs_[i];
     if (fetches_[i] == Fetch::kInPlace) return env.Undefined();
-    const bool shared = is_an_input(*tensor);
-    if (fetches_[i] == Fetch::kHandle) {
-      if (!shared) return Value::wrap(env, tensor);
-      auto copy = std::make_shared<Tensor>(session_->environment(), tensor->type(), tensor->dims());
-      std::memcpy(copy->data(), tensor->data(), tensor->bytes());
-      return Value::wrap(env, copy);
-    }
+    if (fetches_[i] == Fetch::kHandle) return Value::wrap(env, tensor);
     Napi::Object object = Napi::Object::New(env);
     object.Set("type", static_cast<int>(tensor->type()));
     object.Set("dims", write_dims(env, tensor->dims()));
     if (tensor->type() == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
       object.Set("data", read_strings(env, *tensor));
     } else {
-      object.Set("data", array_buffer_over(env, tensor, shared || Addon::of(env).copy_outputs));
+      object.Set("data", array_buffer_over(env, tensor, Addon::of(env).copy_outputs));
     }
     return object;
   }

@@ -97,8 +97,7 @@ void Tensor::describe() {
   int is_tensor = 0;
   check(ort().IsTensor(value_, &is_tensor));
   if (!is_tensor)
-    throw OrtFailure(ORT_NOT_IMPLEMENTED,
-                     "the value is no tensor; sequences and maps are unsupported");
+    throw OrtFailure(ORT_NOT_IMPLEMENTED, "is no tensor; sequences and maps are unsupported");
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   check(ort().GetTensorTypeAndShape(value_, &raw));
   const auto info = own(raw);

@@ -1,0 +1,272 @@
+import { type InferenceSession, type InferenceSessionHandler, Tensor } from 'onnxruntime-node';
+import { FlaError } from '../../ops/error.js';
+import {
+  type ArrayOutput,
+  type Fetch,
+  load,
+  type NativeRunOptions,
+  type NativeSession,
+  type NativeValue,
+  type NativeValueInfo,
+  type TensorView,
+} from './addon.js';
+import {
+  arrayOver,
+  type DType,
+  dtypeCode,
+  dtypeName,
+  isNumeric,
+  type NumericArray,
+} from './dtypes.js';
+import { toFlaError } from './errors.js';
+import { NativeTensor } from './native_tensor.js';
+import { flattenExtra, nativeOptions, type SessionOptions } from './options.js';
+
+export type AnyTensor = Tensor | NativeTensor;
+
+/** Name, dtype and shape of one input or output. Symbolic sizes are names, '' when nameless. */
+export interface ValueInfo {
+  readonly name: string;
+  readonly isTensor: boolean;
+  readonly type?: DType;
+  readonly shape?: readonly (number | string)[];
+}
+
+export interface RunOptions extends InferenceSession.RunOptions {
+  /** Stops the run at its next node; the promise is rejected with the signal's reason. */
+  signal?: AbortSignal;
+}
+
+function valueInfo({ name, type, shape }: NativeValueInfo): ValueInfo {
+  if (type === undefined) return { name, isTensor: false };
+  return { name, isTensor: true, type: dtypeName(type), shape };
+}
+
+function fits(dims: readonly number[], shape: readonly (number | string)[]): boolean {
+  return (
+    dims.length === shape.length &&
+    shape.every((size, i) => typeof size === 'string' || size === dims[i])
+  );
+}
+
+function show(shape: readonly (number | string)[]): string {
+  return `[${shape.map((size) => (size === '' ? '?' : size)).join(',')}]`;
+}
+
+/** Type and, where the model declares one, shape, before ONNX Runtime sees the tensor. */
+function checkTensor(kind: 'input' | 'output', tensor: AnyTensor, info: ValueInfo): void {
+  const what = `Session: ${kind} '${info.name}'`;
+  if (!info.isTensor)
+    throw new FlaError('unsupported', `${what} must be a tensor, the model has a sequence or map`);
+  if (tensor.type !== info.type) {
+    throw new FlaError('invalid_type', `${what} must be ${info.type}, received ${tensor.type}`);
+  }
+  // An empty shape is a scalar's or an undeclared one.
+  const shape = info.shape ?? [];
+  if (shape.length > 0 && !fits(tensor.dims, shape)) {
+    throw new FlaError(
+      'invalid_shape',
+      `${what} must be ${show(shape)}, received ${show(tensor.dims)}`,
+    );
+  }
+}
+
+/** The tensor's own memory for the addon; nothing is copied but strings. */
+function viewOf(tensor: AnyTensor): NativeValue | TensorView {
+  if (tensor instanceof NativeTensor) {
+    if (tensor.location === 'none')
+      throw new FlaError('disposed', 'NativeTensor: used after dispose()');
+    return tensor.value;
+  }
+  if (tensor.location !== 'cpu' && tensor.location !== 'cpu-pinned') {
+    throw new FlaError(
+      'unsupported',
+      `Session: a tensor's location must be cpu, received ${tensor.location}`,
+    );
+  }
+  const data = tensor.data as NumericArray | string[];
+  const bytes = Array.isArray(data)
+    ? data
+    : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  return { type: dtypeCode(tensor.type), dims: tensor.dims, data: bytes };
+}
+
+function isArrayOutput(output: ArrayOutput | NativeValue): output is ArrayOutput {
+  return 'data' in output;
+}
+
+function tensorOf(output: ArrayOutput): AnyTensor {
+  const dtype = dtypeName(output.type);
+  if (!isNumeric(dtype)) return new Tensor('string', output.data as string[], output.dims);
+  const data = arrayOver(dtype, output.data as ArrayBuffer);
+  if (dtype === 'bfloat16') return NativeTensor.from(dtype, data, output.dims);
+  return new Tensor(dtype, data as never, output.dims);
+}
+
+/** A session of the `fla` backend; what `ort.InferenceSession` calls its handler. */
+export class FlaSession implements InferenceSessionHandler {
+  readonly inputNames: readonly string[];
+  readonly outputNames: readonly string[];
+  readonly inputMetadata: InferenceSessionHandler['inputMetadata'];
+  readonly outputMetadata: InferenceSessionHandler['outputMetadata'];
+  /** Same as inputMetadata, with bfloat16 among the types. */
+  readonly inputs: readonly ValueInfo[];
+  readonly outputs: readonly ValueInfo[];
+  /** The model's metadata_props. */
+  readonly modelMetadata: Readonly<Record<string, string>>;
+  readonly #native: NativeSession;
+  readonly #running = new Set<Promise<unknown>>();
+  #disposed: Promise<void> | undefined;
+
+  private constructor(native: NativeSession) {
+    this.#native = native;
+    this.inputs = native.inputs.map(valueInfo);
+    this.outputs = native.outputs.map(valueInfo);
+    this.inputNames = this.inputs.map((input) => input.name);
+    this.outputNames = this.outputs.map((output) => output.name);
+    this.inputMetadata = this.inputs as InferenceSessionHandler['inputMetadata'];
+    this.outputMetadata = this.outputs as InferenceSessionHandler['outputMetadata'];
+    this.modelMetadata = native.metadata;
+  }
+
+  /** Loads a model off the event loop, from a path or from its bytes, which must not be changed until it is loaded. */
+  static async create(
+    model: string | Uint8Array,
+    options: SessionOptions = {},
+  ): Promise<FlaSession> {
+    const { addon, info } = load();
+    const native = await nativeOptions(options, info);
+    try {
+      return new FlaSession(await addon.createSession(model, native));
+    } catch (thrown) {
+      throw toFlaError(thrown);
+    }
+  }
+
+  /**
+   * Runs the model off the event loop.
+   *
+   * @param feeds Tensors by input name. Their memory is used as it is: leave it alone until the run is over.
+   * @param fetches Wanted outputs: `null` for a new tensor, `'native'` for a new NativeTensor, or a tensor to write into,
+   *   which may be one of the feeds when the model's operator allows it (state updated in place).
+   * @throws FlaError as a rejection, as do all failures.
+   */
+  async run(
+    feeds: Readonly<Record<string, AnyTensor>>,
+    fetches: Readonly<Record<string, AnyTensor | 'native' | null>>,
+    options: RunOptions = {},
+  ): Promise<Record<string, Tensor>> {
+    this.#assertLive();
+    options.signal?.throwIfAborted();
+    const running = this.#start(feeds, fetches, options);
+    this.#running.add(running);
+    try {
+      return await running;
+    } finally {
+      this.#running.delete(running);
+    }
+  }
+
+  async #start(
+    feeds: Readonly<Record<string, AnyTensor>>,
+    fetches: Readonly<Record<string, AnyTensor | 'native' | null>>,
+    { signal, ...options }: RunOptions,
+  ): Promise<Record<string, Tensor>> {
+    const fed = this.inputs.flatMap((input, i) => (feeds[input.name] === undefined ? [] : [i]));
+    const fetched = Object.keys(fetches);
+    const native = nativeRunOptions(options, signal);
+    const stop = () => native?.terminate();
+    signal?.addEventListener('abort', stop, { once: true });
+    try {
+      const results = await this.#native.run(
+        fed,
+        fed.map((i) => this.#input(i, feeds[this.inputs[i].name])),
+        fetched.map((name) => this.#outputIndex(name)),
+        fetched.map((name) => this.#fetch(name, fetches[name])),
+        native,
+      );
+      return Object.fromEntries(
+        results.map((result, i) => [fetched[i], finish(result, fetches[fetched[i]])]),
+      ) as Record<string, Tensor>;
+    } catch (thrown) {
+      signal?.throwIfAborted();
+      throw toFlaError(thrown);
+    } finally {
+      signal?.removeEventListener('abort', stop);
+    }
+  }
+
+  #input(index: number, tensor: AnyTensor): NativeValue | TensorView {
+    checkTensor('input', tensor, this.inputs[index]);
+    return viewOf(tensor);
+  }
+
+  #outputIndex(name: string): number {
+    const index = this.outputNames.indexOf(name);
+    if (index >= 0) return index;
+    const known = this.outputNames.join(' ');
+    throw new FlaError(
+      'invalid_argument',
+      `Session: output must be one of ${known}, received '${name}'`,
+    );
+  }
+
+  #fetch(name: string, fetch: AnyTensor | 'native' | null): Fetch {
+    if (fetch === 'native') return true;
+    if (fetch === null || fetch.type === 'string') return undefined;
+    checkTensor('output', fetch, this.outputs[this.#outputIndex(name)]);
+    return viewOf(fetch);
+  }
+
+  /** Does nothing: profiling starts with the session when `enableProfiling` is set. */
+  startProfiling(): void {}
+
+  /** Writes the profile and returns its path. */
+  endProfiling(): string {
+    this.#assertLive();
+    return this.#native.endProfiling();
+  }
+
+  /** Waits for the runs in flight, then releases the session. Later runs are rejected. */
+  dispose(): Promise<void> {
+    this.#disposed ??= Promise.allSettled(this.#running).then(() => this.#native.dispose());
+    return this.#disposed;
+  }
+
+  #assertLive(): void {
+    if (this.#disposed) throw new FlaError('disposed', 'Session: used after release()');
+  }
+}
+
+function nativeRunOptions(
+  { extra, ...options }: InferenceSession.RunOptions,
+  signal: AbortSignal | undefined,
+): NativeRunOptions | undefined {
+  if (!signal && !extra && Object.keys(options).length === 0) return undefined;
+  return new (load().addon.RunOptions)({ ...options, config: extra && flattenExtra(extra) });
+}
+
+/** The result of one output, given what was asked for. */
+function finish(
+  result: ArrayOutput | NativeValue | undefined,
+  fetch: AnyTensor | 'native' | null,
+): AnyTensor {
+  if (result === undefined) return fetch as AnyTensor;
+  if (!isArrayOutput(result)) return new NativeTensor(result);
+  const tensor = tensorOf(result);
+  if (fetch === null || fetch === 'native') return tensor;
+  return fillStrings(fetch as Tensor, tensor as Tensor);
+}
+
+/** String tensors have no memory that ONNX Runtime could write to. */
+function fillStrings(target: Tensor, source: Tensor): Tensor {
+  if (target.size !== source.size) {
+    throw new FlaError(
+      'invalid_shape',
+      `Session: output must be ${show(source.dims)}, received ${show(target.dims)}`,
+    );
+  }
+  const data = target.data as string[];
+  for (const [i, text] of (source.data as string[]).entries()) data[i] = text;
+  return target;
+}
