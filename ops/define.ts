@@ -281,7 +281,7 @@ export function parseDim(pattern: DimPattern): Dim {
 
 type Dims = Record<string, number>;
 
-const valueOf = (atom: string | number, dims: Dims): number | undefined =>
+const lookUp = (atom: string | number, dims: Dims): number | undefined =>
   typeof atom === 'number' ? atom : dims[atom];
 
 /** The size a pattern stands for, or undefined while one of its symbols is unknown. */
@@ -289,11 +289,11 @@ export function evaluateDim(pattern: DimPattern, dims: Dims): number | undefined
   const { factors, plus, sign } = parseDim(pattern);
   let size = 1;
   for (const factor of factors) {
-    const value = valueOf(factor, dims);
+    const value = lookUp(factor, dims);
     if (value === undefined) return undefined;
     size *= value;
   }
-  const rest = valueOf(plus, dims);
+  const rest = lookUp(plus, dims);
   return rest === undefined ? undefined : size + sign * rest;
 }
 
@@ -307,10 +307,10 @@ function solveDim(
   const expected = evaluateDim(pattern, dims);
   if (expected !== undefined) return expected === size;
   const { factors, plus, sign } = parseDim(pattern);
-  let rest = size - sign * (valueOf(plus, dims) ?? 0);
+  let rest = size - sign * (lookUp(plus, dims) ?? 0);
   let unknown = '';
   for (const factor of factors) {
-    const value = valueOf(factor, dims);
+    const value = lookUp(factor, dims);
     if (value === undefined) unknown = factor as string;
     else if (value === 0 || rest % value !== 0) return false;
     else rest /= value;
@@ -387,8 +387,8 @@ function describeShape(pattern: ShapePattern, dims: Dims): string {
 
 function fillDim(pattern: DimPattern, dims: Dims): string {
   const { factors, plus, sign } = parseDim(pattern);
-  const text = factors.map((factor) => valueOf(factor, dims) ?? factor).join('*');
-  return plus === 0 ? text : `${text}${sign < 0 ? '-' : '+'}${valueOf(plus, dims) ?? plus}`;
+  const text = factors.map((factor) => lookUp(factor, dims) ?? factor).join('*');
+  return plus === 0 ? text : `${text}${sign < 0 ? '-' : '+'}${lookUp(plus, dims) ?? plus}`;
 }
 
 /** The shape of an output once the dimensions are known. */

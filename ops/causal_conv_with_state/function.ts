@@ -1,5 +1,5 @@
-import type { FunctionOptions, OpFunction } from '../linear_attention/function.js';
 import { FlaError } from '../error.js';
+import type { FunctionOptions, OpFunction } from '../linear_attention/function.js';
 import type { CausalConvWithStateAttributes } from './schema.js';
 
 /** One call site: everything that a function body may depend on. */

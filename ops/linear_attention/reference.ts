@@ -87,7 +87,7 @@ class Head {
 
   visible(t: number): boolean {
     const { mask } = this.inputs;
-    return !mask || mask.data[this.b * this.T + t] !== 0;
+    return mask?.data[this.b * this.T + t] !== 0;
   }
 
   query(t: number, head: number): Float64Array {
