@@ -1,4 +1,5 @@
-// LinearAttention on the CPU: parameters and launcher. Semantics: schema.ts and README.md beside this file.
+// LinearAttention on the CPU: parameters and launcher. Semantics: schema.ts and README.md beside
+// this file.
 #ifndef FLA_OPS_LINEAR_ATTENTION_CPU_H_
 #define FLA_OPS_LINEAR_ATTENTION_CPU_H_
 
@@ -11,7 +12,8 @@ namespace fla {
 enum class UpdateRule : int { kLinear, kGated, kDelta, kGatedDelta };
 enum class FeatureMap : int { kIdentity, kElu1, kRelu, kExp, kSilu, kL2Norm, kSoftmax };
 // kAfter: o_t reads S_t. kBefore: o_t reads S_{t-1}, before this token's decay and update.
-// kBonus: as kBefore plus the current token through the bonus u: o_t = scale * q'(S_{t-1} + diag(u) k v').
+// kBonus: as kBefore plus the current token through the bonus u: o_t = scale * q'(S_{t-1} + diag(u)
+// k v').
 enum class ReadMode : int { kAfter, kBefore, kBonus };
 enum class DecayKind : int { kNone, kPerHead, kPerKey };
 enum class BetaKind : int { kNone, kPerHead, kShared };
@@ -45,17 +47,19 @@ struct LinearAttentionParams {
   DType mask_dtype = DType::kBool;          // kBool (1 byte), kFloat32 or io
   DType bonus_dtype = DType::kFloat32;      // kFloat32 or io
 
-  const void* query = nullptr;       // [B, T, Hq*K]
-  const void* key = nullptr;         // [B, T, Hk*K]
-  const void* value = nullptr;       // [B, T, HV*V]
-  const void* past_state = nullptr;  // [B, HV, K, V + normalize]; null means zeros; may equal present_state
-  const void* decay = nullptr;       // log decay <= 0: [B, T, HV] or [B, T, HV*K]
-  const void* beta = nullptr;        // [B, T, HV] or [B, T, 1]
-  const void* mask = nullptr;        // [B, T], 0 hides a token; null means all visible
-  const void* bonus = nullptr;       // [HV*K], read == kBonus only
+  const void* query = nullptr;  // [B, T, Hq*K]
+  const void* key = nullptr;    // [B, T, Hk*K]
+  const void* value = nullptr;  // [B, T, HV*V]
+  const void* past_state =
+      nullptr;  // [B, HV, K, V + normalize]; null means zeros; may equal present_state
+  const void* decay = nullptr;  // log decay <= 0: [B, T, HV] or [B, T, HV*K]
+  const void* beta = nullptr;   // [B, T, HV] or [B, T, 1]
+  const void* mask = nullptr;   // [B, T], 0 hides a token; null means all visible
+  const void* bonus = nullptr;  // [HV*K], read == kBonus only
 
-  void* output = nullptr;         // [B, T, max(Hq, HV)*V], every element written
-  void* present_state = nullptr;  // [B, HV, K, V + normalize]; null when the caller has no use for it
+  void* output = nullptr;  // [B, T, max(Hq, HV)*V], every element written
+  void* present_state =
+      nullptr;  // [B, HV, K, V + normalize]; null when the caller has no use for it
 };
 
 // Runs the op. Accumulates in float32. Does not throw; returns false only when memory ran out

@@ -1,0 +1,9 @@
+#include "ops/linear_attention/cpu_kernel.h"
+
+namespace fla {
+
+bool linear_attention_avx512(const LinearAttentionParams& params, const Parallel& parallel) {
+  return run(params, parallel);
+}
+
+}  // namespace fla
