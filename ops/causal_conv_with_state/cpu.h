@@ -1,4 +1,5 @@
-// CausalConvWithState on the CPU: depthwise causal 1-D convolution that carries its last kernel-1 inputs.
+// CausalConvWithState on the CPU: depthwise causal 1-D convolution that carries its last kernel-1
+// inputs.
 //   x = [past_state | input] along time;  output[t] = act(bias + sum_j weight[j] x[t + j])
 #ifndef FLA_OPS_CAUSAL_CONV_WITH_STATE_CPU_H_
 #define FLA_OPS_CAUSAL_CONV_WITH_STATE_CPU_H_
@@ -27,8 +28,8 @@ struct CausalConvWithStateParams {
   void* present_state = nullptr;  // [B, C, kernel-1]; null when the caller has no use for it
 };
 
-// Runs the op, accumulating in float32. Does not throw, allocates nothing.
-void causal_conv_with_state_cpu(const CausalConvWithStateParams& params, const Parallel& parallel);
+// Runs the op, accumulating in float32. Does not throw; returns false only when memory ran out.
+bool causal_conv_with_state_cpu(const CausalConvWithStateParams& params, const Parallel& parallel);
 
 }  // namespace fla
 

@@ -1,0 +1,10 @@
+#include "ops/causal_conv_with_state/cpu_kernel.h"
+
+namespace fla {
+
+bool causal_conv_with_state_avx2(const CausalConvWithStateParams& params,
+                                 const Parallel& parallel) {
+  return run(params, parallel);
+}
+
+}  // namespace fla
