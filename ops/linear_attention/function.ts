@@ -1,8 +1,18 @@
-import type { FunctionProto } from '../../exporter/ir/index.js';
 import { FlaError } from '../error.js';
-import type { LinearAttentionAttributes } from './schema.js';
+import {
+  checkOpset,
+  type FloatDType,
+  type FunctionOptions,
+  type FunctionTarget,
+  type OpFunction,
+  opFunction,
+} from '../function/define.js';
+import { BodyEmitter } from '../function/emitter.js';
+import { microsoftBody, microsoftMiss } from './function_microsoft.js';
+import { standardBody } from './function_standard.js';
+import { type LinearAttentionAttributes, linearAttention } from './schema.js';
 
-type FloatDType = 'float32' | 'float16' | 'bfloat16';
+export type { FunctionOptions, FunctionTarget, OpFunction } from '../function/define.js';
 
 /** One call site: everything that a function body may depend on. */
 export interface LinearAttentionCall {
@@ -18,7 +28,7 @@ export interface LinearAttentionCall {
   dtype: FloatDType;
   /** Type of past_state and present_state. */
   stateDtype: FloatDType;
-  /** The model's version of the default domain. */
+  /** The model's version of the default domain, 9..26. */
   opset: number;
   /** K, when it is known; bodies work without. */
   headDimK?: number;
@@ -26,37 +36,47 @@ export interface LinearAttentionCall {
   headDimV?: number;
 }
 
-/** `com.microsoft`: around one com.microsoft.LinearAttention node; `standard`: ai.onnx operators only. */
-export type FunctionTarget = 'com.microsoft' | 'standard';
-
-export interface FunctionOptions {
-  /** Default `auto`: `com.microsoft` where it gives the same result, `standard` otherwise. */
-  target?: FunctionTarget | 'auto';
-}
-
-/** A function to add to the model, and what its call site needs. */
-export interface OpFunction {
-  fn: FunctionProto;
-  /** The node's `overload`; equal bodies have equal overloads, so call sites share them. */
-  overload: string;
-  /** Versions that the model must import, by domain: those of the body, and com.fla itself. */
-  opsets: Record<string, number>;
-}
-
 /**
  * The function body of one LinearAttention call site, so that a runtime without our library runs the model too.
  *
- * The node must be written with this overload, every attribute, all seven inputs ('' for absent ones; trailing ones may be
- * left out) and both outputs ('' for an unused one).
+ * The node must be written with this overload, every attribute, and both outputs ('' for an unused one); inputs that are
+ * absent are ''. The model's IR version must be at least 10, where overloads came in.
  *
- * @throws FlaError `unsupported` when the body asked for cannot express the call
+ * @throws FlaError `unsupported` when the body asked for cannot express the call, `invalid_argument` when the call
+ * contradicts itself
  */
 export function linearAttentionFunction(
   call: LinearAttentionCall,
   options: FunctionOptions = {},
 ): OpFunction {
+  checkOpset(linearAttention, call.opset);
+  checkKinds(call);
+  const target = chooseTarget(call, options.target ?? 'auto');
+  const e = new BodyEmitter(call.opset);
+  const opsets: Record<string, number> = { '': call.opset };
+  if (target === 'com.microsoft') {
+    opsets['com.microsoft'] = 1;
+    microsoftBody(e, call);
+  } else {
+    standardBody(e, call);
+  }
+  return opFunction(linearAttention, target, e.nodes, opsets);
+}
+
+function chooseTarget(call: LinearAttentionCall, wanted: FunctionTarget | 'auto'): FunctionTarget {
+  if (wanted === 'standard') return wanted;
+  const miss = microsoftMiss(call);
+  if (!miss) return 'com.microsoft';
+  if (wanted === 'auto') return 'standard';
+  throw new FlaError('unsupported', `LinearAttention: no com.microsoft body: ${miss}`);
+}
+
+function checkKinds({ present, decayKind, betaKind }: LinearAttentionCall): void {
+  const missing =
+    present.decay && !decayKind ? 'decayKind' : present.beta && !betaKind && 'betaKind';
+  if (!missing) return;
   throw new FlaError(
-    'unsupported',
-    `LinearAttention: body ${options.target} for opset ${call.opset} is not written yet`,
+    'invalid_argument',
+    `LinearAttention: ${missing} must be given when the input is present, received none`,
   );
 }
