@@ -75,7 +75,8 @@ export function makeValueInfo(name: string, dtype: number, dims?: readonly Dim[]
 /** The shape that a ValueInfoProto declares, or undefined when it declares no rank. */
 export function valueDims(info: ValueInfoProto | undefined): Dim[] | undefined {
   return info?.type?.tensorType?.shape?.dim.map((d) =>
-    d.dimValue !== undefined ? toNumber(d.dimValue) : d.dimParam || undefined,
+    // A decoded message answers 0 for a field that the file lacks, so ask what it really holds.
+    Object.hasOwn(d, 'dimValue') ? toNumber(d.dimValue) : d.dimParam || undefined,
   );
 }
 

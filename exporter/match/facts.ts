@@ -1,0 +1,467 @@
+import { type Dim, type DTypeName, dtypeName, type Graph, type Node } from '../ir/index.js';
+
+/** A small tensor known at rewrite time, element by element; a symbol stands for a dimension. */
+export interface Known {
+  /** Rank 0 or 1. */
+  readonly rank: 0 | 1;
+  readonly items: readonly Dim[];
+  readonly integer: boolean;
+}
+
+const LIMIT = 64; // elements of a constant worth following
+
+const SAME_SHAPE = new Set(
+  (
+    'Abs Cast Ceil Clip Cos CumSum Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsNaN ' +
+    'LayerNormalization LeakyRelu Log LogSoftmax Neg Not Reciprocal Relu Round RMSNormalization Selu Sigmoid ' +
+    'SimplifiedLayerNormalization Sin Softmax Softplus Sqrt Tanh Trilu BatchNormalization QuickGelu FastGelu ' +
+    'RotaryEmbedding Sign'
+  ).split(' '),
+);
+const BROADCAST = new Set(
+  'Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Where Xor'.split(
+    ' ',
+  ),
+);
+const BOOLEAN = new Set('And Equal Greater GreaterOrEqual IsNaN Less LessOrEqual Not Or Xor'.split(' '));
+
+/**
+ * Shapes, element types and small known values of a graph, found by one pass over its nodes. Wherever
+ * the file declares a number and inference has none, the declaration counts.
+ */
+export class Facts {
+  private readonly shapes = new Map<string, Dim[]>();
+  private readonly knowns = new Map<string, Known | undefined>();
+  private readonly types = new Map<string, DTypeName | undefined>();
+
+  /**
+   * @param graph a graph whose nodes are in topological order
+   * @param inputDims shapes of graph inputs to assume; given, symbols of value_info are not used
+   */
+  constructor(
+    readonly graph: Graph,
+    private readonly inputDims?: Readonly<Record<string, readonly number[]>>,
+  ) {
+    for (const node of graph.nodes) this.visit(node);
+  }
+
+  dims(value: string): Dim[] | undefined {
+    return this.shapes.get(value) ?? this.declared(value);
+  }
+  rank(value: string): number | undefined {
+    return this.dims(value)?.length;
+  }
+  /** All dimensions as numbers, or undefined. */
+  numeric(value: string): number[] | undefined {
+    const dims = this.dims(value);
+    return dims?.every((d) => typeof d === 'number') ? (dims as number[]) : undefined;
+  }
+  dtype(value: string): DTypeName | undefined {
+    return this.types.get(value) ?? this.declaredType(value);
+  }
+  private declaredType(value: string): DTypeName | undefined {
+    const dtype = this.graph.dtype(value);
+    return dtype === 'undefined' ? undefined : dtype;
+  }
+  /** A small constant or shape computation, as far as it is known. */
+  known(value: string): Known | undefined {
+    if (!this.knowns.has(value)) this.knowns.set(value, this.constant(value));
+    return this.knowns.get(value);
+  }
+  /** The only element of a known tensor. */
+  scalar(value: string): number | undefined {
+    const k = this.known(value);
+    return k?.items.length === 1 && typeof k.items[0] === 'number' ? k.items[0] : undefined;
+  }
+  /** Known integers, all of them numbers. */
+  ints(value: string): number[] | undefined {
+    const items = this.known(value)?.items;
+    return items?.every((d) => typeof d === 'number') ? (items as number[]) : undefined;
+  }
+
+  private declared(value: string): Dim[] | undefined {
+    const given = this.inputDims?.[value];
+    if (given) return [...given];
+    const dims = this.graph.dims(value);
+    // Some exporters write -1 for an open dimension.
+    return dims?.map((d) =>
+      typeof d === 'number' ? (d < 0 ? undefined : d) : this.inputDims ? undefined : d,
+    );
+  }
+
+  private constant(value: string): Known | undefined {
+    const t = value ? this.graph.constant(value) : undefined;
+    const dims = t && this.graph.dims(value);
+    if (!t || !dims || dims.length > 1) {
+      // Exporters write scalars as [1,1,1] too.
+      const one = t && dims?.every((d) => d === 1) ? this.graph.scalar(value) : undefined;
+      return one === undefined ? undefined : { rank: 0, items: [one], integer: this.isInt(value) };
+    }
+    const items = this.graph.numbers(value, LIMIT);
+    return items && { rank: dims.length as 0 | 1, items, integer: this.isInt(value) };
+  }
+  private isInt(value: string): boolean {
+    return this.graph.dtype(value)?.includes('int') ?? false;
+  }
+
+  private visit(node: Node): void {
+    const out = node.outputs[0];
+    if (!out) return;
+    for (const [i, dims] of this.infer(node).entries()) {
+      const name = node.outputs[i];
+      const merged = merge(dims, name ? this.declared(name) : undefined);
+      if (name && merged) this.shapes.set(name, merged);
+    }
+    for (const name of node.outputs) this.types.set(name, this.declaredType(name) ?? this.typeOf(node));
+    if (!node.is('Constant')) this.knowns.set(out, this.evaluate(node));
+  }
+
+  private typeOf(node: Node): DTypeName | undefined {
+    if (node.is('Cast')) return dtypeName(node.int('to'));
+    if (node.is('Shape') || node.is('Size') || node.is('NonZero')) return 'int64';
+    if (BOOLEAN.has(node.opType)) return 'bool';
+    if (node.is('ConstantOfShape')) return dtypeName(node.tensor('value')?.dataType ?? 1);
+    const first = node.is('Where') ? 1 : 0;
+    return node.inputs[first] ? this.dtype(node.inputs[first]!) : undefined;
+  }
+
+  /** Shapes of a node's outputs, as far as they follow from its inputs. */
+  private infer(node: Node): (Dim[] | undefined)[] {
+    const [a, b] = node.inputs;
+    const x = a ? this.dims(a) : undefined;
+    if (SAME_SHAPE.has(node.opType)) return [x];
+    if (BROADCAST.has(node.opType)) return [broadcast(node.inputs.map((v) => this.dims(v)))];
+    switch (node.opType) {
+      case 'Shape':
+        return [[x?.length]];
+      case 'Conv':
+        return [x && [x[0], b ? this.dims(b)?.[0] : undefined, ...x.slice(2).map(() => undefined)]];
+      case 'AveragePool':
+      case 'GlobalAveragePool':
+      case 'MaxPool':
+        return [x && [x[0], x[1], ...x.slice(2).map(() => undefined)]];
+      case 'MatMul':
+      case 'FusedMatMul':
+        return [matmul(x, b ? this.dims(b) : undefined, node)];
+      case 'MatMulNBits':
+        return [x && [...x.slice(0, -1), node.int('N')]];
+      case 'Gemm':
+        return [gemm(x, b ? this.dims(b) : undefined, node)];
+      case 'Transpose':
+        return [x && (node.ints('perm') ?? [...x.keys()].reverse()).map((p) => x[p])];
+      case 'Reshape':
+        return [this.reshape(x, b ? this.known(b) : undefined, node.int('allowzero') === 1)];
+      case 'Expand': {
+        const target = b ? this.known(b) : undefined;
+        return [target && x ? broadcast([x, [...target.items]]) : undefined];
+      }
+      case 'ConstantOfShape': {
+        const target = a ? this.known(a) : undefined;
+        return [target && [...target.items]];
+      }
+      case 'Unsqueeze':
+        return [unsqueeze(x, this.axes(node))];
+      case 'Squeeze':
+        return [squeeze(x, this.axes(node))];
+      case 'Concat':
+        return [concat(node.inputs.map((v) => this.dims(v)), node.int('axis') ?? 0)];
+      case 'Gather':
+        return [gather(x, b ? this.dims(b) : undefined, node.int('axis') ?? 0)];
+      case 'Slice':
+        return [this.slice(node, x)];
+      case 'Split':
+        return this.split(node, x);
+      case 'ReduceMean':
+      case 'ReduceSum':
+      case 'ReduceMax':
+        return [this.reduce(node, x)];
+      default:
+        return [];
+    }
+  }
+
+  /** The axes of Squeeze, Unsqueeze or a reduction: an attribute in old opsets, an input in new ones. */
+  axes(node: Node): number[] | undefined {
+    return node.ints('axes')?.length ? node.ints('axes') : this.ints(node.inputs[1] ?? '');
+  }
+
+  private reshape(x: Dim[] | undefined, target: Known | undefined, zeroIsZero: boolean) {
+    if (!target) return undefined;
+    const out = target.items.map((d, i) => (d === 0 && !zeroIsZero ? x?.[i] : d));
+    const open = out.indexOf(-1);
+    if (open < 0) return out;
+    // Known factors cancel; whatever is left must be one dimension.
+    const rest = out.filter((_, i) => i !== open);
+    out[open] = x ? quotient(x, rest) : undefined;
+    return out;
+  }
+
+  /** Start, end and step of each sliced axis; undefined when one is not known. */
+  sliceOf(node: Node): { axis: number; start: Dim; end: Dim; step: number }[] | undefined {
+    const list = (attr: string, input: number): readonly Dim[] | undefined =>
+      node.attribute(attr) ? node.ints(attr) : this.known(node.inputs[input] ?? '')?.items;
+    const starts = list('starts', 1);
+    const ends = list('ends', 2);
+    if (!starts || !ends) return undefined;
+    const axes = list('axes', 3) ?? starts.map((_, i) => i);
+    const steps = list('steps', 4) ?? starts.map(() => 1);
+    if (![...axes, ...steps].every((n) => typeof n === 'number')) return undefined;
+    return starts.map((start, i) => ({
+      axis: axes[i] as number,
+      start,
+      end: ends[i],
+      step: steps[i] as number,
+    }));
+  }
+
+  private slice(node: Node, x: Dim[] | undefined): Dim[] | undefined {
+    const parts = x && this.sliceOf(node);
+    if (!x) return undefined;
+    if (!parts) {
+      const axes = this.ints(node.inputs[3] ?? '');
+      return axes && x.map((d, i) => (axes.some((a) => (a + x.length) % x.length === i) ? undefined : d));
+    }
+    const out = [...x];
+    for (const { axis, start, end, step } of parts) {
+      const at = (axis + x.length) % x.length;
+      out[at] = sliceLength(x[at], start, end, step);
+    }
+    return out;
+  }
+
+  private split(node: Node, x: Dim[] | undefined): (Dim[] | undefined)[] {
+    if (!x) return [];
+    const axis = ((node.int('axis') ?? 0) + x.length) % x.length;
+    const parts = node.ints('split')?.length ? node.ints('split') : this.ints(node.inputs[1] ?? '');
+    const whole = x[axis];
+    return node.outputs.map((_, i) => {
+      const even = typeof whole === 'number' ? Math.ceil(whole / node.outputs.length) : undefined;
+      const length = parts?.[i] ?? even;
+      return x.map((d, j) => (j === axis ? length : d));
+    });
+  }
+
+  private reduce(node: Node, x: Dim[] | undefined): Dim[] | undefined {
+    const axes = this.axes(node)?.map((a) => (x ? (a + x.length) % x.length : a));
+    if (!x || !axes) return undefined;
+    return (node.int('keepdims') ?? 1) === 1
+      ? x.map((d, i) => (axes.includes(i) ? 1 : d))
+      : x.filter((_, i) => !axes.includes(i));
+  }
+
+  /** Evaluates shape arithmetic on small vectors. */
+  private evaluate(node: Node): Known | undefined {
+    const [a, b] = node.inputs;
+    const x = a ? this.known(a) : undefined;
+    const y = b ? this.known(b) : undefined;
+    switch (node.opType) {
+      case 'Shape': {
+        const dims = a ? this.dims(a) : undefined;
+        const items = dims?.slice(node.int('start') ?? 0, node.int('end') ?? undefined);
+        return items && { rank: 1, items, integer: true };
+      }
+      case 'Identity':
+        return x;
+      case 'Cast': {
+        const to = dtypeName(node.int('to'));
+        return x && { ...x, integer: to?.includes('int') ?? false };
+      }
+      case 'Unsqueeze':
+        return x?.rank === 0 ? { ...x, rank: 1 } : undefined;
+      case 'Squeeze':
+        return x?.items.length === 1 ? { ...x, rank: 0 } : undefined;
+      case 'Reshape':
+        return x && y?.items.length === 1 ? { ...x, rank: 1 } : undefined;
+      case 'Concat': {
+        const parts = node.inputs.map((v) => this.known(v));
+        if (!parts.every((p) => p !== undefined)) {
+          // A part that is unknown but has one element leaves a gap.
+          const gap = parts.map((p, i) =>
+            p ? p.items : this.dims(node.inputs[i]!)?.[0] === 1 ? [undefined] : undefined,
+          );
+          return gap.every((g) => g !== undefined) && this.isShapeLike(node)
+            ? { rank: 1, items: gap.flat(), integer: true }
+            : undefined;
+        }
+        const items = parts.flatMap((p) => p.items);
+        return items.length <= LIMIT ? { rank: 1, items, integer: parts[0]!.integer } : undefined;
+      }
+      case 'Gather': {
+        if (!x || x.rank !== 1 || !y) return undefined;
+        const items = y.items.map((i) => (typeof i === 'number' ? x.items.at(i) : undefined));
+        return { rank: y.rank, items, integer: x.integer };
+      }
+      case 'Slice': {
+        const [part] = (x && this.sliceOf(node)) ?? [];
+        if (!x || !part || typeof part.start !== 'number' || typeof part.end !== 'number') return undefined;
+        return part.step === 1 ? { ...x, items: x.items.slice(part.start, part.end) } : undefined;
+      }
+      case 'ConstantOfShape': {
+        const n = x?.items.length === 1 ? x.items[0] : undefined;
+        if (typeof n !== 'number' || n > LIMIT) return undefined;
+        const t = node.tensor('value');
+        const fill = t ? [...(t.int64Data ?? []), ...(t.floatData ?? [])][0] : 0;
+        const raw = t?.rawData?.length ? new DataView(t.rawData.slice().buffer) : undefined;
+        const value = raw && t?.dataType === 7 ? Number(raw.getBigInt64(0, true)) : Number(fill ?? 0);
+        return { rank: 1, items: Array(n).fill(value), integer: t?.dataType === 7 };
+      }
+      case 'Sqrt':
+      case 'Neg':
+      case 'Reciprocal':
+      case 'Floor':
+        return x && map1(x, UNARY[node.opType]!);
+      case 'Add':
+      case 'Sub':
+      case 'Mul':
+      case 'Div':
+      case 'Pow':
+      case 'Equal':
+        return x && y && map2(x, y, BINARY[node.opType]!);
+      case 'Where': {
+        const z = this.known(node.inputs[2] ?? '');
+        if (!x || !y || !z || x.items.length !== y.items.length) return undefined;
+        return {
+          ...y,
+          items: x.items.map((c, i) =>
+            c === undefined ? undefined : c ? y.items[i] : z.items[z.items.length === 1 ? 0 : i],
+          ),
+        };
+      }
+      default:
+        return undefined;
+    }
+  }
+  private isShapeLike(node: Node): boolean {
+    return node.inputs.every((v) => this.dtype(v) === 'int64' || this.dtype(v) === 'int32');
+  }
+}
+
+const UNARY: Record<string, (x: number) => number> = {
+  Sqrt: Math.sqrt,
+  Neg: (x) => -x,
+  Reciprocal: (x) => 1 / x,
+  Floor: Math.floor,
+};
+const BINARY: Record<string, (x: number, y: number, integer: boolean) => number> = {
+  Add: (x, y) => x + y,
+  Sub: (x, y) => x - y,
+  Mul: (x, y) => x * y,
+  Div: (x, y, integer) => (integer ? Math.trunc(x / y) : x / y),
+  Pow: (x, y) => x ** y,
+  Equal: (x, y) => (x === y ? 1 : 0),
+};
+
+function map1(x: Known, f: (v: number) => number): Known {
+  return { ...x, items: x.items.map((d) => (typeof d === 'number' ? f(d) : undefined)) };
+}
+function map2(x: Known, y: Known, f: (a: number, b: number, integer: boolean) => number): Known | undefined {
+  const n = Math.max(x.items.length, y.items.length);
+  const at = (k: Known, i: number) => k.items[k.items.length === 1 ? 0 : i];
+  const items = Array.from({ length: n }, (_, i): Dim => {
+    const [a, b] = [at(x, i), at(y, i)];
+    if (typeof a === 'number' && typeof b === 'number') return f(a, b, x.integer && y.integer);
+    // A dimension (>= 0) is never -1, which is what exporters compare it with.
+    if (f === BINARY.Equal && (a === -1 || b === -1) && (typeof a === 'string' || typeof b === 'string')) {
+      return 0;
+    }
+    if (f === BINARY.Mul && (a === 1 || b === 1)) return a === 1 ? b : a;
+    return undefined;
+  });
+  return { rank: Math.max(x.rank, y.rank) as 0 | 1, items, integer: x.integer && y.integer };
+}
+
+function merge(a: Dim[] | undefined, b: Dim[] | undefined): Dim[] | undefined {
+  if (!a || !b || a.length !== b.length) return a ?? b;
+  return a.map((d, i) => (typeof d === 'number' ? d : typeof b[i] === 'number' ? b[i] : (d ?? b[i])));
+}
+
+function broadcast(shapes: readonly (Dim[] | undefined)[]): Dim[] | undefined {
+  if (!shapes.every((s) => s !== undefined)) return undefined;
+  const rank = Math.max(...shapes.map((s) => s.length));
+  return Array.from({ length: rank }, (_, i) => {
+    const dims = shapes.map((s) => (i < rank - s.length ? 1 : s[i - rank + s.length]));
+    const big = dims.filter((d) => d !== 1);
+    if (big.length === 0) return 1;
+    return big.find((d) => typeof d === 'number') ?? (big.every((d) => d === big[0]) ? big[0] : undefined);
+  });
+}
+
+function matmul(x: Dim[] | undefined, y: Dim[] | undefined, node: Node): Dim[] | undefined {
+  if (!x || !y || x.length < 2 || y.length < 2) return undefined;
+  const transposed = node.is('FusedMatMul', 'com.microsoft') && node.int('transB') === 1;
+  const columns = transposed ? y.at(-2) : y.at(-1);
+  return [...(broadcast([x.slice(0, -2), y.slice(0, -2)]) ?? []), x.at(-2), columns];
+}
+
+function gemm(x: Dim[] | undefined, y: Dim[] | undefined, node: Node): Dim[] {
+  return [
+    node.int('transA') === 1 ? x?.[1] : x?.[0],
+    node.int('transB') === 1 ? y?.[0] : y?.[1],
+  ];
+}
+
+function unsqueeze(x: Dim[] | undefined, axes: number[] | undefined): Dim[] | undefined {
+  if (!x || !axes) return undefined;
+  const rank = x.length + axes.length;
+  const at = new Set(axes.map((a) => (a + rank) % rank));
+  const rest = [...x];
+  return Array.from({ length: rank }, (_, i) => (at.has(i) ? 1 : rest.shift()));
+}
+
+function squeeze(x: Dim[] | undefined, axes: number[] | undefined): Dim[] | undefined {
+  if (!x) return undefined;
+  if (!axes) return x.every((d) => typeof d === 'number') ? x.filter((d) => d !== 1) : undefined;
+  const at = new Set(axes.map((a) => (a + x.length) % x.length));
+  return x.filter((_, i) => !at.has(i));
+}
+
+function concat(shapes: readonly (Dim[] | undefined)[], axis: number): Dim[] | undefined {
+  const some = shapes.find((s) => s !== undefined);
+  if (!some || !shapes.every((s) => s?.length === some.length)) return undefined;
+  const at = (axis + some.length) % some.length;
+  return some.map((_, i) => {
+    const dims = shapes.map((s) => s![i]);
+    if (i === at) {
+      return dims.every((d) => typeof d === 'number') ? dims.reduce((a: number, b) => a + (b as number), 0) : undefined;
+    }
+    return dims.find((d) => typeof d === 'number') ?? dims.find((d) => d !== undefined);
+  });
+}
+
+function gather(x: Dim[] | undefined, index: Dim[] | undefined, axis: number): Dim[] | undefined {
+  if (!x || !index) return undefined;
+  const at = (axis + x.length) % x.length;
+  return [...x.slice(0, at), ...index, ...x.slice(at + 1)];
+}
+
+function sliceLength(d: Dim, start: Dim, end: Dim, step: number): Dim {
+  if (typeof start !== 'number' || typeof end !== 'number') return undefined;
+  if (start === 0 && step === 1 && end > 2 ** 31) return d;
+  if (typeof d !== 'number') {
+    return start >= 0 && end >= start && end < 2 ** 31 && end - start === 1 ? 1 : undefined;
+  }
+  const clamp = (v: number) => Math.min(Math.max(v < 0 ? v + d : v, 0), d);
+  return Math.max(0, Math.ceil((clamp(end) - clamp(start)) / step));
+}
+
+/** prod(x) / prod(rest) when it is a single dimension. */
+function quotient(x: readonly Dim[], rest: readonly Dim[]): Dim {
+  const left = [...x];
+  let number = 1;
+  for (const d of rest) {
+    if (typeof d === 'number') {
+      number /= d;
+      continue;
+    }
+    const at = d === undefined ? -1 : left.indexOf(d);
+    if (at < 0) return undefined;
+    left.splice(at, 1);
+  }
+  const symbols: Dim[] = [];
+  for (const d of left) {
+    if (typeof d === 'number') number *= d;
+    else symbols.push(d);
+  }
+  if (symbols.length === 0) return Number.isInteger(number) ? number : undefined;
+  return symbols.length === 1 && Math.abs(number - 1) < 1e-9 ? symbols[0] : undefined;
+}

@@ -1,0 +1,159 @@
+import type { Node } from '../ir/index.js';
+import { type Facts } from './facts.js';
+import { lookThrough } from './pattern.js';
+import type { Heads } from './sdpa.js';
+
+/** A value traced towards its source, and the factor that was multiplied in on the way. */
+interface Traced {
+  readonly value: string;
+  readonly scale: number;
+}
+
+/** Looks through casts and multiplications or divisions by a constant number. */
+export function unscale(value: string, facts: Facts): Traced {
+  let at = value;
+  let scale = 1;
+  for (;;) {
+    const { node } = lookThrough(at, facts);
+    const [a, b] = node?.inputs ?? [];
+    const [x, y] = [facts.scalar(a ?? ''), facts.scalar(b ?? '')];
+    if (node?.is('Mul') && (x !== undefined) !== (y !== undefined)) {
+      at = x === undefined ? a! : b!;
+      scale *= (x ?? y)!;
+    } else if (node?.is('Div') && y !== undefined) {
+      at = a!;
+      scale /= y;
+    } else {
+      return { value: at, scale };
+    }
+  }
+}
+
+/**
+ * The keys behind the second operand of the score MatMul, which holds them transposed: perm 0132 or 0231 of a rank-4
+ * value, perm 021 of a rank-3 one, or Reshape, Transpose 021, Reshape.
+ */
+export function untransposeKeys(
+  value: string,
+  facts: Facts,
+): (Traced & { layout: 'bhtd' | 'bthd' | 'ntd' }) | string {
+  const outer = unscale(value, facts);
+  const { node } = lookThrough(outer.value, facts);
+  const done = (source: string, layout: 'bhtd' | 'bthd' | 'ntd') => {
+    const inner = unscale(source, facts);
+    return { value: inner.value, scale: outer.scale * inner.scale, layout };
+  };
+  if (node?.is('Transpose')) {
+    const perm = node.ints('perm')?.join('') ?? '';
+    if (perm === '0132') return done(node.inputs[0]!, 'bhtd');
+    if (perm === '0231') return done(node.inputs[0]!, 'bthd');
+    if (perm === '021') return done(node.inputs[0]!, 'ntd');
+    return `keys must be transposed by perm 0132, 0231 or 021, received ${perm} at '${node.name}'`;
+  }
+  if (node?.is('Reshape')) {
+    const middle = lookThrough(node.inputs[0]!, facts).node;
+    if (middle?.is('Transpose') && middle.ints('perm')?.join('') === '021') {
+      const first = lookThrough(middle.inputs[0]!, facts).node;
+      if (first?.is('Reshape') && facts.rank(first.inputs[0]!) === 4) return done(first.inputs[0]!, 'bhtd');
+    }
+  }
+  return `'${outer.value}', the second factor of the scores, must be transposed keys, received ${node ? `${node.opType} '${node.name}'` : 'a graph input or constant'}`;
+}
+
+/** The [B,H,T,D] value behind a [B*H,T,D] one, or undefined. */
+export function unflatten(value: string, facts: Facts): string | undefined {
+  const { node } = lookThrough(value, facts);
+  const source = node?.is('Reshape') ? node.inputs[0]! : undefined;
+  return source && facts.rank(source) === 4 ? source : undefined;
+}
+
+/**
+ * Undoes repeat_kv, the repetition of each key/value head for its group of query heads:
+ * Unsqueeze(axis 2), Expand, Reshape from [B,H,T,D] to [B,H*n,T,D].
+ */
+export function unrepeat(value: string, facts: Facts): string {
+  const reshape = lookThrough(value, facts).node;
+  const expand = reshape?.is('Reshape') ? lookThrough(reshape.inputs[0]!, facts).node : undefined;
+  const unsqueeze = expand?.is('Expand') ? lookThrough(expand.inputs[0]!, facts).node : undefined;
+  if (!unsqueeze?.is('Unsqueeze')) return value;
+  const source = unsqueeze.inputs[0]!;
+  const from = facts.dims(source);
+  const to = facts.dims(value);
+  const groups = facts.dims(expand!.outputs[0]!)?.[2];
+  const axis = facts.axes(unsqueeze);
+  const fits =
+    from?.length === 4 &&
+    to?.length === 4 &&
+    axis?.length === 1 &&
+    (axis[0] === 2 || axis[0] === -3) &&
+    typeof from[1] === 'number' &&
+    typeof groups === 'number' &&
+    to[1] === from[1] * groups;
+  return fits ? source : value;
+}
+
+/** Describes a rank-4 value as heads, going back to where they still lie together. Undefined without known H and D. */
+export function headsOf(value: string, layout: 'bhtd' | 'bthd', facts: Facts): Heads | undefined {
+  const dims = facts.dims(value);
+  const heads = dims?.[layout === 'bhtd' ? 1 : 2];
+  const dim = dims?.[3];
+  if (dims?.length !== 4 || typeof heads !== 'number' || typeof dim !== 'number') return undefined;
+  if (layout === 'bthd') return packedSource(value, heads, dim, facts) ?? { value, layout, heads, dim };
+  const { node } = lookThrough(value, facts);
+  if (node?.is('Transpose') && node.ints('perm')?.join('') === '0213') {
+    const inner = node.inputs[0]!;
+    return packedSource(inner, heads, dim, facts) ?? { value: inner, layout: 'bthd', heads, dim };
+  }
+  return (node && stackedSource(node, heads, dim, facts)) ?? { value, layout, heads, dim };
+}
+
+/** The [B,T,H*D] value that a Reshape made [B,T,H,D], when B and T are seen to be kept. */
+function packedSource(value: string, heads: number, dim: number, facts: Facts): Heads | undefined {
+  const { node } = lookThrough(value, facts);
+  if (!node?.is('Reshape')) return undefined;
+  const source = node.inputs[0]!;
+  const from = facts.dims(source);
+  const to = facts.dims(value);
+  const kept = (i: number) => from?.[i] !== undefined && from[i] === to?.[i];
+  const fits = from?.length === 3 && from[2] === heads * dim && kept(0) && kept(1);
+  return fits ? { value: source, layout: 'packed', heads, dim } : undefined;
+}
+
+/** Entry i of a [B,T,N,H,D] value that was transposed to [N,B,H,T,D]: Gather, or Slice and Squeeze, or Split and Squeeze. */
+function stackedSource(node: Node, heads: number, dim: number, facts: Facts): Heads | undefined {
+  const pick = pickFirst(node, facts);
+  const transpose = pick && lookThrough(pick.source, facts).node;
+  if (!transpose?.is('Transpose') || transpose.ints('perm')?.join('') !== '20314') return undefined;
+  return { value: transpose.inputs[0]!, layout: 'stacked', index: pick!.index, heads, dim };
+}
+
+/** Which entry of axis 0 a node takes out of its source. */
+function pickFirst(node: Node, facts: Facts): { source: string; index: number } | undefined {
+  if (node.is('Gather') && (node.int('axis') ?? 0) === 0) {
+    const index = facts.known(node.inputs[1]!);
+    const at = index?.rank === 0 ? index.items[0] : undefined;
+    return typeof at === 'number' && at >= 0 ? { source: node.inputs[0]!, index: at } : undefined;
+  }
+  if (!node.is('Squeeze') || facts.axes(node)?.join() !== '0') return undefined;
+  const cut = lookThrough(node.inputs[0]!, facts).node;
+  if (cut?.is('Slice')) {
+    const parts = facts.sliceOf(cut);
+    const [p] = parts ?? [];
+    const one = parts?.length === 1 && p!.axis === 0 && p!.step === 1;
+    if (!one || typeof p!.start !== 'number' || p!.end !== p!.start + 1) return undefined;
+    return { source: cut.inputs[0]!, index: p!.start };
+  }
+  if (cut?.is('Split') && (cut.int('axis') ?? 0) === 0) {
+    const sizes = cut.outputs.map((o) => facts.dims(o)?.[0]);
+    const index = cut.outputs.findIndex((o) => o === lookThroughOutput(node, facts));
+    return sizes.every((s) => s === 1) && index >= 0 ? { source: cut.inputs[0]!, index } : undefined;
+  }
+  return undefined;
+}
+
+function lookThroughOutput(node: Node, facts: Facts): string {
+  let value = node.inputs[0]!;
+  const { passed } = lookThrough(value, facts);
+  if (passed.length > 0) value = passed[passed.length - 1]!.inputs[0]!;
+  return value;
+}

@@ -1,0 +1,69 @@
+import type { Node } from '../ir/index.js';
+import type { Facts } from './facts.js';
+
+const PROJECTIONS = new Set(['MatMul', 'Gemm', 'Conv', 'MatMulNBits', 'FusedMatMul', 'MatMulInteger', 'QLinearMatMul']);
+const LIMIT = 2000; // nodes walked back before giving up
+
+/**
+ * The inputs of the projections behind a value: what multiplies a constant weight on the way back from
+ * it, graph inputs where there is no projection. Shape computations are not followed.
+ */
+export function projectionInputs(value: string, facts: Facts): Set<string> {
+  const found = new Set<string>();
+  const seen = new Set<string>();
+  const stack = [value];
+  while (stack.length > 0 && seen.size < LIMIT) {
+    const at = stack.pop()!;
+    if (!at || seen.has(at)) continue;
+    seen.add(at);
+    const node = facts.graph.producer(at);
+    if (!node) {
+      if (!facts.graph.constant(at)) found.add(at);
+      continue;
+    }
+    const source = projectionInput(node, facts);
+    if (source !== undefined) found.add(source);
+    else stack.push(...dataInputs(node));
+  }
+  return found;
+}
+
+function projectionInput(node: Node, facts: Facts): string | undefined {
+  if (!PROJECTIONS.has(node.opType)) return undefined;
+  const [a, b] = node.inputs;
+  if (weightLike(b, facts)) return a;
+  return weightLike(a, facts) && node.is('MatMul') ? b : undefined;
+}
+
+/** A constant, or a constant behind Cast, Transpose or DequantizeLinear. */
+function weightLike(value: string | undefined, facts: Facts): boolean {
+  let at = value ?? '';
+  for (let depth = 0; at && depth < 6; depth++) {
+    if (facts.graph.constant(at)) return true;
+    const node = facts.graph.producer(at);
+    if (!node || !/^(Cast|Transpose|Identity|DequantizeLinear|Reshape)$/.test(node.opType)) return false;
+    at = node.inputs[0] ?? '';
+  }
+  return false;
+}
+
+/** Inputs that carry data, not shapes, indices or slice bounds. */
+function dataInputs(node: Node): string[] {
+  switch (node.opType) {
+    case 'Shape':
+      return [];
+    case 'Reshape':
+    case 'Expand':
+    case 'Slice':
+    case 'Gather':
+    case 'Unsqueeze':
+    case 'Squeeze':
+    case 'Split':
+    case 'Tile':
+      return [node.inputs[0]!];
+    default:
+      return node.inputs.filter((v) => v);
+  }
+}
+
+export { weightLike };

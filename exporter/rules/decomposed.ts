@@ -1,0 +1,360 @@
+import type { Node } from '../ir/index.js';
+import type { Facts } from '../match/facts.js';
+import { headsOf, unflatten, unrepeat, unscale, untransposeKeys } from '../match/heads.js';
+import { any, either, isMiss, lazy, match, note, number, op, type Pattern } from '../match/pattern.js';
+import { notAttention, type Rule, unsupported } from '../match/rule.js';
+import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
+import { projectionInputs, weightLike } from '../match/sources.js';
+
+/** What happens to the scores between MatMul and Softmax, from Softmax upwards. */
+type Step = MaskStep | { readonly kind: 'scale'; readonly factor: number };
+type P = Pattern<Step>;
+
+/**
+ * The scores: q k', then in any order factors, added masks and Where masks.
+ *
+ *     Softmax <- [Add(mask) | Where(cond, scores, fill) | Mul | Div | Sub(0, .) | Reshape]* <- MatMul(q, k')
+ */
+const scores: P = lazy(() =>
+  either<Step>(
+    op('MatMul', [any('q'), any('keys')]),
+    note(op('Div', [scores, number('factor')]), (v, facts) => ({
+      kind: 'scale',
+      factor: 1 / facts.scalar(v.factor!)!,
+    })),
+    note(op('Mul', [scores, number('factor')]), (v, facts) => ({
+      kind: 'scale',
+      factor: facts.scalar(v.factor!)!,
+    })),
+    note(op('Add', [scores, any('mask')]), (v) => ({ kind: 'add', value: v.mask! })),
+    note(op('Where', [any('cond'), scores, any('fill')]), (v) => ({
+      kind: 'where',
+      cond: v.cond!,
+      keep: true,
+      fill: v.fill!,
+    })),
+    note(op('Where', [any('cond'), any('fill'), scores]), (v) => ({
+      kind: 'where',
+      cond: v.cond!,
+      keep: false,
+      fill: v.fill!,
+    })),
+    op('Reshape', [scores]),
+  ),
+);
+
+const softmax: P = op('Softmax', [scores], (node, facts) =>
+  overLastAxis(node, facts) ? undefined : `'${node.name}' must run over the last axis`,
+);
+
+/** The weighted sum: MatMul(weights, v), with what exporters put between Softmax and it. */
+const attention: P = op('MatMul', [
+  lazy(() =>
+    either<Step>(
+      softmax,
+      op('Reshape', [softmax]),
+      // Rows without any visible key are NaN; newer exporters zero them.
+      op('Where', [op('IsNaN', [any('weights')]), number('zero'), softmax]),
+    ),
+  ),
+  any('v'),
+]);
+
+/** Attention written out as MatMul, Softmax, MatMul, as PyTorch, TensorFlow and Paddle export it. */
+export const decomposed: Rule = {
+  name: 'decomposed',
+  anchors: (node) => node.is('Softmax'),
+  match: matchDecomposed,
+};
+
+function matchDecomposed(anchor: Node, facts: Facts): RuleResult {
+  if (!overLastAxis(anchor, facts)) {
+    return notAttention(`Softmax must run over the last axis, received axis ${anchor.int('axis')}`);
+  }
+  const upward = match(softmax, anchor.outputs[0]!, facts);
+  if (isMiss(upward)) return notAttention(`no attention scores behind it: ${upward.reason}`);
+  const keys = upward.values.keys!;
+  if (weightLike(keys, facts)) {
+    const dims = facts.dims(keys);
+    return notAttention(
+      `the scores are a product with the constant weight '${keys}' [${dims ?? '?'}]: a classifier, CTC or router head, not attention`,
+    );
+  }
+  const root = weightedSum(anchor, facts);
+  if (typeof root === 'string') return notAttention(root);
+  const found = match(attention, root.outputs[0]!, facts);
+  if (isMiss(found)) return unsupported(found.reason);
+  const interior = found.nodes.filter((n) => n !== root);
+  const shared = sharedIntermediate(interior, root, facts);
+  if (shared) return unsupported(shared);
+  return normalise(anchor, root, found.values, found.notes, facts);
+}
+
+/** The MatMul that multiplies the weights with the values, or why there is none. */
+function weightedSum(anchor: Node, facts: Facts): Node | string {
+  const { graph } = facts;
+  let value = anchor.outputs[0]!;
+  for (;;) {
+    const uses = graph.uses(value);
+    const product = uses.find((u) => u.node.is('MatMul') && u.index === 0);
+    if (product) return product.node;
+    const next = uses.find((u) => /^(Cast|Identity|Dropout|Reshape|Where)$/.test(u.node.opType));
+    if (!next) {
+      const readers = uses.map((u) => `${u.node.opType} '${u.node.name}'`);
+      if (graph.isOutput(value)) readers.push('the graph output');
+      return `its result is not multiplied with values: it goes to ${readers.join(', ') || 'nothing'}`;
+    }
+    value = next.node.outputs[0]!;
+  }
+}
+
+/** Scores and weights must serve this attention only; says who else reads one. */
+function sharedIntermediate(interior: readonly Node[], root: Node, facts: Facts): string | undefined {
+  const inside = new Set([...interior, root]);
+  const isNan = (node: Node) => node.is('IsNaN');
+  for (const node of interior) {
+    if (node.is('IsNaN')) continue;
+    for (const value of node.outputs) {
+      if (!value) continue;
+      if (facts.graph.isOutput(value)) {
+        return `'${value}' (${node.opType}) is a graph output: attention weights or scores cannot be kept`;
+      }
+      const other = facts.graph.uses(value).find((u) => !inside.has(u.node) && !isNan(u.node));
+      if (other) {
+        return `'${value}' (${node.opType}) is also read by ${other.node.opType} '${other.node.name}'`;
+      }
+    }
+  }
+  return undefined;
+}
+
+function normalise(
+  anchor: Node,
+  root: Node,
+  values: Readonly<Record<string, string>>,
+  steps: readonly Step[],
+  facts: Facts,
+): RuleResult {
+  const keys = untransposeKeys(values.keys!, facts);
+  if (typeof keys === 'string') return unsupported(keys);
+  const query = unscale(values.q!, facts);
+  const rank = facts.rank(query.value);
+  const is3d = rank === 3 || keys.layout === 'ntd';
+  const flat = is3d ? flatten(query.value, keys.value, values.v!, root, facts) : undefined;
+  if (typeof flat === 'string') return unsupported(flat);
+
+  const q = flat?.q ?? headsOf(query.value, 'bhtd', facts);
+  const k = flat?.k ?? { value: keys.value, layout: keys.layout as 'bhtd' | 'bthd' };
+  const v = flat?.v ?? { value: values.v!, layout: 'bhtd' as const };
+  if (!q) {
+    const dims = facts.dims(query.value);
+    return unsupported(`query '${query.value}' must be [B,H,T,D] with known H and D, received [${shown(dims)}]`);
+  }
+  const kv = keysAndValues(k, v, facts);
+  if ('reason' in kv) return unsupported(kv.reason, { q_num_heads: q.heads, head_dim: q.dim });
+  const partial = {
+    q_num_heads: q.heads,
+    kv_num_heads: kv.v.heads,
+    head_dim: q.dim,
+    cache: kv.cache !== undefined,
+  };
+  const mismatch = headMismatch(q, kv.k, kv.v);
+  if (mismatch) return unsupported(mismatch, partial);
+  const cross = crossAttention(q, kv.k, kv.v, facts);
+  if (cross) return unsupported(cross, partial);
+  const { scale, masks, reason } = scoreSteps(steps, query.scale * keys.scale, is3d, facts);
+  if (reason) return unsupported(reason, partial);
+  const dtype = facts.dtype(root.outputs[0]!) ?? 'float32';
+  const sdpa: Sdpa = {
+    rule: 'decomposed',
+    anchor,
+    q,
+    k: kv.k,
+    v: kv.v,
+    scale,
+    masks,
+    ...(kv.cache && { cache: kv.cache }),
+    output: outputOf(root, flat?.output, facts),
+    replaced: [],
+    dtype,
+  };
+  return { sdpa: { ...sdpa, replaced: [facts.graph.producer(sdpa.output.value)!] } };
+}
+
+/** Query, keys and values as [B*H,T,D] (or as [B,T,D] of a single head), and the value that the site computes. */
+function flatten(q: string, k: string, v: string, root: Node, facts: Facts) {
+  const sources = [q, k, unscale(v, facts).value].map((x) => unflatten(x, facts));
+  const [q4, k4, v4] = sources;
+  if (q4 && k4 && v4) {
+    const heads = headsOf(q4, 'bhtd', facts);
+    if (!heads) return `query '${q4}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(q4))}]`;
+    const after = onlyReader(root.outputs[0]!, facts);
+    if (!after?.is('Reshape') || facts.rank(after.outputs[0]!) !== 4) {
+      return `'${root.outputs[0]}' [B*H,T,D] must go to a Reshape to [B,H,T,D], received ${after?.opType ?? 'several readers'}`;
+    }
+    return {
+      q: heads,
+      k: { value: k4, layout: 'bhtd' as const },
+      v: { value: v4, layout: 'bhtd' as const },
+      output: after,
+    };
+  }
+  if (sources.some((s) => s)) return `'${q}', '${k}' and '${v}' must all come from [B,H,T,D] values`;
+  // [B,T,D]: one head, unless a Transpose may have put heads into the first dimension.
+  const dims = [q, k, v].map((x) => facts.dims(x));
+  const dim = dims[0]?.[2];
+  const valueDim = dims[2]?.[2];
+  const projected = [q, k, v].every((x) => straightProjection(x, facts));
+  if (typeof dim !== 'number' || typeof valueDim !== 'number' || !projected) {
+    return `'${q}' has rank 3 and no [B,H,T,D] value behind it: heads cannot be told from batch`;
+  }
+  const packed = (value: string, d: number): Heads => ({ value, layout: 'packed', heads: 1, dim: d });
+  return { q: packed(q, dim), k: packed(k, dim), v: packed(v, valueDim), output: undefined };
+}
+
+/** Is a rank-3 value a projection of rank-3 input, with nothing but additions and factors after it? */
+function straightProjection(value: string, facts: Facts): boolean {
+  let at = value;
+  for (let depth = 0; depth < 8; depth++) {
+    const node = facts.graph.producer(at);
+    if (node?.is('MatMul')) return weightLike(node.inputs[1], facts) && facts.rank(node.inputs[0]!) === 3;
+    if (!node || !/^(Add|Mul|Div|Cast|Identity|Split|Slice)$/.test(node.opType)) return false;
+    const constant = facts.graph.constant(node.inputs[0]!) !== undefined;
+    at = node.inputs[constant ? 1 : 0]!;
+  }
+  return false;
+}
+
+type Loose = Heads | { readonly value: string; readonly layout: 'bhtd' | 'bthd' };
+
+/** Undoes repeat_kv and finds the cache, for keys and values alike. */
+function keysAndValues(
+  k: Loose,
+  v: Loose,
+  facts: Facts,
+): { k: Heads; v: Heads; cache?: Cache } | { reason: string } {
+  const key = oneSide(k, 'keys', facts);
+  if ('reason' in key) return key;
+  const value = oneSide(v, 'values', facts);
+  if ('reason' in value) return value;
+  if ((key.past === undefined) !== (value.past === undefined)) {
+    return { reason: 'keys and values must both have a cache, or neither' };
+  }
+  const cache = key.past !== undefined && {
+    pastKey: key.past,
+    pastValue: value.past!,
+    presentKey: key.present!,
+    presentValue: value.present!,
+  };
+  return { k: key.heads, v: value.heads, ...(cache && { cache }) };
+}
+
+function oneSide(
+  side: Loose,
+  what: string,
+  facts: Facts,
+): { heads: Heads; past?: string; present?: string } | { reason: string } {
+  if ('heads' in side) return { heads: side };
+  const whole = side.layout === 'bhtd' ? unrepeat(side.value, facts) : side.value;
+  const concat = facts.graph.producer(whole);
+  if (!concat?.is('Concat')) {
+    const heads = headsOf(whole, side.layout, facts);
+    return heads
+      ? { heads }
+      : { reason: `${what} '${whole}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(whole))}]` };
+  }
+  const axis = concat.int('axis') ?? 0;
+  const [past, current] = concat.inputs;
+  const overTokens = side.layout === 'bhtd' && (axis === 2 || axis === -2) && concat.inputs.length === 2;
+  if (!overTokens) {
+    // Rotary embeddings end in a Concat over the head dimension.
+    const heads = axis === 3 || axis === -1 ? headsOf(whole, side.layout, facts) : undefined;
+    return heads
+      ? { heads }
+      : { reason: `${what} come from Concat '${concat.name}' over axis ${axis}, which is no cache [B,H,T,D] over axis 2` };
+  }
+  if (!facts.graph.isInput(past!)) {
+    return { reason: `${what} are concatenated with '${past}', which is not a graph input: only caches that come in as inputs are understood` };
+  }
+  const heads = headsOf(current!, 'bhtd', facts);
+  return heads
+    ? { heads, past: past!, present: whole }
+    : { reason: `${what} '${current}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(current!))}]` };
+}
+
+function headMismatch(q: Heads, k: Heads, v: Heads): string | undefined {
+  if (q.dim !== k.dim) return `query and key head dims must be equal, received ${q.dim} and ${k.dim}`;
+  if (k.heads !== v.heads) return `keys and values must have as many heads, received ${k.heads} and ${v.heads}`;
+  if (q.heads % k.heads !== 0) return `key heads must divide query heads, received ${k.heads} and ${q.heads}`;
+  return undefined;
+}
+
+/** Keys and values must come from what the queries come from. */
+export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): string | undefined {
+  const [ofQ, ofK, ofV] = [q, k, v].map((h) => projectionInputs(h.value, facts));
+  const meet = (a: Set<string>, b: Set<string>) => [...a].some((x) => b.has(x));
+  if (meet(ofQ!, ofV!) && meet(ofK!, ofV!)) return undefined;
+  const inputs = [...ofQ!, ...ofK!, ...ofV!].every((x) => facts.graph.isInput(x));
+  const tokens = [q, k].map((h) => facts.dims(h.value)?.[h.layout === 'bhtd' ? 2 : 1]);
+  if (inputs && tokens[0] !== undefined && tokens[0] === tokens[1]) return undefined;
+  const names = (s: Set<string>) => [...s].join(', ') || 'nothing';
+  return `cross-attention: queries are made from ${names(ofQ!)}, values from ${names(ofV!)}`;
+}
+
+/** Folds all factors into one; refuses factors between masks, which would scale a mask. */
+function scoreSteps(
+  notes: readonly Step[],
+  outside: number,
+  is3d: boolean,
+  facts: Facts,
+): { scale: number; masks: MaskStep[]; reason?: string } {
+  let scale = outside;
+  const masks: MaskStep[] = [];
+  // Notes run from Softmax towards the product; computation runs the other way.
+  for (const step of [...notes].reverse()) {
+    if (step.kind === 'scale') {
+      if (masks.length > 0) {
+        return { scale, masks, reason: `scores are multiplied by ${step.factor} after a mask` };
+      }
+      scale *= step.factor;
+    } else {
+      masks.push(step);
+    }
+  }
+  for (const step of masks) {
+    const value = step.kind === 'add' ? step.value : step.kind === 'where' ? step.cond : '';
+    const dims = facts.dims(value);
+    if (is3d && dims?.length === 3 && dims[0] !== 1) {
+      return { scale, masks, reason: `mask '${value}' [${shown(dims)}] counts batch and heads in one dimension` };
+    }
+  }
+  return { scale, masks };
+}
+
+/** Follows the weighted sum through Reshape (rank 3) and Transpose 0213, as long as nobody else reads it. */
+function outputOf(root: Node, reshape: Node | undefined, facts: Facts): Sdpa['output'] {
+  const node = reshape ?? root;
+  const value = node.outputs[0]!;
+  if (facts.rank(value) === 3) return { value, layout: 'packed' };
+  const next = onlyReader(value, facts);
+  if (next?.is('Transpose') && next.ints('perm')?.join('') === '0213') {
+    return { value: next.outputs[0]!, layout: 'bthd' };
+  }
+  return { value, layout: 'bhtd' };
+}
+
+/** The one node that reads a value, or undefined when there are several or it is a graph output. */
+function onlyReader(value: string, facts: Facts): Node | undefined {
+  const uses = facts.graph.uses(value);
+  return uses.length === 1 && !facts.graph.isOutput(value) ? uses[0]!.node : undefined;
+}
+
+function overLastAxis(node: Node, facts: Facts): boolean {
+  const old = (facts.graph.model.opset() ?? 0) < 13;
+  const axis = node.int('axis') ?? (old ? 1 : -1);
+  return axis === -1 || axis + 1 === facts.rank(node.inputs[0]!);
+}
+
+function shown(dims: readonly (number | string | undefined)[] | undefined): string {
+  return dims ? dims.map((d) => d ?? '?').join(',') : '?';
+}
