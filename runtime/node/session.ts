@@ -85,6 +85,12 @@ function viewOf(tensor: AnyTensor): NativeValue | TensorView {
     );
   }
   const data = tensor.data as NumericArray | string[];
+  if (data.length === 0 && tensor.size > 0) {
+    throw new FlaError(
+      'invalid_argument',
+      `Session: a tensor of ${show(tensor.dims)} must have its data, received a buffer that was transferred away`,
+    );
+  }
   const bytes = Array.isArray(data)
     ? data
     : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
@@ -135,6 +141,7 @@ export class FlaSession implements InferenceSessionHandler {
     options: SessionOptions = {},
   ): Promise<FlaSession> {
     const { addon, info } = load();
+    if (model.length === 0) throw new FlaError('invalid_model', 'Session: the model is empty');
     const native = await nativeOptions(options, info);
     try {
       return new FlaSession(await addon.createSession(model, native));

@@ -71,7 +71,7 @@ class CreateTask : public Task {
  private:
   void work() override {
     OrtSession* session = nullptr;
-    if (bytes_ != nullptr) {
+    if (path_.empty()) {
       check(ort().CreateSessionFromArray(environment_->get(), bytes_, length_, options_.get(),
                                          &session));
     } else {

@@ -1,0 +1,117 @@
+import { Tensor } from 'onnxruntime-node';
+import { FlaError } from '../../ops/error.js';
+import { isNumeric, type NumericArray, zeros } from './dtypes.js';
+import type { ValueInfo } from './session.js';
+
+/** Token ids: one, those of one sequence, or one list per sequence of the batch. */
+export type Tokens = number | bigint | TokenList | readonly TokenList[];
+export type TokenList = ArrayLike<number> | ArrayLike<bigint>;
+
+/** Tensors by input name, time along axis 1. */
+export type Feeds = Readonly<Record<string, Tensor>>;
+
+function isToken(value: unknown): value is number | bigint {
+  return typeof value === 'number' || typeof value === 'bigint';
+}
+
+/** One list per sequence, all of one length. */
+function toRows(tokens: Tokens, batch: number): TokenList[] {
+  const rows = isToken(tokens) ? [[tokens] as TokenList] : isRows(tokens) ? [...tokens] : [tokens];
+  if (rows.length !== batch) {
+    throw new FlaError(
+      'invalid_shape',
+      `StatefulSession: tokens must be ${batch} lists, received ${rows.length}`,
+    );
+  }
+  const uneven = rows.find((row) => row.length !== rows[0].length);
+  if (uneven) {
+    throw new FlaError(
+      'invalid_shape',
+      `StatefulSession: token lists must be of one length, received ${rows[0].length} and ${uneven.length}`,
+    );
+  }
+  return rows;
+}
+
+function isRows(tokens: TokenList | readonly TokenList[]): tokens is readonly TokenList[] {
+  return tokens.length > 0 && !isToken(tokens[0]);
+}
+
+/** An integer tensor of the input's type. */
+export function integers(
+  input: ValueInfo,
+  dims: readonly number[],
+  at: (index: number) => number | bigint,
+): Tensor {
+  const type = input.type ?? 'int64';
+  const size = dims.reduce((a, b) => a * b, 1);
+  if (!isNumeric(type) || type.includes('float16')) {
+    throw new FlaError(
+      'unsupported',
+      `StatefulSession: input '${input.name}' must hold numbers, the model has ${type}`,
+    );
+  }
+  const data = zeros(type, size);
+  const convert: (value: number | bigint) => number | bigint =
+    data instanceof BigInt64Array || data instanceof BigUint64Array ? BigInt : Number;
+  for (let i = 0; i < size; i++) (data as { [index: number]: number | bigint })[i] = convert(at(i));
+  return new Tensor(type as Tensor.Type, data as never, [...dims]);
+}
+
+/** Tokens as a [batch, length] tensor for `input`. */
+export function tokenTensor(input: ValueInfo, tokens: Tokens, batch: number): Tensor {
+  const rows = toRows(tokens, batch);
+  const length = rows[0].length;
+  return integers(input, [batch, length], (i) => {
+    const token = rows[Math.floor(i / length)][i % length];
+    if (typeof token === 'bigint' || Number.isSafeInteger(token)) return token;
+    throw new FlaError(
+      'invalid_argument',
+      `StatefulSession: tokens must be integers, received ${token}`,
+    );
+  });
+}
+
+function isTimed(tensor: Tensor, length: number): boolean {
+  return tensor.dims.length >= 2 && tensor.dims[1] === length;
+}
+
+/** Number of tokens in feeds: the size along axis 1 of the first tensor that has one. */
+export function feedLength(feeds: Feeds): number {
+  for (const tensor of Object.values(feeds)) if (tensor.dims.length >= 2) return tensor.dims[1];
+  throw new FlaError(
+    'invalid_shape',
+    'StatefulSession: feeds must have a tensor with time along axis 1',
+  );
+}
+
+/** A range of axis 1. With one sequence it is a view, otherwise a copy. */
+function sliceTime(tensor: Tensor, start: number, count: number): Tensor {
+  const [batch, length, ...rest] = tensor.dims;
+  const step = rest.reduce((a, b) => a * b, 1);
+  const source = tensor.data as NumericArray;
+  const dims = [batch, count, ...rest];
+  if (batch === 1)
+    return new Tensor(
+      tensor.type,
+      source.subarray(start * step, (start + count) * step) as never,
+      dims,
+    );
+  const target = zeros(tensor.type as Exclude<Tensor.Type, 'string'>, batch * count * step);
+  for (let b = 0; b < batch; b++) {
+    const from = (b * length + start) * step;
+    target.set(source.subarray(from, from + count * step) as never, b * count * step);
+  }
+  return new Tensor(tensor.type, target as never, dims);
+}
+
+/** The part of the feeds for tokens [start, start + count); what has no time axis passes whole. */
+export function sliceFeeds(feeds: Feeds, length: number, start: number, count: number): Feeds {
+  if (count === length) return feeds;
+  return Object.fromEntries(
+    Object.entries(feeds).map(([name, tensor]) => [
+      name,
+      isTimed(tensor, length) ? sliceTime(tensor, start, count) : tensor,
+    ]),
+  );
+}
