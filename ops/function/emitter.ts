@@ -121,20 +121,23 @@ export class BodyEmitter extends Emitter {
 
   /**
    * Scan over the first axis of `inputs`. `body` gets the names of the states and of this step's inputs, and returns those of
-   * the next states and of this step's outputs. Everything is float32. Values of the enclosing body may be used inside.
+   * the next states and of this step's outputs. Everything inside is float32 of rank `rank`; ONNX Runtime wants
+   * the rank declared where it cannot infer it. Values of the enclosing body may be used inside.
    *
    * @returns the final states, and the outputs stacked along a new first axis
    */
   scan(
     states: readonly string[],
     inputs: readonly string[],
+    rank: number,
     body: (
       e: BodyEmitter,
       states: string[],
       inputs: string[],
     ) => { states: string[]; outputs: string[] },
   ): { states: string[]; outputs: string[] } {
-    const info = (name: string) => makeValueInfo(name, DATA_TYPE.float32);
+    const unknown = Array.from({ length: rank }, () => undefined);
+    const info = (name: string) => makeValueInfo(name, DATA_TYPE.float32, unknown);
     const formal = (values: readonly string[], stem: string) => values.map(() => this.names(stem));
     const stateNames = formal(states, 'state');
     const inputNames = formal(inputs, 'step');

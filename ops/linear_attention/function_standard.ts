@@ -146,6 +146,7 @@ function scanChunks(
   const { states, outputs } = e.scan(
     [first],
     names.map((name) => chunk[name]!),
+    5,
     (inner, [S], values) => {
       const entries = names.map((name, i) => [name, values[i]]);
       const step = new ChunkStep(inner, call, layout, masks, Object.fromEntries(entries) as Chunk);
