@@ -228,6 +228,12 @@ function writeExternal(
   }
 }
 
+/** The files that a model's external data lies in, as paths relative to the model's folder. */
+export function externalFiles(model: Model): string[] {
+  const locations = [...allTensors(model.proto.graph)].map((t) => externalLocation(t)?.location);
+  return [...new Set(locations.filter((l) => l !== undefined))];
+}
+
 /** Initializers and tensor attributes of a graph and of every graph nested in it. */
 function* allTensors(graph: GraphProto): Generator<TensorProto> {
   yield* graph.initializer;

@@ -1,0 +1,148 @@
+import fs from 'node:fs';
+import path from 'node:path';
+import { type Command, Option } from 'commander';
+import { FlaError } from '../../../ops/error.js';
+import {
+  externalFiles,
+  loadModel,
+  type Model,
+  type RewriteOptions,
+  type RewriteReport,
+  rewriteModel,
+  saveModel,
+} from '../../index.js';
+import { loadGates } from '../gates.js';
+import { type Io, printJson, withProgress } from '../io.js';
+import { parseLayers, parseNumbers } from '../options.js';
+import { printSites } from './inspect.js';
+
+interface Flags
+  extends Pick<
+    RewriteOptions,
+    'featureMap' | 'layers' | 'keepSoftmax' | 'decay' | 'body' | 'dtype' | 'dryRun'
+  > {
+  variant: RewriteOptions['variant'];
+  output?: string;
+  normalize?: boolean;
+  gates?: string;
+  json?: boolean;
+}
+
+export function addRewrite(program: Command, io: Io): void {
+  program
+    .command('rewrite')
+    .description('replace softmax attention by linear attention')
+    .argument('<model>', 'ONNX file')
+    .option('-o, --output <file>', 'where the rewritten model goes')
+    .addOption(
+      new Option('--variant <name>', 'what replaces softmax; none writes the same attention again')
+        .choices(['linear', 'retention', 'gla', 'gated-delta', 'none'])
+        .default('linear'),
+    )
+    .addOption(
+      new Option('--feature-map <name>', 'applied to queries and keys').choices([
+        'elu1',
+        'relu',
+        'exp',
+        'silu',
+        'softmax',
+        'l2norm',
+        'identity',
+      ]),
+    )
+    .option('--normalize', 'divide by the sum of weights (default for linear)')
+    .option('--no-normalize', 'leave the sum of weights out')
+    .option(
+      '--layers <list>',
+      'layers to rewrite, as in 0,2-3 (default: all that can be)',
+      parseLayers,
+    )
+    .option('--keep-softmax <list>', 'layers to leave alone', parseLayers)
+    .addOption(new Option('--dtype <type>', 'of carried states').choices(['float32', 'same']))
+    .option('--decay <list>', 'retention: log decay per head, as in -0.03,-0.01', parseNumbers)
+    .option('--gates <file>', 'gla and gated-delta: JSON with gate weights or constants')
+    .addOption(
+      new Option('--body <kind>', 'what runs where our library is absent').choices([
+        'auto',
+        'com.microsoft',
+        'standard',
+      ]),
+    )
+    .option('--dry-run', 'say what would be done, write nothing')
+    .option('--json', 'print the report as JSON')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  onnx-fla rewrite model.onnx -o linear.onnx
+  onnx-fla rewrite model.onnx -o hybrid.onnx --feature-map exp --keep-softmax 0,3
+  onnx-fla rewrite model.onnx -o same.onnx --variant none   # must compute what the original does
+  onnx-fla rewrite model.onnx --variant retention --dry-run --json
+`,
+    )
+    .action((file: string, flags: Flags) => runRewrite(io, file, flags));
+}
+
+async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
+  const { json, output, gates, ...rest } = flags;
+  if (!output && !flags.dryRun) {
+    throw new FlaError('invalid_argument', 'rewrite: give an output file with -o, or --dry-run');
+  }
+  const model = loadModel(file);
+  if (output) checkOutput(model, file, output);
+  const report = await withProgress(io, async (update) => {
+    const done = await rewriteModel(model, {
+      ...rest,
+      gates: gates ? loadGates(gates) : undefined,
+      signal: io.signal,
+      onProgress: (n, total) => update('sites', n, total),
+    });
+    io.signal.throwIfAborted();
+    if (output && !flags.dryRun) {
+      saveModel(model, output, {
+        signal: io.signal,
+        onProgress: (n, total) => update('bytes written', n, total),
+      });
+    }
+    return done;
+  });
+  if (json) return printJson(io, report);
+  printReport(io, report, flags.dryRun ? undefined : output);
+}
+
+function printReport(io: Io, report: RewriteReport, output: string | undefined): void {
+  const left = (s: RewriteReport['sites'][number]) => s.kept ?? s.reason ?? '';
+  printSites(io, report.sites, (s) => (s.rewritten ? report.variant : `left: ${left(s)}`));
+  const count = report.sites.filter((s) => s.rewritten).length;
+  const states = report.state.length > 0 ? `, ${report.state.length} states carried` : '';
+  io.out(`${count} of ${report.sites.length} rewritten${states}\n`);
+  io.out(output ? `written to ${output}\n` : 'nothing written (dry run)\n');
+}
+
+/** Refuses outputs that would destroy the input or cannot be written, before any work is done. */
+function checkOutput(model: Model, file: string, output: string): void {
+  const folder = path.dirname(path.resolve(output));
+  if (!fs.existsSync(folder)) {
+    throw new FlaError('io', `${output}: cannot be written: folder ${folder} does not exist`);
+  }
+  if (fs.existsSync(output) && fs.statSync(output).isDirectory()) {
+    throw new FlaError('io', `${output}: cannot be written: is a folder`);
+  }
+  const data = externalFiles(model).map((name) => path.join(path.dirname(file), name));
+  for (const written of [output, `${output}.data`]) {
+    for (const read of [file, ...data]) {
+      if (!sameFile(written, read)) continue;
+      throw new FlaError(
+        'invalid_argument',
+        `${output}: must be another file than the input, received one that would overwrite ${read}`,
+      );
+    }
+  }
+}
+
+function sameFile(a: string, b: string): boolean {
+  if (path.resolve(a) === path.resolve(b)) return true;
+  if (!fs.existsSync(a) || !fs.existsSync(b)) return false;
+  const [x, y] = [fs.statSync(a), fs.statSync(b)];
+  return x.dev === y.dev && x.ino === y.ino;
+}

@@ -1,0 +1,76 @@
+import cliProgress from 'cli-progress';
+import Table from 'cli-table3';
+
+/** What commands talk to. */
+export interface Io {
+  out(text: string): void;
+  err(text: string): void;
+  /** Fires on Ctrl-C. */
+  signal: AbortSignal;
+  /** Progress is drawn only here. */
+  interactive: boolean;
+}
+
+/** Prints a value as JSON; numbers that JSON lacks become null. */
+export function printJson(io: Io, value: unknown): void {
+  io.out(`${JSON.stringify(value, null, 2)}\n`);
+}
+
+/** Prints rows under a head. */
+export function printTable(
+  io: Io,
+  head: readonly string[],
+  rows: readonly (readonly string[])[],
+): void {
+  const table = new Table({ head: [...head], style: { head: [], border: [] } });
+  for (const row of rows) table.push([...row]);
+  io.out(`${table.toString()}\n`);
+}
+
+const PATIENCE_MS = 700;
+
+/** A bar on the terminal for work that turns out to take a while; elsewhere nothing. */
+export class Progress {
+  private readonly start = performance.now();
+  private bar: cliProgress.SingleBar | undefined;
+  private stage = '';
+
+  constructor(private readonly io: Io) {}
+
+  readonly update = (stage: string, done: number, total: number): void => {
+    if (!this.io.interactive || performance.now() - this.start < PATIENCE_MS) return;
+    if (stage !== this.stage) this.end();
+    this.stage = stage;
+    this.bar ??= this.begin(stage, total);
+    this.bar.setTotal(total);
+    this.bar.update(done);
+  };
+
+  /** Wipes the bar. */
+  end(): void {
+    this.bar?.stop();
+    this.bar = undefined;
+  }
+
+  private begin(stage: string, total: number): cliProgress.SingleBar {
+    const bar = new cliProgress.SingleBar(
+      { format: `{bar} {value}/{total} ${stage}`, clearOnComplete: true, stream: process.stderr },
+      cliProgress.Presets.shades_classic,
+    );
+    bar.start(total, 0);
+    return bar;
+  }
+}
+
+/** Runs work with a progress bar that is gone when it ends, however it ends. */
+export async function withProgress<T>(
+  io: Io,
+  work: (update: Progress['update']) => Promise<T>,
+): Promise<T> {
+  const progress = new Progress(io);
+  try {
+    return await work(progress.update);
+  } finally {
+    progress.end();
+  }
+}

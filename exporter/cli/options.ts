@@ -1,0 +1,53 @@
+import { InvalidArgumentError } from 'commander';
+
+/** Parses '0,2-3' into [0, 2, 3]. */
+export function parseLayers(text: string): number[] {
+  const layers = text.split(',').flatMap((part) => {
+    const [, from, to] = /^\s*(\d+)(?:-(\d+))?\s*$/.exec(part) ?? [];
+    if (from === undefined) throw new InvalidArgumentError(`expected layers like 0,2-3`);
+    const first = Number(from);
+    const last = Number(to ?? from);
+    if (last < first || last > 100_000) throw new InvalidArgumentError(`${part} is no range`);
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  });
+  return [...new Set(layers)].sort((a, b) => a - b);
+}
+
+/** Parses '128,512' into increasing positive integers. */
+export function parseLengths(text: string): number[] {
+  return text.split(',').map((part) => parsePositive(part.trim()));
+}
+
+export function parsePositive(text: string): number {
+  const value = Number(text);
+  if (!Number.isSafeInteger(value) || value < 1) {
+    throw new InvalidArgumentError('expected a positive integer');
+  }
+  return value;
+}
+
+export function parseCount(text: string): number {
+  return text === '0' ? 0 : parsePositive(text);
+}
+
+/** A number in [low, high]. */
+export function parseWithin(low: number, high: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() === '' || !(value >= low && value <= high)) {
+      throw new InvalidArgumentError(`expected a number from ${low} to ${high}`);
+    }
+    return value;
+  };
+}
+
+export function parseNumbers(text: string): number[] {
+  return text.split(',').map(parseWithin(-Number.MAX_VALUE, Number.MAX_VALUE));
+}
+
+/** Collects repeated `name=length`. */
+export function collectDim(text: string, before: Record<string, number>): Record<string, number> {
+  const at = text.lastIndexOf('=');
+  if (at < 1) throw new InvalidArgumentError('expected name=length');
+  return { ...before, [text.slice(0, at)]: parseCount(text.slice(at + 1)) };
+}

@@ -1,0 +1,45 @@
+import fs from 'node:fs';
+import { Command } from 'commander';
+import { addCompare } from './commands/compare.js';
+import { addGenerate } from './commands/generate.js';
+import { addInspect } from './commands/inspect.js';
+import { addOps } from './commands/ops.js';
+import { addRewrite } from './commands/rewrite.js';
+import type { Io } from './io.js';
+
+/** The command line; parsing throws instead of ending the process. */
+export function buildProgram(io: Io): Command {
+  const program = new Command('onnx-fla')
+    .description('Linear attention for ONNX: rewrite a model, compare it, run it at long context.')
+    .version(packageVersion())
+    .option('--verbose', 'show where errors come from')
+    .showHelpAfterError(false)
+    .exitOverride()
+    .configureOutput({ writeOut: io.out, writeErr: io.err, outputError: () => {} })
+    .addHelpText(
+      'after',
+      `
+Examples:
+  onnx-fla inspect model.onnx
+  onnx-fla rewrite model.onnx -o linear.onnx --feature-map elu1
+  onnx-fla compare model.onnx linear.onnx --text book.txt --tokenizer tokenizer.json
+  onnx-fla generate linear.onnx --tokenizer tokenizer.json --prompt "Call me"
+
+Ctrl-C stops any command; files appear only when they are complete.
+`,
+    );
+  addInspect(program, io);
+  addRewrite(program, io);
+  addCompare(program, io);
+  addGenerate(program, io);
+  addOps(program, io);
+  return program;
+}
+
+function packageVersion(): string {
+  for (const up of ['../..', '../../..']) {
+    const file = new URL(`${up}/package.json`, import.meta.url);
+    if (fs.existsSync(file)) return JSON.parse(fs.readFileSync(file, 'utf8')).version;
+  }
+  return 'unknown';
+}

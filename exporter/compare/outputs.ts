@@ -1,0 +1,93 @@
+import type * as Ort from 'onnxruntime-node';
+import { FlaError } from '../../ops/error.js';
+import { loadModel } from '../ir/index.js';
+import { statePairs } from '../text/state_pairs.js';
+import {
+  defaultLength,
+  type FeedOptions,
+  inputVocabularies,
+  makeFeeds,
+  tensorInputs,
+  tensorValues,
+} from './feeds.js';
+import { loadOnnxRuntime, type OpenedSession } from './session.js';
+import { cosine, maxAbsDifference } from './statistics.js';
+
+/** How far two tensors of the same shape are apart. */
+export interface OutputDifference {
+  max_abs: number;
+  /** Of the tensors taken as vectors; null when one of them holds values that are not finite. */
+  cosine: number | null;
+}
+
+export interface ShapeOptions {
+  /** Length of every free dimension; default 128, or 320 for images. */
+  length?: number;
+  dims?: Readonly<Record<string, number>>;
+  seed?: number;
+}
+
+/** What a model is fed with when only its file is known. */
+export async function feedsFor(
+  file: string,
+  session: Ort.InferenceSession,
+  options: ShapeOptions = {},
+): Promise<Record<string, Ort.Tensor>> {
+  const ort = await loadOnnxRuntime();
+  const inputs = tensorInputs(session.inputMetadata);
+  const full: FeedOptions = {
+    length: options.length ?? defaultLength(inputs),
+    dims: options.dims ?? {},
+    seed: options.seed ?? 0,
+    state: new Set(statePairs(session.inputNames, session.outputNames).map((p) => p.past)),
+    vocabularies: inputVocabularies(loadModel(file)),
+  };
+  return makeFeeds(ort, inputs, full);
+}
+
+/** A model file with the session that was opened from it. */
+export interface OpenModel extends OpenedSession {
+  file: string;
+}
+
+/** Runs both models on the same made-up inputs and compares every output they share. */
+export async function compareOutputs(
+  original: OpenModel,
+  rewritten: OpenModel,
+  options: ShapeOptions = {},
+): Promise<Record<string, OutputDifference>> {
+  const run = async ({ file, session }: OpenModel) => {
+    const feeds = await feedsFor(file, session, options);
+    try {
+      return await session.run(feeds);
+    } catch (error) {
+      throw new FlaError('runtime', `${file}: ${(error as Error).message}`, { cause: error });
+    }
+  };
+  const a = await run(original);
+  const b = await run(rewritten);
+  const differences: Record<string, OutputDifference> = {};
+  for (const name of Object.keys(a)) {
+    const x = a[name] as Ort.Tensor;
+    const y = b[name] as Ort.Tensor | undefined;
+    if (!y || !sameShape(x.dims, y.dims)) continue;
+    differences[name] = difference(tensorValues(x), tensorValues(y));
+  }
+  if (Object.keys(differences).length === 0) {
+    throw new FlaError(
+      'invalid_argument',
+      `${rewritten.file}: must share outputs with ${original.file} (${Object.keys(a)}), received ${Object.keys(b)}`,
+    );
+  }
+  return differences;
+}
+
+/** The distance of two vectors of equal length. */
+export function difference(a: ArrayLike<number>, b: ArrayLike<number>): OutputDifference {
+  const angle = cosine(a, b);
+  return { max_abs: maxAbsDifference(a, b), cosine: Number.isFinite(angle) ? angle : null };
+}
+
+function sameShape(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((d, i) => d === b[i]);
+}
