@@ -70,7 +70,8 @@ export interface OpSchema {
   /** Markdown paragraphs: the equations and everything that fixes the result. */
   readonly semantics: readonly string[];
   readonly papers: readonly { readonly title: string; readonly url: string }[];
-  /** Type variables in order. A choice is a dtype, or an earlier variable's name ("the same as that one"). */
+  /** Type variables in order. A choice is a dtype, or an earlier variable's name ("the same as that one").
+   * A variable without inputs takes its first choice. */
   readonly types: Readonly<Record<string, readonly string[]>>;
   /** Short dimension names for attributes, such as `HV` for `kv_num_heads`. */
   readonly aliases: Readonly<Record<string, string>>;

@@ -85,7 +85,7 @@ export const linearAttention = defineOp({
   ],
   types: {
     T: ['float32', 'float16', 'bfloat16'],
-    S: ['float32', 'T'],
+    S: ['T', 'float32'],
     TD: ['T', 'float32'],
     TB: ['T', 'float32'],
     M: ['bool', 'float32'],

@@ -1,4 +1,5 @@
-// The shape of the generated tables in ops/gen: one OpTable per operator, a C++ image of its schema.ts.
+// The shape of the generated tables in ops/gen: one OpTable per operator, a C++ image of its
+// schema.ts.
 #ifndef FLA_OPS_REGISTER_OP_TABLE_H_
 #define FLA_OPS_REGISTER_OP_TABLE_H_
 

@@ -1,0 +1,110 @@
+#include "ops/register/shape_inference.h"
+
+#include <string>
+#include <vector>
+
+#include "ops/register/ort_util.h"
+
+namespace fla {
+namespace {
+
+// A model's names for dimensions ("batch", "sequence"), by dimension symbol; "" where there is
+// none.
+using DimNames = std::vector<std::string>;
+
+// The value of an int attribute, its default, or kUnknown when it has neither.
+int64_t int_attribute(const OrtApi* api, const OrtShapeInferContext* context,
+                      const AttributeTable& attribute) {
+  const OrtOpAttr* on_node = nullptr;
+  int64_t value = 0;
+  size_t size = 0;
+  if (succeeded(api, api->ShapeInferContext_GetAttribute(context, attribute.name, &on_node)) &&
+      succeeded(api, api->ReadOpAttr(on_node, ORT_OP_ATTR_INT, &value, sizeof value, &size))) {
+    return value;
+  }
+  return attribute.required ? kUnknown : static_cast<int64_t>(attribute.default_number);
+}
+
+// The symbol of a dimension that is just one, such as `T`; -1 for `HQ*K` or `1`.
+int bare_symbol(const OpTable& table, const DimTable& dim) {
+  const int symbol = dim.factors[0].symbol;
+  return symbol >= 0 && std::string(dim.text) == table.dims[symbol] ? symbol : -1;
+}
+
+OrtStatus* read_names(const OpTable& table, const ShapeTable& shape, const OrtApi* api,
+                      const OrtTensorTypeAndShapeInfo* info, DimNames* names) {
+  std::vector<const char*> symbols(shape.rank);
+  FLA_RETURN_IF_ERROR(api->GetSymbolicDimensions(info, symbols.data(), symbols.size()));
+  for (int axis = 0; axis < shape.rank; ++axis) {
+    const int symbol = bare_symbol(table, shape.dims[axis]);
+    if (symbol >= 0 && symbols[axis]) (*names)[symbol] = symbols[axis];
+  }
+  return nullptr;
+}
+
+OrtStatus* read_inputs(const OpTable& table, const OrtApi* api, const OrtShapeInferContext* context,
+                       std::vector<TensorSpec>* specs, DimNames* names) {
+  size_t count = 0;
+  FLA_RETURN_IF_ERROR(api->ShapeInferContext_GetInputCount(context, &count));
+  for (size_t i = 0; i < count && i < specs->size(); ++i) {
+    OrtTensorTypeAndShapeInfo* info = nullptr;  // the context keeps it
+    FLA_RETURN_IF_ERROR(api->ShapeInferContext_GetInputTypeShape(context, i, &info));
+    TensorSpec& spec = (*specs)[i];
+    const ShapeTable& shape = table.inputs[static_cast<int>(i)].shapes[0];
+    const bool has_type =
+        succeeded(api, read_type_and_shape(api, info, &spec));  // absent inputs have none
+    spec.present =
+        has_type && spec.shape.size() == static_cast<size_t>(shape.rank);  // rank 0: not known
+    if (spec.present) FLA_RETURN_IF_ERROR(read_names(table, shape, api, info, names));
+  }
+  return nullptr;
+}
+
+OrtStatus* set_output(const OpTable& table, int output, const Dims& dims, const DimNames& names,
+                      const OrtApi* api, OrtShapeInferContext* context,
+                      ONNXTensorElementDataType type) {
+  const std::vector<int64_t> sizes = output_shape(table, output, dims);
+  std::vector<const char*> symbols(sizes.size(), "");
+  for (size_t axis = 0; axis < sizes.size(); ++axis) {
+    if (sizes[axis] != kUnknown) continue;
+    const int symbol = bare_symbol(table, table.outputs[output].shape.dims[axis]);
+    if (symbol < 0 || names[symbol].empty()) return nullptr;
+    symbols[axis] = names[symbol].c_str();
+  }
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  FLA_RETURN_IF_ERROR(api->CreateTensorTypeAndShapeInfo(&info));
+  OrtStatus* status = api->SetTensorElementType(info, type);
+  if (!status) status = api->SetDimensions(info, sizes.data(), sizes.size());
+  if (!status) status = api->SetSymbolicDimensions(info, symbols.data(), symbols.size());
+  if (!status) status = api->ShapeInferContext_SetOutputTypeShape(context, output, info);
+  api->ReleaseTensorTypeAndShapeInfo(info);
+  return status;
+}
+
+}  // namespace
+
+OrtStatus* infer_output_shapes(const OpTable& table, const OrtApi* api,
+                               OrtShapeInferContext* context,
+                               const ONNXTensorElementDataType* output_types) {
+  Attributes attributes;
+  for (int i = 0; i < table.attributes.size; ++i) {
+    if (table.attributes[i].type != AttributeType::kInt) continue;
+    attributes.values[i].i = int_attribute(api, context, table.attributes[i]);
+  }
+  std::vector<TensorSpec> specs(table.inputs.size);
+  DimNames names(table.dims.size);
+  FLA_RETURN_IF_ERROR(read_inputs(table, api, context, &specs, &names));
+  Dims dims;
+  if (!solve_dims(table, attributes, specs, &dims).empty()) return nullptr;
+  for (int i = 0; i < table.outputs.size; ++i) {
+    OrtStatus* status = set_output(table, i, dims, names, api, context, output_types[i]);
+    if (status && table.outputs[i].optional) {
+      api->ReleaseStatus(status);  // the node has fewer outputs
+      continue;
+    }
+    if (status) return status;
+  }
+  return nullptr;
+}
+
+}  // namespace fla
