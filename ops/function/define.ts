@@ -21,15 +21,17 @@ export interface OpFunction {
   opsets: Record<string, number>;
 }
 
-/** Versions of the default domain that a body can be written for. */
-export const OPSETS = { first: 9, last: 26 } as const;
+/** The versions of the default domain that bodies are written for; operators take bfloat16 from 13 on. */
+const FIRST_OPSET = { float32: 9, float16: 9, bfloat16: 13 } as const;
+const LAST_OPSET = 26;
 
 /** @throws FlaError `unsupported` for a version of the default domain that no body can be written for */
-export function checkOpset(op: OpSchema, opset: number): void {
-  if (Number.isInteger(opset) && opset >= OPSETS.first && opset <= OPSETS.last) return;
+export function checkOpset(op: OpSchema, opset: number, dtype: FloatDType): void {
+  const first = FIRST_OPSET[dtype];
+  if (Number.isInteger(opset) && opset >= first && opset <= LAST_OPSET) return;
   throw new FlaError(
     'unsupported',
-    `${op.name}: the model's opset must be ${OPSETS.first}..${OPSETS.last} for a function body, received ${opset}`,
+    `${op.name}: the model's opset must be ${first}..${LAST_OPSET} for a ${dtype} function body, received ${opset}`,
   );
 }
 

@@ -103,15 +103,16 @@ export class BodyEmitter extends Emitter {
     }
     return this.op('Slice', [x, this.ints(start), this.ints(end), this.ints(axis)]);
   }
-  /** x[0:length] along one axis. */
-  takeFirst(x: string, axis: number, length: string): string {
+  /** x[start : start + length] along one axis, with a length from `dim`. */
+  window(x: string, axis: number, start: number, length: string): string {
     if (this.opset >= 10) {
-      return this.op('Slice', [x, this.ints(0), length, this.ints(axis)]);
+      const end = start ? this.add(length, this.ints(start)) : length;
+      return this.op('Slice', [x, this.ints(start), end, this.ints(axis)]);
     }
     // Slice takes no computed bounds before opset 10, and there is no Range before 11.
     const ones = this.add(this.cast(this.zeros([length]), 'int64'), this.ints(1));
-    const indices = this.squeeze(this.op('NonZero', [ones]), 0);
-    return this.op('Gather', [x, indices], { axis });
+    const positions = this.squeeze(this.op('NonZero', [ones]), 0);
+    return this.op('Gather', [x, this.add(positions, this.ints(start))], { axis });
   }
   /** x with zeros appended along axis 1 up to `length`; x has rank `rank`. */
   padTokens(x: string, rank: number, missing: string): string {

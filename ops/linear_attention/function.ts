@@ -28,7 +28,7 @@ export interface LinearAttentionCall {
   dtype: FloatDType;
   /** Type of past_state and present_state. */
   stateDtype: FloatDType;
-  /** The model's version of the default domain, 9..26. */
+  /** The model's version of the default domain, 9..26 (bfloat16: 13..26). */
   opset: number;
   /** K, when it is known; bodies work without. */
   headDimK?: number;
@@ -49,7 +49,7 @@ export function linearAttentionFunction(
   call: LinearAttentionCall,
   options: FunctionOptions = {},
 ): OpFunction {
-  checkOpset(linearAttention, call.opset);
+  checkOpset(linearAttention, call.opset, call.dtype);
   checkKinds(call);
   const target = chooseTarget(call, options.target ?? 'auto');
   const e = new BodyEmitter(call.opset);

@@ -123,7 +123,7 @@ function join(
   const { q_num_heads: HQ, kv_num_heads: HV } = call.attributes;
   const tokensFirst = e.transpose(o, [1, 0, 4, 2, 3, 5]);
   const heads = e.reshape(tokensFirst, [input.B, padded, Math.max(HQ, HV), input.W]);
-  return e.takeFirst(heads, 1, input.T);
+  return e.window(heads, 1, 0, input.T);
 }
 
 function readFinalState(e: BodyEmitter, { q, k, v }: Chunk): { o: string; state: string } {
@@ -162,7 +162,7 @@ function chunkMasks(e: BodyEmitter, { c, most }: Layout, merging: boolean): Mask
     const values = Array.from({ length: most * most }, (_, i) =>
       holds(Math.floor(i / most), i % most) ? 1 : 0,
     );
-    return e.takeFirst(e.takeFirst(e.constant('float32', values, [most, most]), 0, c), 1, c);
+    return e.window(e.window(e.constant('float32', values, [most, most]), 0, 0, c), 1, 0, c);
   };
   const merges: string[] = [];
   for (let size = 1; merging && size < most; size *= 2) {
