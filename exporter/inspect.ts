@@ -1,4 +1,6 @@
+import { type AnalysedSite, analyse } from './analysis.js';
 import type { Model } from './ir/index.js';
+import { maskName } from './match/mask.js';
 import type { Runner } from './match/runner.js';
 
 /** What `inspectModel` says about one Softmax or fused attention node. Keys are those of `inspect --json`. */
@@ -38,8 +40,27 @@ export interface InspectOptions {
  * @throws FlaError `invalid_model` when the graph is malformed
  */
 export async function inspectModel(
-  _model: Model,
-  _options: InspectOptions = {},
+  model: Model,
+  options: InspectOptions = {},
 ): Promise<InspectReport> {
-  throw new Error('being written');
+  const { sites } = await analyse(model, options);
+  return { sites: sites.map(siteReport) };
+}
+
+/** One site in the words of the report. */
+export function siteReport(site: AnalysedSite): SiteReport {
+  const { sdpa, refusal, mask } = site;
+  const reason = refusal?.reason ?? (mask?.kind === 'other' ? `mask: ${mask.reason}` : null);
+  return {
+    node: site.node.name,
+    layer: site.layer,
+    pattern: sdpa || refusal?.attention ? site.rule.name : null,
+    q_num_heads: sdpa?.q.heads ?? refusal?.partial?.q_num_heads ?? null,
+    kv_num_heads: sdpa?.v.heads ?? refusal?.partial?.kv_num_heads ?? null,
+    head_dim: sdpa?.q.dim ?? refusal?.partial?.head_dim ?? null,
+    mask: mask ? maskName(mask) : null,
+    cache: sdpa ? sdpa.cache !== undefined : (refusal?.partial?.cache ?? false),
+    rewritable: reason === null,
+    reason,
+  };
 }

@@ -1,9 +1,88 @@
-import type { Model } from './ir/index.js';
+import { FlaError } from '../ops/error.js';
+import type { Graph, Model, Node } from './ir/index.js';
 
 /**
- * Checks that a model is well formed: every value has one producer, is produced before it is needed,
- * and no node depends on itself.
+ * Checks that a model is well formed: every value has one producer, every value read is produced somewhere,
+ * every output exists, and no node depends on itself.
  *
  * @throws FlaError `invalid_model` naming the node or value
  */
-export function validateModel(_model: Model): void {}
+export function validateModel(model: Model): void {
+  checkGraph(model.graph, new Set());
+}
+
+function checkGraph(graph: Graph, outer: ReadonlySet<string>): void {
+  const known = new Set(outer);
+  const own = new Set<string>();
+  const define = (name: string, where: string) => {
+    if (own.has(name)) throw invalid(graph, `value '${name}' is produced twice, again by ${where}`);
+    own.add(name);
+    known.add(name);
+  };
+  for (const input of graph.inputs) define(input.name, 'a graph input');
+  for (const t of graph.proto.initializer) {
+    // Before IR version 4 initializers were listed as inputs too.
+    if (!own.has(t.name ?? '')) define(t.name ?? '', 'an initializer');
+  }
+  for (const t of graph.proto.sparseInitializer ?? [])
+    define(t.values?.name ?? '', 'an initializer');
+  for (const node of graph.nodes) {
+    if (!node.opType) throw invalid(graph, `node '${node.name}' has no op_type`);
+    for (const out of node.outputs) if (out) define(out, describe(node));
+  }
+  for (const node of graph.nodes) {
+    for (const value of node.inputs) {
+      if (value && !known.has(value)) {
+        throw invalid(graph, `${describe(node)} reads '${value}', which nothing produces`);
+      }
+    }
+    for (const sub of node.subgraphs) checkGraph(sub, known);
+  }
+  for (const out of graph.outputs) {
+    if (!known.has(out.name))
+      throw invalid(graph, `output '${out.name}' is not produced by any node`);
+  }
+  checkCycles(graph);
+}
+
+/** Kahn's algorithm: nodes that never become ready lie on, or behind, a cycle. */
+function checkCycles(graph: Graph): void {
+  const inputsOf = (node: Node) => new Set([...node.inputs, ...node.subgraphs.flatMap(valuesRead)]);
+  const waiting = new Map<Node, number>();
+  const readers = new Map<Node, Node[]>();
+  for (const node of graph.nodes) {
+    let count = 0;
+    for (const value of inputsOf(node)) {
+      const producer = value ? graph.producer(value) : undefined;
+      if (!producer || producer.graph !== graph) continue;
+      count++;
+      readers.set(producer, [...(readers.get(producer) ?? []), node]);
+    }
+    waiting.set(node, count);
+  }
+  const ready = graph.nodes.filter((n) => waiting.get(n) === 0);
+  let done = 0;
+  for (let node = ready.pop(); node; node = ready.pop()) {
+    done++;
+    for (const reader of readers.get(node) ?? []) {
+      const left = waiting.get(reader)! - 1;
+      waiting.set(reader, left);
+      if (left === 0) ready.push(reader);
+    }
+  }
+  if (done === graph.nodes.length) return;
+  const stuck = graph.nodes.find((n) => waiting.get(n)! > 0)!;
+  throw invalid(graph, `${describe(stuck)} depends on its own output`);
+}
+
+function valuesRead(graph: Graph): string[] {
+  return [...[...graph.walk()].flatMap((n) => [...n.inputs]), ...graph.outputs.map((o) => o.name)];
+}
+
+function describe(node: Node): string {
+  return `node '${node.name}' (${node.opType})`;
+}
+
+function invalid(graph: Graph, what: string): FlaError {
+  return new FlaError('invalid_model', `graph '${graph.proto.name ?? ''}': ${what}`);
+}

@@ -1,3 +1,4 @@
+import { FlaError } from '../../ops/error.js';
 import { type Dim, type DTypeName, dtypeName, type Graph, type Node } from '../ir/index.js';
 
 /** A small tensor known at rewrite time, element by element; a symbol stands for a dimension. */
@@ -23,7 +24,9 @@ const BROADCAST = new Set(
     ' ',
   ),
 );
-const BOOLEAN = new Set('And Equal Greater GreaterOrEqual IsNaN Less LessOrEqual Not Or Xor'.split(' '));
+const BOOLEAN = new Set(
+  'And Equal Greater GreaterOrEqual IsNaN Less LessOrEqual Not Or Xor'.split(' '),
+);
 
 /**
  * Shapes, element types and small known values of a graph, found by one pass over its nodes. Wherever
@@ -112,7 +115,8 @@ export class Facts {
       const merged = merge(dims, name ? this.declared(name) : undefined);
       if (name && merged) this.shapes.set(name, merged);
     }
-    for (const name of node.outputs) this.types.set(name, this.declaredType(name) ?? this.typeOf(node));
+    for (const name of node.outputs)
+      this.types.set(name, this.declaredType(name) ?? this.typeOf(node));
     if (!node.is('Constant')) this.knowns.set(out, this.evaluate(node));
   }
 
@@ -148,7 +152,7 @@ export class Facts {
       case 'Gemm':
         return [gemm(x, b ? this.dims(b) : undefined, node)];
       case 'Transpose':
-        return [x && (node.ints('perm') ?? [...x.keys()].reverse()).map((p) => x[p])];
+        return [x && transposed(x, node)];
       case 'Reshape':
         return [this.reshape(x, b ? this.known(b) : undefined, node.int('allowzero') === 1)];
       case 'Expand': {
@@ -164,7 +168,12 @@ export class Facts {
       case 'Squeeze':
         return [squeeze(x, this.axes(node))];
       case 'Concat':
-        return [concat(node.inputs.map((v) => this.dims(v)), node.int('axis') ?? 0)];
+        return [
+          concat(
+            node.inputs.map((v) => this.dims(v)),
+            node.int('axis') ?? 0,
+          ),
+        ];
       case 'Gather':
         return [gather(x, b ? this.dims(b) : undefined, node.int('axis') ?? 0)];
       case 'Slice':
@@ -219,7 +228,9 @@ export class Facts {
     if (!x) return undefined;
     if (!parts) {
       const axes = this.ints(node.inputs[3] ?? '');
-      return axes && x.map((d, i) => (axes.some((a) => (a + x.length) % x.length === i) ? undefined : d));
+      return (
+        axes && x.map((d, i) => (axes.some((a) => (a + x.length) % x.length === i) ? undefined : d))
+      );
     }
     const out = [...x];
     for (const { axis, start, end, step } of parts) {
@@ -287,13 +298,14 @@ export class Facts {
         return items.length <= LIMIT ? { rank: 1, items, integer: parts[0]!.integer } : undefined;
       }
       case 'Gather': {
-        if (!x || x.rank !== 1 || !y) return undefined;
+        if (x?.rank !== 1 || !y) return undefined;
         const items = y.items.map((i) => (typeof i === 'number' ? x.items.at(i) : undefined));
         return { rank: y.rank, items, integer: x.integer };
       }
       case 'Slice': {
         const [part] = (x && this.sliceOf(node)) ?? [];
-        if (!x || !part || typeof part.start !== 'number' || typeof part.end !== 'number') return undefined;
+        if (!x || !part || typeof part.start !== 'number' || typeof part.end !== 'number')
+          return undefined;
         return part.step === 1 ? { ...x, items: x.items.slice(part.start, part.end) } : undefined;
       }
       case 'ConstantOfShape': {
@@ -302,7 +314,8 @@ export class Facts {
         const t = node.tensor('value');
         const fill = t ? [...(t.int64Data ?? []), ...(t.floatData ?? [])][0] : 0;
         const raw = t?.rawData?.length ? new DataView(t.rawData.slice().buffer) : undefined;
-        const value = raw && t?.dataType === 7 ? Number(raw.getBigInt64(0, true)) : Number(fill ?? 0);
+        const value =
+          raw && t?.dataType === 7 ? Number(raw.getBigInt64(0, true)) : Number(fill ?? 0);
         return { rank: 1, items: Array(n).fill(value), integer: t?.dataType === 7 };
       }
       case 'Sqrt':
@@ -354,14 +367,22 @@ const BINARY: Record<string, (x: number, y: number, integer: boolean) => number>
 function map1(x: Known, f: (v: number) => number): Known {
   return { ...x, items: x.items.map((d) => (typeof d === 'number' ? f(d) : undefined)) };
 }
-function map2(x: Known, y: Known, f: (a: number, b: number, integer: boolean) => number): Known | undefined {
+function map2(
+  x: Known,
+  y: Known,
+  f: (a: number, b: number, integer: boolean) => number,
+): Known | undefined {
   const n = Math.max(x.items.length, y.items.length);
   const at = (k: Known, i: number) => k.items[k.items.length === 1 ? 0 : i];
   const items = Array.from({ length: n }, (_, i): Dim => {
     const [a, b] = [at(x, i), at(y, i)];
     if (typeof a === 'number' && typeof b === 'number') return f(a, b, x.integer && y.integer);
     // A dimension (>= 0) is never -1, which is what exporters compare it with.
-    if (f === BINARY.Equal && (a === -1 || b === -1) && (typeof a === 'string' || typeof b === 'string')) {
+    if (
+      f === BINARY.Equal &&
+      (a === -1 || b === -1) &&
+      (typeof a === 'string' || typeof b === 'string')
+    ) {
       return 0;
     }
     if (f === BINARY.Mul && (a === 1 || b === 1)) return a === 1 ? b : a;
@@ -372,7 +393,9 @@ function map2(x: Known, y: Known, f: (a: number, b: number, integer: boolean) =>
 
 function merge(a: Dim[] | undefined, b: Dim[] | undefined): Dim[] | undefined {
   if (!a || !b || a.length !== b.length) return a ?? b;
-  return a.map((d, i) => (typeof d === 'number' ? d : typeof b[i] === 'number' ? b[i] : (d ?? b[i])));
+  return a.map((d, i) =>
+    typeof d === 'number' ? d : typeof b[i] === 'number' ? b[i] : (d ?? b[i]),
+  );
 }
 
 function broadcast(shapes: readonly (Dim[] | undefined)[]): Dim[] | undefined {
@@ -382,22 +405,41 @@ function broadcast(shapes: readonly (Dim[] | undefined)[]): Dim[] | undefined {
     const dims = shapes.map((s) => (i < rank - s.length ? 1 : s[i - rank + s.length]));
     const big = dims.filter((d) => d !== 1);
     if (big.length === 0) return 1;
-    return big.find((d) => typeof d === 'number') ?? (big.every((d) => d === big[0]) ? big[0] : undefined);
+    return (
+      big.find((d) => typeof d === 'number') ??
+      (big.every((d) => d === big[0]) ? big[0] : undefined)
+    );
   });
 }
 
 function matmul(x: Dim[] | undefined, y: Dim[] | undefined, node: Node): Dim[] | undefined {
   if (!x || !y || x.length < 2 || y.length < 2) return undefined;
-  const transposed = node.is('FusedMatMul', 'com.microsoft') && node.int('transB') === 1;
-  const columns = transposed ? y.at(-2) : y.at(-1);
+  const swap = node.is('FusedMatMul', 'com.microsoft') && node.int('transB') === 1;
+  const [rows, columns] = swap ? [y.at(-1), y.at(-2)] : [y.at(-2), y.at(-1)];
+  const swapA = node.is('FusedMatMul', 'com.microsoft') && node.int('transA') === 1;
+  const inner = x.at(-1);
+  if (!swapA && typeof inner === 'number' && typeof rows === 'number' && inner !== rows) {
+    throw new FlaError(
+      'invalid_model',
+      `node '${node.name}' (${node.opType}): inner dimensions must agree, received [${x.map((d) => d ?? '?')}] and [${y.map((d) => d ?? '?')}]`,
+    );
+  }
   return [...(broadcast([x.slice(0, -2), y.slice(0, -2)]) ?? []), x.at(-2), columns];
 }
 
+function transposed(x: Dim[], node: Node): Dim[] {
+  const perm = node.ints('perm')?.length ? node.ints('perm')! : [...x.keys()].reverse();
+  if (perm.length !== x.length) {
+    throw new FlaError(
+      'invalid_model',
+      `node '${node.name}' (Transpose): perm must have ${x.length} entries, the rank of '${node.inputs[0]}', received [${perm}]`,
+    );
+  }
+  return perm.map((p) => x[p]);
+}
+
 function gemm(x: Dim[] | undefined, y: Dim[] | undefined, node: Node): Dim[] {
-  return [
-    node.int('transA') === 1 ? x?.[1] : x?.[0],
-    node.int('transB') === 1 ? y?.[0] : y?.[1],
-  ];
+  return [node.int('transA') === 1 ? x?.[1] : x?.[0], node.int('transB') === 1 ? y?.[0] : y?.[1]];
 }
 
 function unsqueeze(x: Dim[] | undefined, axes: number[] | undefined): Dim[] | undefined {
@@ -422,7 +464,9 @@ function concat(shapes: readonly (Dim[] | undefined)[], axis: number): Dim[] | u
   return some.map((_, i) => {
     const dims = shapes.map((s) => s![i]);
     if (i === at) {
-      return dims.every((d) => typeof d === 'number') ? dims.reduce((a: number, b) => a + (b as number), 0) : undefined;
+      return dims.every((d) => typeof d === 'number')
+        ? dims.reduce((a: number, b) => a + (b as number), 0)
+        : undefined;
     }
     return dims.find((d) => typeof d === 'number') ?? dims.find((d) => d !== undefined);
   });

@@ -1,5 +1,5 @@
 import type { Node } from '../ir/index.js';
-import { type Facts } from './facts.js';
+import type { Facts } from './facts.js';
 import { lookThrough } from './pattern.js';
 import type { Heads } from './sdpa.js';
 
@@ -54,7 +54,8 @@ export function untransposeKeys(
     const middle = lookThrough(node.inputs[0]!, facts).node;
     if (middle?.is('Transpose') && middle.ints('perm')?.join('') === '021') {
       const first = lookThrough(middle.inputs[0]!, facts).node;
-      if (first?.is('Reshape') && facts.rank(first.inputs[0]!) === 4) return done(first.inputs[0]!, 'bhtd');
+      if (first?.is('Reshape') && facts.rank(first.inputs[0]!) === 4)
+        return done(first.inputs[0]!, 'bhtd');
     }
   }
   return `'${outer.value}', the second factor of the scores, must be transposed keys, received ${node ? `${node.opType} '${node.name}'` : 'a graph input or constant'}`;
@@ -98,7 +99,8 @@ export function headsOf(value: string, layout: 'bhtd' | 'bthd', facts: Facts): H
   const heads = dims?.[layout === 'bhtd' ? 1 : 2];
   const dim = dims?.[3];
   if (dims?.length !== 4 || typeof heads !== 'number' || typeof dim !== 'number') return undefined;
-  if (layout === 'bthd') return packedSource(value, heads, dim, facts) ?? { value, layout, heads, dim };
+  if (layout === 'bthd')
+    return packedSource(value, heads, dim, facts) ?? { value, layout, heads, dim };
   const { node } = lookThrough(value, facts);
   if (node?.is('Transpose') && node.ints('perm')?.join('') === '0213') {
     const inner = node.inputs[0]!;
@@ -145,8 +147,10 @@ function pickFirst(node: Node, facts: Facts): { source: string; index: number } 
   }
   if (cut?.is('Split') && (cut.int('axis') ?? 0) === 0) {
     const sizes = cut.outputs.map((o) => facts.dims(o)?.[0]);
-    const index = cut.outputs.findIndex((o) => o === lookThroughOutput(node, facts));
-    return sizes.every((s) => s === 1) && index >= 0 ? { source: cut.inputs[0]!, index } : undefined;
+    const index = cut.outputs.indexOf(lookThroughOutput(node, facts));
+    return sizes.every((s) => s === 1) && index >= 0
+      ? { source: cut.inputs[0]!, index }
+      : undefined;
   }
   return undefined;
 }

@@ -61,7 +61,11 @@ export function op<S>(
   const types = opTypes.split('|');
   return (value, found, facts) => {
     const { node, passed } = lookThrough(value, facts);
-    if (!node) return miss(found, `'${value}' must come from ${opTypes}, received a graph input or constant`);
+    if (!node)
+      return miss(
+        found,
+        `'${value}' must come from ${opTypes}, received a graph input or constant`,
+      );
     if (!types.includes(node.opType) || node.domain !== '') {
       return miss(found, `'${node.name}' must be ${opTypes}, received ${node.opType}`);
     }
@@ -100,9 +104,7 @@ export function note<S>(
 ): Pattern<S> {
   return (value, found, facts) => {
     const r = pattern(value, { ...found, notes: [] }, facts);
-    return isMiss(r)
-      ? r
-      : { ...r, notes: [...found.notes, make(r.values, facts), ...r.notes] };
+    return isMiss(r) ? r : { ...r, notes: [...found.notes, make(r.values, facts), ...r.notes] };
   };
 }
 

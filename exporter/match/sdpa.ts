@@ -64,6 +64,11 @@ export interface Refusal {
   readonly attention: boolean;
   /** What is known of it nonetheless. */
   readonly partial?: Partial<
-    Pick<Sdpa, 'rule'> & { q_num_heads: number; kv_num_heads: number; head_dim: number; cache: boolean }
+    Pick<Sdpa, 'rule'> & {
+      q_num_heads: number;
+      kv_num_heads: number;
+      head_dim: number;
+      cache: boolean;
+    }
   >;
 }

@@ -1,7 +1,15 @@
 import type { Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
 
-const PROJECTIONS = new Set(['MatMul', 'Gemm', 'Conv', 'MatMulNBits', 'FusedMatMul', 'MatMulInteger', 'QLinearMatMul']);
+const PROJECTIONS = new Set([
+  'MatMul',
+  'Gemm',
+  'Conv',
+  'MatMulNBits',
+  'FusedMatMul',
+  'MatMulInteger',
+  'QLinearMatMul',
+]);
 const LIMIT = 2000; // nodes walked back before giving up
 
 /**
@@ -41,7 +49,8 @@ function weightLike(value: string | undefined, facts: Facts): boolean {
   for (let depth = 0; at && depth < 6; depth++) {
     if (facts.graph.constant(at)) return true;
     const node = facts.graph.producer(at);
-    if (!node || !/^(Cast|Transpose|Identity|DequantizeLinear|Reshape)$/.test(node.opType)) return false;
+    if (!node || !/^(Cast|Transpose|Identity|DequantizeLinear|Reshape)$/.test(node.opType))
+      return false;
     at = node.inputs[0] ?? '';
   }
   return false;

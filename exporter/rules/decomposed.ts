@@ -1,7 +1,17 @@
 import type { Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import { headsOf, unflatten, unrepeat, unscale, untransposeKeys } from '../match/heads.js';
-import { any, either, isMiss, lazy, match, note, number, op, type Pattern } from '../match/pattern.js';
+import {
+  any,
+  either,
+  isMiss,
+  lazy,
+  match,
+  note,
+  number,
+  op,
+  type Pattern,
+} from '../match/pattern.js';
 import { notAttention, type Rule, unsupported } from '../match/rule.js';
 import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
 import { projectionInputs, weightLike } from '../match/sources.js';
@@ -109,7 +119,11 @@ function weightedSum(anchor: Node, facts: Facts): Node | string {
 }
 
 /** Scores and weights must serve this attention only; says who else reads one. */
-function sharedIntermediate(interior: readonly Node[], root: Node, facts: Facts): string | undefined {
+function sharedIntermediate(
+  interior: readonly Node[],
+  root: Node,
+  facts: Facts,
+): string | undefined {
   const inside = new Set([...interior, root]);
   const isNan = (node: Node) => node.is('IsNaN');
   for (const node of interior) {
@@ -148,7 +162,9 @@ function normalise(
   const v = flat?.v ?? { value: values.v!, layout: 'bhtd' as const };
   if (!q) {
     const dims = facts.dims(query.value);
-    return unsupported(`query '${query.value}' must be [B,H,T,D] with known H and D, received [${shown(dims)}]`);
+    return unsupported(
+      `query '${query.value}' must be [B,H,T,D] with known H and D, received [${shown(dims)}]`,
+    );
   }
   const kv = keysAndValues(k, v, facts);
   if ('reason' in kv) return unsupported(kv.reason, { q_num_heads: q.heads, head_dim: q.dim });
@@ -187,7 +203,8 @@ function flatten(q: string, k: string, v: string, root: Node, facts: Facts) {
   const [q4, k4, v4] = sources;
   if (q4 && k4 && v4) {
     const heads = headsOf(q4, 'bhtd', facts);
-    if (!heads) return `query '${q4}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(q4))}]`;
+    if (!heads)
+      return `query '${q4}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(q4))}]`;
     const after = onlyReader(root.outputs[0]!, facts);
     if (!after?.is('Reshape') || facts.rank(after.outputs[0]!) !== 4) {
       return `'${root.outputs[0]}' [B*H,T,D] must go to a Reshape to [B,H,T,D], received ${after?.opType ?? 'several readers'}`;
@@ -199,7 +216,8 @@ function flatten(q: string, k: string, v: string, root: Node, facts: Facts) {
       output: after,
     };
   }
-  if (sources.some((s) => s)) return `'${q}', '${k}' and '${v}' must all come from [B,H,T,D] values`;
+  if (sources.some((s) => s))
+    return `'${q}', '${k}' and '${v}' must all come from [B,H,T,D] values`;
   // [B,T,D]: one head, unless a Transpose may have put heads into the first dimension.
   const dims = [q, k, v].map((x) => facts.dims(x));
   const dim = dims[0]?.[2];
@@ -208,7 +226,12 @@ function flatten(q: string, k: string, v: string, root: Node, facts: Facts) {
   if (typeof dim !== 'number' || typeof valueDim !== 'number' || !projected) {
     return `'${q}' has rank 3 and no [B,H,T,D] value behind it: heads cannot be told from batch`;
   }
-  const packed = (value: string, d: number): Heads => ({ value, layout: 'packed', heads: 1, dim: d });
+  const packed = (value: string, d: number): Heads => ({
+    value,
+    layout: 'packed',
+    heads: 1,
+    dim: d,
+  });
   return { q: packed(q, dim), k: packed(k, dim), v: packed(v, valueDim), output: undefined };
 }
 
@@ -217,7 +240,8 @@ function straightProjection(value: string, facts: Facts): boolean {
   let at = value;
   for (let depth = 0; depth < 8; depth++) {
     const node = facts.graph.producer(at);
-    if (node?.is('MatMul')) return weightLike(node.inputs[1], facts) && facts.rank(node.inputs[0]!) === 3;
+    if (node?.is('MatMul'))
+      return weightLike(node.inputs[1], facts) && facts.rank(node.inputs[0]!) === 3;
     if (!node || !/^(Add|Mul|Div|Cast|Identity|Split|Slice)$/.test(node.opType)) return false;
     const constant = facts.graph.constant(node.inputs[0]!) !== undefined;
     at = node.inputs[constant ? 1 : 0]!;
@@ -261,31 +285,43 @@ function oneSide(
     const heads = headsOf(whole, side.layout, facts);
     return heads
       ? { heads }
-      : { reason: `${what} '${whole}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(whole))}]` };
+      : {
+          reason: `${what} '${whole}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(whole))}]`,
+        };
   }
   const axis = concat.int('axis') ?? 0;
   const [past, current] = concat.inputs;
-  const overTokens = side.layout === 'bhtd' && (axis === 2 || axis === -2) && concat.inputs.length === 2;
+  const overTokens =
+    side.layout === 'bhtd' && (axis === 2 || axis === -2) && concat.inputs.length === 2;
   if (!overTokens) {
     // Rotary embeddings end in a Concat over the head dimension.
     const heads = axis === 3 || axis === -1 ? headsOf(whole, side.layout, facts) : undefined;
     return heads
       ? { heads }
-      : { reason: `${what} come from Concat '${concat.name}' over axis ${axis}, which is no cache [B,H,T,D] over axis 2` };
+      : {
+          reason: `${what} come from Concat '${concat.name}' over axis ${axis}, which is no cache [B,H,T,D] over axis 2`,
+        };
   }
   if (!facts.graph.isInput(past!)) {
-    return { reason: `${what} are concatenated with '${past}', which is not a graph input: only caches that come in as inputs are understood` };
+    return {
+      reason: `${what} are concatenated with '${past}', which is not a graph input: only caches that come in as inputs are understood`,
+    };
   }
   const heads = headsOf(current!, 'bhtd', facts);
   return heads
     ? { heads, past: past!, present: whole }
-    : { reason: `${what} '${current}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(current!))}]` };
+    : {
+        reason: `${what} '${current}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(current!))}]`,
+      };
 }
 
 function headMismatch(q: Heads, k: Heads, v: Heads): string | undefined {
-  if (q.dim !== k.dim) return `query and key head dims must be equal, received ${q.dim} and ${k.dim}`;
-  if (k.heads !== v.heads) return `keys and values must have as many heads, received ${k.heads} and ${v.heads}`;
-  if (q.heads % k.heads !== 0) return `key heads must divide query heads, received ${k.heads} and ${q.heads}`;
+  if (q.dim !== k.dim)
+    return `query and key head dims must be equal, received ${q.dim} and ${k.dim}`;
+  if (k.heads !== v.heads)
+    return `keys and values must have as many heads, received ${k.heads} and ${v.heads}`;
+  if (q.heads % k.heads !== 0)
+    return `key heads must divide query heads, received ${k.heads} and ${q.heads}`;
   return undefined;
 }
 
@@ -325,7 +361,11 @@ function scoreSteps(
     const value = step.kind === 'add' ? step.value : step.kind === 'where' ? step.cond : '';
     const dims = facts.dims(value);
     if (is3d && dims?.length === 3 && dims[0] !== 1) {
-      return { scale, masks, reason: `mask '${value}' [${shown(dims)}] counts batch and heads in one dimension` };
+      return {
+        scale,
+        masks,
+        reason: `mask '${value}' [${shown(dims)}] counts batch and heads in one dimension`,
+      };
     }
   }
   return { scale, masks };

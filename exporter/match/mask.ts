@@ -1,0 +1,312 @@
+import type { Facts } from './facts.js';
+import type { Probed, Prober } from './probe.js';
+import type { MaskStep, Sdpa } from './sdpa.js';
+import { batchOf, roleOf, type Situation } from './situation.js';
+
+/** Which keys a query may see, found out from the mask's values. */
+export interface MaskClass {
+  readonly kind: 'bidirectional' | 'causal' | 'window' | 'other';
+  /** For `window`: a query sees the last `window` keys, its own included. */
+  readonly window?: number;
+  /** The [B,Tk] graph input whose zeros hide keys. */
+  readonly padding?: string;
+  /** For `other`: what it is. */
+  readonly reason?: string;
+}
+
+/** How `inspect` writes a class. */
+export function maskName(c: MaskClass): string {
+  const base = c.kind === 'window' ? `window ${c.window}` : c.kind;
+  if (!c.padding) return base;
+  return base === 'bidirectional' ? 'padding' : `${base}+padding`;
+}
+
+const HIDDEN = -1000; // BERT adds -10000, others the smallest float or -infinity
+const LONGEST_PROBE = 8192;
+
+/** Finds out the class of a site's mask, by proof where there is nothing to run, by probing otherwise. */
+export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
+  if (sdpa.masks.length === 0 && sdpa.cache && fixedTokens(sdpa, facts) !== 1) {
+    return other(
+      'there is no mask although keys are cached: new tokens would see one another both ways',
+    );
+  }
+  if (sdpa.masks.length === 0) return { kind: sdpa.cache ? 'causal' : 'bidirectional' };
+  const values = sdpa.masks.flatMap(stepValues);
+  const fixed = fixedTokens(sdpa, facts);
+  let found: MaskClass | undefined;
+  for (const s of situations(sdpa, fixed)) {
+    const seen = await visibility(sdpa, values, s, prober);
+    if (typeof seen === 'string') return other(seen);
+    const here = classOf(seen, s);
+    if (here.kind === 'other') return here;
+    // One query over few keys cannot tell causal from bidirectional, nor a window wider than the keys.
+    found = found ? reconcile(found, here, s) : here;
+    if (found.kind === 'other') return found;
+  }
+  found = await widen(found!, sdpa, values, fixed, prober);
+  return found.kind === 'other' ? found : withPadding(found, sdpa, values, fixed, prober);
+}
+
+function other(reason: string): MaskClass {
+  return { kind: 'other', reason };
+}
+
+function stepValues(step: MaskStep): string[] {
+  switch (step.kind) {
+    case 'add':
+    case 'keys':
+      return [step.value];
+    case 'where':
+      return [step.cond, step.fill];
+    case 'causal':
+      return [];
+  }
+}
+
+function fixedTokens(sdpa: Sdpa, facts: Facts): number | undefined {
+  const { value, layout } = sdpa.q;
+  const d = facts.dims(value)?.[layout === 'bhtd' ? 2 : 1];
+  return typeof d === 'number' ? d : undefined;
+}
+
+function situations(sdpa: Sdpa, fixed: number | undefined): Situation[] {
+  const batch = batchOf(sdpa.anchor.graph);
+  const cached = sdpa.cache !== undefined;
+  const at = (tokens: number, past = 0): Situation => ({ batch, tokens: fixed ?? tokens, past });
+  if (!cached) return fixed ? [at(fixed)] : [at(5), at(7)];
+  return fixed ? [at(fixed, 0), at(fixed, 3)] : [at(6), at(4, 3), at(1, 5)];
+}
+
+/** Visible keys: 1 or 0 for [B,H,Tq,Tk]. */
+interface Visibility {
+  readonly dims: readonly [number, number, number, number];
+  readonly at: (b: number, h: number, i: number, j: number) => boolean;
+}
+
+async function visibility(
+  sdpa: Sdpa,
+  values: readonly string[],
+  s: Situation,
+  prober: Prober,
+): Promise<Visibility | string> {
+  const probed = values.length > 0 ? await prober.run(values, s) : [];
+  if (typeof probed === 'string') return `the mask cannot be probed: ${probed}`;
+  const byName = new Map(values.map((v, i) => [v, probed[i]!]));
+  const keys = s.past + s.tokens;
+  const shapes = [...sdpa.masks].flatMap((m) => (m.kind === 'keys' ? [] : stepValues(m)));
+  const extent = (axis: number) =>
+    Math.max(1, ...shapes.map((v) => byName.get(v)!.dims.at(axis - 4) ?? 1));
+  const dims = [s.batch, extent(1), s.tokens, keys] as const;
+  for (const v of shapes) {
+    const d = byName.get(v)!.dims;
+    const fits = d.length <= 4 && d.every((n, i) => n === 1 || n === dims[4 - d.length + i]);
+    if (!fits)
+      return `mask '${v}' [${d}] does not fit scores [${dims}] of ${s.tokens} tokens after ${s.past}`;
+  }
+  const total = dims[0] * dims[1] * dims[2] * dims[3];
+  const bias = new Float32Array(total);
+  for (const step of sdpa.masks) apply(step, bias, dims, s, byName);
+  const biased = unevenRow(bias, dims);
+  if (biased !== undefined) {
+    return `it adds up to ${biased.toPrecision(3)} to keys that are seen: a bias (relative positions, ALiBi), not a mask`;
+  }
+  const [, H, T, K] = dims;
+  return { dims, at: (b, h, i, j) => bias[((b * H + h) * T + i) * K + j]! > HIDDEN };
+}
+
+function apply(
+  step: MaskStep,
+  bias: Float32Array,
+  dims: readonly [number, number, number, number],
+  s: Situation,
+  values: ReadonlyMap<string, Probed>,
+): void {
+  const [B, H, T, K] = dims;
+  let n = 0;
+  const read = (p: Probed) => reader(p, dims);
+  const first = step.kind === 'add' ? read(values.get(step.value)!) : undefined;
+  const cond = step.kind === 'where' ? read(values.get(step.cond)!) : undefined;
+  const fill = step.kind === 'where' ? read(values.get(step.fill)!) : undefined;
+  const keys = step.kind === 'keys' ? values.get(step.value)! : undefined;
+  for (let b = 0; b < B; b++)
+    for (let h = 0; h < H; h++)
+      for (let i = 0; i < T; i++)
+        for (let j = 0; j < K; j++, n++) {
+          if (step.kind === 'add') bias[n]! += first!(b, h, i, j);
+          else if (step.kind === 'where') {
+            if ((cond!(b, h, i, j) !== 0) !== step.keep) bias[n] = fill!(b, h, i, j);
+          } else if (step.kind === 'keys') {
+            if (keys!.data[b * K + j] === 0) bias[n]! += step.fill;
+          } else if (j > i + s.past) bias[n] = Number.NEGATIVE_INFINITY;
+        }
+}
+
+function reader(
+  p: Probed,
+  dims: readonly number[],
+): (b: number, h: number, i: number, j: number) => number {
+  const shape = [...Array(4 - p.dims.length).fill(1), ...p.dims];
+  const stride = shape.map((d, a) =>
+    d === 1 && dims[a] !== 1 ? 0 : shape.slice(a + 1).reduce((x, y) => x * y, 1),
+  );
+  return (b, h, i, j) => p.data[b * stride[0]! + h * stride[1]! + i * stride[2]! + j * stride[3]!]!;
+}
+
+/** The largest difference between what visible keys of one query get added, when there is any. */
+function unevenRow(bias: Float32Array, dims: readonly number[]): number | undefined {
+  const K = dims[3]!;
+  let worst = 0;
+  for (let at = 0; at < bias.length; at += K) {
+    let low = Number.POSITIVE_INFINITY;
+    let high = Number.NEGATIVE_INFINITY;
+    for (let j = at; j < at + K; j++) {
+      if (!(bias[j]! > HIDDEN)) continue;
+      low = Math.min(low, bias[j]!);
+      high = Math.max(high, bias[j]!);
+    }
+    if (high > low) worst = Math.max(worst, high - low);
+  }
+  return worst > 1e-5 ? worst : undefined;
+}
+
+function classOf(seen: Visibility, s: Situation): MaskClass {
+  const [B, H, T, K] = seen.dims;
+  let all = true;
+  let causal = true;
+  let window = 0;
+  let future = false;
+  for (let b = 0; b < B; b++)
+    for (let h = 0; h < H; h++)
+      for (let i = 0; i < T; i++)
+        for (let j = 0; j < K; j++) {
+          const age = i + s.past - j; // 0 for the query's own key
+          const visible = seen.at(b, h, i, j);
+          if (!visible) all = false;
+          if (visible !== age >= 0) causal = false;
+          if (visible && age < 0) future = true;
+          if (visible) window = Math.max(window, age + 1);
+        }
+  if (all && !(T === 1)) return { kind: 'bidirectional' };
+  if (causal) return { kind: 'causal' };
+  if (future || window === 0) return other('it is neither causal nor open to all keys');
+  for (let b = 0; b < B; b++)
+    for (let h = 0; h < H; h++)
+      for (let i = 0; i < T; i++)
+        for (let j = 0; j < K; j++) {
+          const age = i + s.past - j;
+          if (seen.at(b, h, i, j) !== (age >= 0 && age < window)) {
+            return other('it hides keys in a way that is no causal mask and no window');
+          }
+        }
+  return { kind: 'window', window };
+}
+
+/** Combines what two situations showed; `b` was seen in `s`. */
+function reconcile(a: MaskClass, b: MaskClass, s: Situation): MaskClass {
+  if (a.kind === b.kind && a.window === b.window) return a;
+  const pair = [a, b];
+  const window = pair.find((c) => c.kind === 'window');
+  const causal = pair.find((c) => c.kind === 'causal');
+  // Short texts do not reach the edge of the window.
+  if (window && causal && window.window! <= s.past + s.tokens) return window;
+  if (causal && s.tokens === 1) return a;
+  return other(`it is ${a.kind} at one length and ${b.kind} at another`);
+}
+
+/** A window wider than the first probes shows up at a length just beyond a constant of the mask. */
+async function widen(
+  found: MaskClass,
+  sdpa: Sdpa,
+  values: readonly string[],
+  fixed: number | undefined,
+  prober: Prober,
+): Promise<MaskClass> {
+  if (found.kind !== 'causal' || fixed || values.length === 0) return found;
+  const suspects = constantsBehind(values, prober).filter((c) => c > 7 && c <= LONGEST_PROBE);
+  if (suspects.length === 0) return found;
+  const s: Situation = { batch: batchOf(prober.graph), tokens: Math.max(...suspects) + 2, past: 0 };
+  const seen = await visibility(sdpa, values, s, prober);
+  // A constant may just as well be the size of a table that the mask is cut from.
+  return typeof seen === 'string' ? found : classOf(seen, s);
+}
+
+function constantsBehind(values: readonly string[], prober: Prober): number[] {
+  const { graph } = prober;
+  const found = new Set<number>();
+  const seen = new Set<string>();
+  const stack = [...values];
+  while (stack.length > 0 && seen.size < 5000) {
+    const value = stack.pop()!;
+    if (!value || seen.has(value)) continue;
+    seen.add(value);
+    const scalar = graph.scalar(value);
+    if (scalar !== undefined) found.add(Math.abs(scalar));
+    const node = graph.producer(value);
+    if (node && !node.is('Shape')) stack.push(...node.inputs);
+  }
+  return [...found].filter(Number.isInteger);
+}
+
+/** Hides some tokens in every mask input that the mask reads, and looks whether exactly those keys vanish. */
+async function withPadding(
+  found: MaskClass,
+  sdpa: Sdpa,
+  values: readonly string[],
+  fixed: number | undefined,
+  prober: Prober,
+): Promise<MaskClass> {
+  const all = situations(sdpa, fixed);
+  const s = all[1] ?? all[0]!;
+  const inputs = values.length > 0 ? prober.inputs(values, s) : [];
+  if (typeof inputs === 'string') return other(`the mask cannot be probed: ${inputs}`);
+  let padding: string | undefined;
+  for (const name of inputs) {
+    const role = roleOf(prober.graph, name);
+    if (role === 'positions') continue;
+    if (role !== 'mask') return other(`it depends on the values of graph input '${name}'`);
+    const effect = await hides(name, found, sdpa, values, s, prober);
+    if (typeof effect === 'string') return other(effect);
+    if (!effect) continue;
+    if (padding) return other(`both '${padding}' and '${name}' hide keys`);
+    padding = name;
+  }
+  return padding ? { ...found, padding } : found;
+}
+
+/** Do zeros of `name` hide just their keys (true), nothing (false), or something else (why)? */
+async function hides(
+  name: string,
+  found: MaskClass,
+  sdpa: Sdpa,
+  values: readonly string[],
+  base: Situation,
+  prober: Prober,
+): Promise<boolean | string> {
+  const width = base.past + base.tokens;
+  const left = Array.from({ length: width }, (_, j) => (j < 2 ? 0 : 1));
+  const right = Array.from({ length: width }, (_, j) => (j === width - 1 ? 0 : 1));
+  const mask = Array.from({ length: base.batch }, (_, b) => (b % 2 === 0 ? right : left));
+  const s: Situation = { ...base, mask, only: name };
+  const seen = await visibility(sdpa, values, s, prober);
+  if (typeof seen === 'string') return seen;
+  const [B, H, T, K] = seen.dims;
+  let exact = true;
+  let none = true;
+  for (let b = 0; b < B; b++)
+    for (let h = 0; h < H; h++)
+      for (let i = 0; i < T; i++) {
+        if (mask[b]![i + s.past] === 0) continue; // what padding itself sees is nobody's business
+        for (let j = 0; j < K; j++) {
+          const age = i + s.past - j;
+          const open =
+            found.kind === 'bidirectional' ||
+            (age >= 0 && (found.kind === 'causal' || age < found.window!));
+          const visible = seen.at(b, h, i, j);
+          if (visible !== (open && mask[b]![j] === 1)) exact = false;
+          if (visible !== open) none = false;
+        }
+      }
+  if (none) return false;
+  return exact ? true : `zeros of graph input '${name}' do not hide just their own keys`;
+}

@@ -1,0 +1,125 @@
+import {
+  type Dim,
+  type DTypeName,
+  type Graph,
+  isFloat,
+  makeTensor,
+  tensorBytes,
+} from '../ir/index.js';
+import type { RunTensor } from './runner.js';
+
+/** A made-up call of a model: how many rows, new tokens and cached tokens, and which tokens are padding. */
+export interface Situation {
+  readonly batch: number;
+  readonly tokens: number;
+  readonly past: number;
+  /** Values of [batch, past + tokens] mask inputs, row by row; default all 1. */
+  readonly mask?: readonly (readonly number[])[];
+  /** Only this mask input takes `mask`; the others stay 1. Default: all do. */
+  readonly only?: string;
+}
+
+/** What an input of a language or vision model stands for, judged by its name, type and rank. */
+export type Role = 'mask' | 'positions' | 'tokens' | 'past' | 'data';
+
+export function roleOf(graph: Graph, name: string): Role {
+  const dtype = graph.dtype(name);
+  const rank = graph.dims(name)?.length;
+  if (/past|cache/i.test(name) && isFloat(dtype)) return 'past';
+  if (/mask/i.test(name) && rank === 2) return 'mask';
+  if (/position/i.test(name) && !isFloat(dtype)) return 'positions';
+  return rank === 2 && !isFloat(dtype) ? 'tokens' : 'data';
+}
+
+/** The batch size that a model's inputs fix, or 2. */
+export function batchOf(graph: Graph): number {
+  const fixed = graph.inputs.map(({ name }) => graph.dims(name)?.[0]);
+  const number = fixed.find((d) => typeof d === 'number' && d > 0);
+  return (number as number | undefined) ?? 2;
+}
+
+/** Shapes of all graph inputs in a situation; inputs without a declared shape are left out. */
+export function inputShapes(graph: Graph, s: Situation): Record<string, number[]> {
+  const shapes: Record<string, number[]> = {};
+  for (const { name } of graph.inputs) {
+    const dims = graph.isInput(name) ? graph.dims(name) : undefined;
+    if (!dims) continue;
+    const role = roleOf(graph, name);
+    shapes[name] = dims.map((d, axis) => length(d, axis, dims.length, role, s));
+  }
+  return shapes;
+}
+
+function length(d: Dim, axis: number, rank: number, role: Role, s: Situation): number {
+  if (typeof d === 'number' && d > 0) return d;
+  if (axis === 0) return s.batch;
+  const name = typeof d === 'string' ? d : '';
+  if (role === 'past') return axis === rank - 2 || /past/i.test(name) ? s.past : 4;
+  if (role === 'mask' || /total|\+/i.test(name)) return s.past + s.tokens;
+  if (/past/i.test(name)) return s.past;
+  return rank >= 4 ? 32 : s.tokens;
+}
+
+/** Values for inputs in a situation. */
+export function feedsFor(
+  graph: Graph,
+  names: readonly string[],
+  shapes: Readonly<Record<string, readonly number[]>>,
+  s: Situation,
+): Record<string, RunTensor> | string {
+  const feeds: Record<string, RunTensor> = {};
+  for (const name of names) {
+    const dims = shapes[name];
+    const dtype = graph.dtype(name);
+    if (!dims || !dtype) return `graph input '${name}' has no declared shape`;
+    const count = dims.reduce((a, b) => a * b, 1);
+    const role = roleOf(graph, name);
+    feeds[name] = tensor(
+      dtype,
+      dims,
+      Array.from({ length: count }, (_, i) => valueAt(name, role, dims, i, s)),
+    );
+  }
+  return feeds;
+}
+
+function valueAt(
+  name: string,
+  role: Role,
+  dims: readonly number[],
+  i: number,
+  s: Situation,
+): number {
+  const width = dims.at(-1) ?? 1;
+  const [row, column] = [Math.floor(i / width), i % width];
+  switch (role) {
+    case 'mask':
+      return s.only && s.only !== name
+        ? 1
+        : (s.mask?.[row]?.[s.mask[row]!.length - width + column] ?? 1);
+    case 'positions':
+      return s.past + column;
+    case 'tokens':
+      return 5;
+    default:
+      return Math.sin(i + 1); // anything that is neither constant nor large
+  }
+}
+
+const ARRAYS: Partial<Record<DTypeName, (b: ArrayBuffer) => RunTensor['data']>> = {
+  float32: (b) => new Float32Array(b),
+  float64: (b) => new Float64Array(b),
+  float16: (b) => new Uint16Array(b),
+  int64: (b) => new BigInt64Array(b),
+  int32: (b) => new Int32Array(b),
+  bool: (b) => new Uint8Array(b),
+  uint8: (b) => new Uint8Array(b),
+  int8: (b) => new Int8Array(b),
+};
+
+function tensor(dtype: DTypeName, dims: readonly number[], values: readonly number[]): RunTensor {
+  const bytes = tensorBytes(makeTensor('', dtype, dims, values));
+  const array = ARRAYS[dtype];
+  const data = array ? array(bytes.slice().buffer as ArrayBuffer) : bytes;
+  return { type: dtype, dims, data };
+}

@@ -1,0 +1,144 @@
+import {
+  buildModel,
+  byteLength,
+  DATA_TYPE,
+  elementCount,
+  externalLocation,
+  type Graph,
+  makeNode,
+  makeTensor,
+  modelBytes,
+  type Node,
+  type NodeProto,
+  type TensorProto,
+  tensorBytes,
+  tensorDims,
+  tensorDtype,
+  type ValueSpec,
+} from '../ir/index.js';
+import type { Facts } from './facts.js';
+
+const NODE_LIMIT = 4000;
+const BYTE_LIMIT = 256 * 2 ** 20; // weights copied into a probe
+
+/** A small model that computes some values of a larger one. */
+export interface Submodel {
+  readonly bytes: Uint8Array;
+  /** Graph inputs of the larger model that it reads. */
+  readonly inputs: readonly string[];
+  /** Name in the submodel of each value asked for; all of them are float32 there. */
+  readonly outputs: ReadonlyMap<string, string>;
+}
+
+/**
+ * Cuts out what computes `values`. Shapes that `facts` knows as numbers become constants, so that what is
+ * only needed for its shape is left out.
+ *
+ * @param refuse names what must not be cut out (a reason), such as nodes that are too heavy
+ * @returns the submodel, or why there is none
+ */
+export function cutOut(
+  graph: Graph,
+  values: readonly string[],
+  facts: Facts,
+  refuse: (node: Node) => string | undefined = () => undefined,
+): Submodel | string {
+  const nodes: NodeProto[] = [];
+  const inputs = new Set<string>();
+  const weights = new Map<string, TensorProto>();
+  const seen = new Set<string>();
+  const stack = [...values];
+  let bytes = 0;
+  while (stack.length > 0) {
+    const value = stack.pop()!;
+    if (!value || seen.has(value)) continue;
+    seen.add(value);
+    const init = graph.initializer(value);
+    const node = graph.producer(value);
+    if (init) {
+      bytes += byteLength(tensorDtype(init), elementCount(tensorDims(init))) ?? 0;
+      if (bytes > BYTE_LIMIT) return `more than ${BYTE_LIMIT} bytes of weights lie behind it`;
+      weights.set(value, inlined(init, graph));
+    } else if (!node) {
+      inputs.add(value);
+    } else if (!nodes.includes(node.proto)) {
+      const constant = shapeConstant(node, facts);
+      const reason = constant ? undefined : refuse(node);
+      if (reason) return reason;
+      nodes.push(constant ?? node.proto);
+      for (const out of node.outputs) if (out) seen.add(out);
+      if (!constant) stack.push(...node.inputs, ...node.subgraphs.flatMap(outerValues));
+      if (nodes.length > NODE_LIMIT) return `more than ${NODE_LIMIT} nodes lie behind it`;
+    }
+  }
+  return assemble(graph, values, nodes, inputs, weights);
+}
+
+function assemble(
+  graph: Graph,
+  values: readonly string[],
+  nodes: readonly NodeProto[],
+  inputs: ReadonlySet<string>,
+  weights: ReadonlyMap<string, TensorProto>,
+): Submodel | string {
+  const unknown = [...inputs].find(
+    (i) => graph.dtype(i) === undefined || graph.dtype(i) === 'undefined',
+  );
+  if (unknown !== undefined) return `'${unknown}' has no declared type`;
+  const outputs = new Map(values.map((v, i) => [v, `probe_output_${i}`]));
+  const casts = [...outputs].map(([v, name]) =>
+    makeNode('Cast', [v], [name], { to: DATA_TYPE.float32 }),
+  );
+  const model = buildModel({
+    inputs: Object.fromEntries(
+      [...inputs].map((i): [string, ValueSpec] => {
+        const dims = graph.dims(i);
+        return [
+          i,
+          [graph.dtype(i)!, dims?.map((d) => (typeof d === 'number' && d >= 0 ? d : undefined))],
+        ];
+      }),
+    ),
+    outputs: Object.fromEntries(
+      [...outputs.values()].map((o): [string, ValueSpec] => [o, ['float32']]),
+    ),
+    nodes: [...nodes, ...casts],
+    initializers: [...weights.values()],
+    opsets: Object.fromEntries(
+      graph.model.proto.opsetImport.map((o) => [o.domain ?? '', Number(o.version)]),
+    ),
+    functions: graph.model.functions,
+    irVersion: Math.max(8, Number(graph.model.proto.irVersion)),
+  });
+  model.graph.sort();
+  return { bytes: modelBytes(model), inputs: [...inputs], outputs };
+}
+
+/** A Constant node in place of a Shape whose result is known. */
+function shapeConstant(node: Node, facts: Facts): NodeProto | undefined {
+  if (!node.is('Shape')) return undefined;
+  const items = facts.ints(node.outputs[0]!);
+  return (
+    items &&
+    makeNode('Constant', [], node.outputs, {
+      value: makeTensor('', 'int64', [items.length], items),
+    })
+  );
+}
+
+function inlined(tensor: TensorProto, graph: Graph): TensorProto {
+  if (!externalLocation(tensor)) return tensor;
+  const { name, dataType, dims } = tensor;
+  return {
+    name: name!,
+    dataType: dataType!,
+    dims,
+    rawData: tensorBytes(tensor, graph.model.external),
+  };
+}
+
+function outerValues(sub: Graph): string[] {
+  return [...sub.walk()]
+    .flatMap((n) => n.inputs)
+    .filter((v) => v && !sub.proto.node.some((n) => n.output.includes(v)));
+}
