@@ -24,8 +24,8 @@ async function tokenWorkload(job: CostJob): Promise<Workload> {
   };
   return {
     run: async () => {
-      model.reset();
-      const ms = await timed(() => model.prefill(ids, job.chunk));
+      await model.reset();
+      const ms = await timed(() => model.prefill(ids, { chunk: job.chunk }));
       if (model.memory === 'none') return { ms, decodeMs: null };
       const steps: number[] = [];
       while (steps.length < DECODE_STEPS) steps.push(await timed(() => model.advance([ids[0]!])));

@@ -1,5 +1,6 @@
 import { loadModel } from '../ir/index.js';
-import { isLanguageModel, LanguageModel } from '../text/language_model.js';
+import { LanguageModel } from '../text/language_model.js';
+import { isLanguageModel } from '../text/token_interface.js';
 import { type CostRow, measureCost } from './cost.js';
 import { inputVocabularies } from './feeds.js';
 import { compareLanguage, type LanguageDifference } from './language.js';
@@ -41,8 +42,10 @@ export interface CompareOptions {
   /** Length of all other free dimensions while outputs are compared. */
   length?: number;
   seed?: number;
-  /** Who runs the rewritten model; the original runs in ONNX Runtime as installed unless it uses our ops. */
+  /** Who runs the rewritten model. */
   backend?: BackendChoice;
+  /** Who runs the original; `auto` means ONNX Runtime as installed, unless it has our ops already. */
+  originalBackend?: BackendChoice;
   threads?: number;
   onProgress?: (stage: string, done: number, total: number) => void;
   signal?: AbortSignal;
@@ -61,7 +64,7 @@ export async function compareModels(
 ): Promise<Comparison> {
   const { signal, onProgress, threads } = options;
   const choices = {
-    original: { backend: 'auto' as const, threads },
+    original: { backend: options.originalBackend ?? 'auto', threads },
     rewritten: { backend: options.backend ?? 'auto', threads },
   };
   const original = { file: originalFile, ...(await openSession(originalFile, choices.original)) };

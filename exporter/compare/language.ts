@@ -1,5 +1,6 @@
 import { FlaError } from '../../ops/error.js';
-import { type LanguageModel, logitsRow } from '../text/language_model.js';
+import { logitsRow } from '../text/engine.js';
+import type { LanguageModel } from '../text/language_model.js';
 import { argmax, klDivergence, logSoftmax, mean, quantile, standardError } from './statistics.js';
 
 /** How two language models differ on one text. */
@@ -91,8 +92,8 @@ async function scoreWindow(
   scores: Scores,
 ): Promise<void> {
   if (window.length < 2) return;
-  original.reset();
-  rewritten.reset();
+  await original.reset();
+  await rewritten.reset();
   const a = await original.advance(window);
   const b = await rewritten.advance(window);
   if (a.vocabulary !== b.vocabulary) {

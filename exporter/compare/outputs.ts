@@ -10,7 +10,7 @@ import {
   tensorInputs,
   tensorValues,
 } from './feeds.js';
-import { loadOnnxRuntime, type OpenedSession } from './session.js';
+import { loadOnnxRuntime, namingFile, type OpenedSession } from './session.js';
 import { cosine, maxAbsDifference } from './statistics.js';
 
 /** How far two tensors of the same shape are apart. */
@@ -58,11 +58,7 @@ export async function compareOutputs(
 ): Promise<Record<string, OutputDifference>> {
   const run = async ({ file, session }: OpenModel) => {
     const feeds = await feedsFor(file, session, options);
-    try {
-      return await session.run(feeds);
-    } catch (error) {
-      throw new FlaError('runtime', `${file}: ${(error as Error).message}`, { cause: error });
-    }
+    return namingFile(file, () => session.run(feeds));
   };
   const a = await run(original);
   const b = await run(rewritten);

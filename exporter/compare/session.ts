@@ -41,6 +41,24 @@ export async function loadOnnxRuntime(): Promise<typeof Ort> {
   }
 }
 
+/** Who is to run a model file, and why not our backend when `auto` would rather have had it. */
+export async function chooseBackend(
+  file: string,
+  backend: BackendChoice = 'auto',
+): Promise<Pick<OpenedSession, 'backend' | 'notice'>> {
+  await loadOnnxRuntime();
+  if (backend === 'stock' || (backend === 'auto' && !usesFlaOps(file))) return { backend: 'stock' };
+  try {
+    const { nativeInfo } = await import('../../runtime/node/index.js');
+    nativeInfo();
+    return { backend: 'fla' };
+  } catch (error) {
+    if (backend === 'fla') throw error;
+    const notice = `${(error as Error).message}; ONNX Runtime runs the portable form of the ops`;
+    return { backend: 'stock', notice };
+  }
+}
+
 /**
  * Opens a model file for running.
  *
@@ -49,31 +67,35 @@ export async function loadOnnxRuntime(): Promise<typeof Ort> {
  */
 export async function openSession(
   file: string,
-  { backend = 'auto', threads }: SessionChoice = {},
+  choice: SessionChoice = {},
 ): Promise<OpenedSession> {
-  const ours = usesFlaOps(file);
+  const chosen = await chooseBackend(file, choice.backend);
   const ort = await loadOnnxRuntime();
-  const create = async (providers: readonly string[]) => {
-    try {
-      return await ort.InferenceSession.create(file, {
-        executionProviders: [...providers],
-        logSeverityLevel: 4, // what goes wrong arrives as an error; the log would repeat it
-        ...(threads && { intraOpNumThreads: threads }),
-      });
-    } catch (error) {
-      throw new FlaError('runtime', `${file}: ${(error as Error).message}`, { cause: error });
-    }
+  const session = await namingFile(file, () =>
+    ort.InferenceSession.create(file, {
+      executionProviders: [chosen.backend === 'fla' ? 'fla' : 'cpu'],
+      ...sessionOptions(choice),
+    }),
+  );
+  return { session, ...chosen };
+}
+
+/** Options that both backends understand. */
+export function sessionOptions({ threads }: SessionChoice): Ort.InferenceSession.SessionOptions {
+  return {
+    logSeverityLevel: 4, // what goes wrong arrives as an error; the log would repeat it
+    ...(threads && { intraOpNumThreads: threads }),
   };
-  if (backend === 'stock' || (backend === 'auto' && !ours)) {
-    return { session: await create(['cpu']), backend: 'stock' };
-  }
+}
+
+/** Runs work on a model; its errors then name the model's file. */
+export async function namingFile<T>(file: string, work: () => Promise<T>): Promise<T> {
   try {
-    const { nativeInfo } = await import('../../runtime/node/index.js');
-    nativeInfo();
+    return await work();
   } catch (error) {
-    if (backend === 'fla') throw error;
-    const notice = `${(error as Error).message}; ONNX Runtime runs the portable form of the ops`;
-    return { session: await create(['cpu']), backend: 'stock', notice };
+    const { message } = error as Error;
+    if (error instanceof FlaError && message.startsWith(`${file}: `)) throw error;
+    const code = error instanceof FlaError ? error.code : 'runtime';
+    throw new FlaError(code, `${file}: ${message}`, { cause: error });
   }
-  return { session: await create(['fla']), backend: 'fla' };
 }

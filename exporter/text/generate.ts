@@ -1,5 +1,6 @@
 import { seededRandom } from '../compare/random.js';
-import { type LanguageModel, logitsRow } from './language_model.js';
+import { logitsRow } from './engine.js';
+import type { LanguageModel } from './language_model.js';
 import { type SamplingOptions, sampleToken } from './sample.js';
 
 export interface GenerateOptions extends SamplingOptions {
@@ -32,7 +33,11 @@ export async function generate(
 ): Promise<Generated> {
   const random = seededRandom(options.seed);
   const start = performance.now();
-  let logits = await model.prefill(prompt, options.chunk, options.onPrefill, options.signal);
+  let logits = await model.prefill(prompt, {
+    chunk: options.chunk,
+    onProgress: options.onPrefill,
+    signal: options.signal,
+  });
   const prefilled = performance.now();
   const ids: number[] = [];
   while (ids.length < options.maxNewTokens) {

@@ -20,6 +20,7 @@ interface Flags {
   seed: number;
   threads?: number;
   backend: BackendChoice;
+  originalBackend: BackendChoice;
   json?: boolean;
 }
 
@@ -58,6 +59,11 @@ export function addCompare(program: Command, io: Io): void {
       parsePositive,
     )
     .addOption(backendOption())
+    .addOption(
+      new Option('--original-backend <name>', 'who runs the original')
+        .choices(['auto', 'fla', 'stock'])
+        .default('auto'),
+    )
     .option('--json', 'print JSON: {ppl, kld, same_top, outputs, cost}')
     .addHelpText(
       'after',

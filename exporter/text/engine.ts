@@ -1,0 +1,38 @@
+import type * as Ort from 'onnxruntime-node';
+import { tensorValues } from '../compare/feeds.js';
+
+/** Logits of consecutive tokens, row-major [rows, vocabulary]. */
+export interface Logits {
+  rows: number;
+  vocabulary: number;
+  data: Float32Array;
+}
+
+/** One row of logits, without a copy. */
+export function logitsRow(logits: Logits, row: number): Float32Array {
+  return logits.data.subarray(row * logits.vocabulary, (row + 1) * logits.vocabulary);
+}
+
+/** The last `rows` rows, without a copy. */
+export function lastRows(logits: Logits, rows: number): Logits {
+  const skip = Math.max(logits.rows - rows, 0) * logits.vocabulary;
+  return { ...logits, rows: Math.min(rows, logits.rows), data: logits.data.subarray(skip) };
+}
+
+/** The logits in a tensor [1, rows, vocabulary]. */
+export function toLogits(tensor: Ort.Tensor): Logits {
+  const [, rows, vocabulary] = tensor.dims as [number, number, number];
+  const values = tensorValues(tensor);
+  const data = values instanceof Float32Array ? values : Float32Array.from(values);
+  return { rows, vocabulary, data };
+}
+
+/** Feeds tokens to a model and carries what it remembers. */
+export interface Engine {
+  /** Bytes carried from call to call. */
+  readonly stateBytes: number;
+  /** Reads tokens; returns the logits of all of them, or of the last one only. */
+  run(ids: readonly number[], wanted: 'all' | 'last'): Promise<Logits>;
+  reset(): Promise<void>;
+  release(): Promise<void>;
+}

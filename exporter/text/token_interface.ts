@@ -1,0 +1,80 @@
+import type * as Ort from 'onnxruntime-node';
+import { FlaError } from '../../ops/error.js';
+import { type TensorInput, tensorInputs } from '../compare/feeds.js';
+import { type StateNames, statePairs } from './state_pairs.js';
+
+/** How a model remembers earlier tokens: not at all, in a cache that grows, or in a state that does not. */
+export type Memory = 'none' | 'cache' | 'state';
+
+/** Which inputs and outputs play which part in a causal language model. */
+export interface TokenInterface {
+  memory: Memory;
+  ids: TensorInput;
+  mask: TensorInput | undefined;
+  positions: TensorInput | undefined;
+  /** Is the mask as long as everything seen so far, rather than as the new tokens? */
+  maskCoversPast: boolean;
+  state: TensorInput[];
+  pairs: StateNames[];
+  logits: string;
+}
+
+/** What describes a session's inputs and outputs. */
+export type Described = Pick<
+  Ort.InferenceSession,
+  'inputNames' | 'outputNames' | 'inputMetadata' | 'outputMetadata'
+>;
+
+/** Is it a model that `LanguageModel` can drive? */
+export function isLanguageModel(session: Described): boolean {
+  try {
+    tokenInterface(session);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** @throws FlaError `unsupported` when the model is no language model of the known form */
+export function tokenInterface(session: Described): TokenInterface {
+  const inputs = tensorInputs(session.inputMetadata);
+  const outputs = tensorInputs(session.outputMetadata);
+  const pairs = statePairs(session.inputNames, session.outputNames);
+  const pastNames = new Set(pairs.map((p) => p.past));
+  const state = inputs.filter((i) => pastNames.has(i.name));
+  const integers = inputs.filter((i) => /^u?int(32|64)$/.test(i.type) && i.shape.length === 2);
+  const ids = integers.find((i) => /^(input_?ids|tokens|ids)$/i.test(i.name));
+  const mask = integers.find((i) => /mask/i.test(i.name));
+  const positions = integers.find((i) => /position/i.test(i.name));
+  const logits = outputs.find((o) => o.shape.length === 3 && /logits/i.test(o.name));
+  if (!ids || !logits) {
+    throw new FlaError(
+      'unsupported',
+      'model must be a language model with inputs input_ids [B,T] and output logits [B,T,V], ' +
+        `received inputs ${list(inputs)} and outputs ${list(outputs)}`,
+    );
+  }
+  const known = new Set([ids, mask, positions, ...state]);
+  const others = inputs.filter((i) => !known.has(i));
+  if (others.length > 0) {
+    throw new FlaError(
+      'unsupported',
+      `model has inputs that no value is known for: ${list(others)}`,
+    );
+  }
+  const grows = state.some((i) => i.shape.some((d, axis) => axis > 0 && typeof d === 'string'));
+  return {
+    memory: state.length === 0 ? 'none' : grows ? 'cache' : 'state',
+    ids,
+    mask,
+    positions,
+    maskCoversPast: mask !== undefined && mask.shape[1] !== ids.shape[1],
+    state,
+    pairs,
+    logits: logits.name,
+  };
+}
+
+function list(values: readonly TensorInput[]): string {
+  return values.map((v) => `${v.name} [${v.shape.join(',')}]`).join(', ') || 'none';
+}
