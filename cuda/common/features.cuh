@@ -1,0 +1,78 @@
+// Feature maps of queries and keys, one head vector at a time, spread over `Lanes` neighbouring lanes.
+#ifndef FLA_CUDA_COMMON_FEATURES_CUH_
+#define FLA_CUDA_COMMON_FEATURES_CUH_
+
+#include "cuda/common/types.cuh"
+
+namespace fla::cuda {
+
+constexpr float kL2NormEps = 1e-6f;
+constexpr float kNormalizeEps = 1e-6f;
+constexpr float kExpClamp = 80.f;
+
+template <int Lanes>
+__device__ __forceinline__ float lane_sum(float x) {
+#pragma unroll
+  for (int i = Lanes / 2; i > 0; i /= 2) x += __shfl_xor_sync(0xffffffffu, x, i);
+  return x;
+}
+template <int Lanes>
+__device__ __forceinline__ float lane_max(float x) {
+#pragma unroll
+  for (int i = Lanes / 2; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, i));
+  return x;
+}
+
+// What the map does to one element; l2norm and softmax need the whole vector as well.
+__device__ __forceinline__ float feature_of(FeatureMap map, float x) {
+  switch (map) {
+    case FeatureMap::kElu1:
+      return x > 0.f ? x + 1.f : expf(x);
+    case FeatureMap::kRelu:
+      return fmaxf(x, 0.f);
+    case FeatureMap::kExp:
+      return expf(fminf(x, kExpClamp));
+    case FeatureMap::kSilu:
+      return x / (1.f + expf(-x));
+    default:
+      return x;
+  }
+}
+
+// Maps a vector of `size` elements in place. load(i) and store(i, x) reach element i; lane `lane` of the
+// Lanes that share the vector handles elements lane, lane + Lanes, ... below `size`. All lanes of the warp
+// must call this together.
+template <int Lanes, typename Load, typename Store>
+__device__ __forceinline__ void map_features(FeatureMap map, bool l2norm, int lane, int size, Load load,
+                                             Store store) {
+  float shift = 0.f, factor = 1.f;
+  if (map == FeatureMap::kSoftmax) {
+    float largest = -INFINITY, total = 0.f;
+    for (int i = lane; i < size; i += Lanes) largest = fmaxf(largest, load(i));
+    shift = lane_max<Lanes>(largest);
+    for (int i = lane; i < size; i += Lanes) total += expf(load(i) - shift);
+    factor = 1.f / lane_sum<Lanes>(total);
+  } else if (map == FeatureMap::kL2Norm) {
+    float squares = 0.f;
+    for (int i = lane; i < size; i += Lanes) squares += load(i) * load(i);
+    factor = rsqrtf(lane_sum<Lanes>(squares) + kL2NormEps);
+  }
+  const auto value = [&](int i) {
+    const float x = load(i);
+    return factor * (map == FeatureMap::kSoftmax ? expf(x - shift) : feature_of(map, x));
+  };
+  float norm = 1.f;
+  if (l2norm) {
+    float squares = 0.f;
+    for (int i = lane; i < size; i += Lanes) {
+      const float x = value(i);
+      squares += x * x;
+    }
+    norm = rsqrtf(lane_sum<Lanes>(squares) + kL2NormEps);
+  }
+  for (int i = lane; i < size; i += Lanes) store(i, norm * value(i));
+}
+
+}  // namespace fla::cuda
+
+#endif  // FLA_CUDA_COMMON_FEATURES_CUH_
