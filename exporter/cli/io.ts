@@ -16,13 +16,21 @@ export function printJson(io: Io, value: unknown): void {
   io.out(`${JSON.stringify(value, null, 2)}\n`);
 }
 
+const WIDE = 60; // columns; longer cells are wrapped
+
 /** Prints rows under a head. */
 export function printTable(
   io: Io,
   head: readonly string[],
   rows: readonly (readonly string[])[],
 ): void {
-  const table = new Table({ head: [...head], style: { head: [], border: [] } });
+  const colWidths = head.map((_, i) => (rows.some((r) => r[i]!.length > WIDE) ? WIDE + 2 : null));
+  const table = new Table({
+    head: [...head],
+    style: { head: [], border: [] },
+    colWidths,
+    wordWrap: true,
+  });
   for (const row of rows) table.push([...row]);
   io.out(`${table.toString()}\n`);
 }

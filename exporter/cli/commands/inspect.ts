@@ -22,6 +22,7 @@ export function addInspect(program: Command, io: Io): void {
       );
       if (options.json) return printJson(io, report);
       printSites(io, report.sites);
+      if (report.sites.length === 0) return io.out('no Softmax and no attention in this model\n');
       const taken = report.sites.filter((s) => s.rewritable).length;
       io.out(`${taken} of ${report.sites.length} can be rewritten\n`);
     });
