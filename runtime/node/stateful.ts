@@ -269,6 +269,7 @@ export class StatefulSession {
     signal?: AbortSignal,
   ): Promise<Record<string, Tensor>> {
     this.#assertSound();
+    signal?.throwIfAborted();
     const names = this.#wanted(outputs);
     const fetches: Record<string, AnyTensor | 'native' | null> = {};
     for (const name of names) fetches[name] = outputs === 'last' ? 'native' : null;
@@ -303,12 +304,16 @@ export class StatefulSession {
     );
   }
 
-  /** A run that fails half way leaves a state that it was updating in place between old and new. */
+  /**
+   * A run that fails half way leaves a state that it was updating in place between old and new. A FlaError without a cause
+   * is one of ours, from before the run began.
+   */
   async #guarded<T>(body: () => Promise<T>): Promise<T> {
     try {
       return await body();
     } catch (thrown) {
-      this.#spoiled = this.#slots.some((slot) => slot.current === slot.target);
+      const started = !(thrown instanceof FlaError) || thrown.cause !== undefined;
+      this.#spoiled = started && this.#slots.some((slot) => slot.current === slot.target);
       throw thrown;
     }
   }

@@ -84,11 +84,17 @@ Tensor::Tensor(std::shared_ptr<Environment> environment, ONNXTensorElementDataTy
       type_(type),
       dims_(dims),
       bytes_(tensor_bytes(type, dims)) {
-  check(ort().CreateTensorAsOrtValue(default_allocator(), dims.data(), dims.size(), type, &value_));
-  void* data = nullptr;
-  check(ort().GetTensorMutableData(value_, &data));
-  data_ = static_cast<uint8_t*>(data);
-  if (bytes_ > 0) std::memset(data_, 0, bytes_);
+  // Not ONNX Runtime's default allocator: it calls posix_memalign, and glibc before 2.38 does not
+  // reuse what was freed from that (bug 14581), so that memory would grow with every tensor.
+  constexpr size_t kAlignment = 64;
+  memory_.reset(std::calloc(bytes_ + kAlignment, 1));
+  if (memory_ == nullptr) {
+    throw OrtFailure(ORT_FAIL, "out of memory: " + std::to_string(bytes_) + " bytes");
+  }
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
+  data_ = reinterpret_cast<uint8_t*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  check(ort().CreateTensorWithDataAsOrtValue(cpu_memory(), data_, bytes_, dims.data(), dims.size(),
+                                             type, &value_));
 }
 
 Tensor::~Tensor() { ort().ReleaseValue(value_); }

@@ -3,6 +3,7 @@
 
 #include <napi.h>
 
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -32,7 +33,12 @@ class Tensor {
  private:
   void describe();
 
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+
   std::shared_ptr<Environment> environment_;
+  std::unique_ptr<void, Free> memory_;  // of a tensor that we allocated
   OrtValue* value_ = nullptr;
   ONNXTensorElementDataType type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   std::vector<int64_t> dims_;

@@ -1,0 +1,3 @@
+import { kernelSuite } from './support/kernel_suite.js';
+
+kernelSuite();

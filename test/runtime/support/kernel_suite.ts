@@ -1,0 +1,93 @@
+import { describe, expect, it } from 'vitest';
+import {
+  type CausalConvWithStateInputs,
+  causalConvWithState,
+  causalConvWithStateReference,
+  linearAttention,
+  type Tensor64,
+} from '../../../ops/index.js';
+import { nativeInfo } from '../../../runtime/node/addon.js';
+import { causalConvCases, causalConvTypes } from '../../cases/causal_conv_with_state.js';
+import { conformanceCases } from '../../cases/conformance.js';
+import {
+  type CaseTypes,
+  caseTypes,
+  dtypeOf,
+  expectedOf,
+  inputsIn,
+  linearAttentionCases,
+  tolerance,
+  typesOf,
+  typesText,
+} from '../../cases/linear_attention.js';
+import { relativeError, rounded } from '../../cases/tensors.js';
+import { runCall } from '../../support/kernels.js';
+
+const isas = ['portable', 'avx2', 'avx512'];
+
+/** Every case in every dtype through the kernels of one instruction set (the best one when `isa` is not given). */
+export function kernelSuite(isa?: string): void {
+  // The library reads it once, when it is loaded; every test file is a process of its own.
+  if (isa) process.env.FLA_CPU_ISA = isa;
+
+  it('runs the instruction set asked for', () => {
+    const actual = isas.indexOf(nativeInfo().ops.isa as string);
+    expect(actual).toBeGreaterThanOrEqual(0);
+    if (isa) expect(actual).toBeLessThanOrEqual(isas.indexOf(isa));
+  });
+
+  describe.each(caseTypes.map((types) => [typesText(types), types] as const))(
+    'LinearAttention, %s',
+    (_, types) => {
+      const cases = linearAttentionCases.filter((testCase) => typesOf(testCase).includes(types));
+      it.each(cases)('$name', async (testCase) => {
+        const inputs = inputsIn(testCase, types);
+        const expected = expectedOf(testCase, inputs);
+        const actual = await runCall({
+          op: linearAttention,
+          attributes: testCase.attributes,
+          inputs: inputs as unknown as Record<string, Tensor64>,
+          dtypes: inputDtypes(inputs, types),
+        });
+        expectClose(actual.output, expected.output, tolerance(testCase, types.T));
+        expectClose(actual.present_state, expected.presentState, tolerance(testCase, types.S));
+      });
+    },
+  );
+
+  describe.each(causalConvTypes)('CausalConvWithState, %s', (dtype) => {
+    it.each(causalConvCases)('$name', async ({ attributes, inputs: draw }) => {
+      const inputs = Object.fromEntries(
+        Object.entries(draw()).map(([name, tensor]) => [name, rounded(tensor as Tensor64, dtype)]),
+      );
+      const reference = inputs as unknown as CausalConvWithStateInputs;
+      const expected = causalConvWithStateReference(attributes, reference);
+      const dtypes = Object.fromEntries(Object.keys(inputs).map((name) => [name, dtype]));
+      const actual = await runCall({ op: causalConvWithState, attributes, inputs, dtypes });
+      const rounding = { float32: 0, float16: 2 ** -11, bfloat16: 2 ** -8 }[dtype];
+      expectClose(actual.output, expected.output, 1e-6 + rounding);
+      expect(actual.present_state).toEqual(expected.presentState);
+    });
+  });
+
+  describe('ONNX opset-27 node cases', () => {
+    it.each(conformanceCases)('$name', async ({ opType, attributes, dtype, inputs, outputs }) => {
+      const op = opType === 'LinearAttention' ? linearAttention : causalConvWithState;
+      const dtypes = Object.fromEntries(Object.keys(inputs).map((name) => [name, dtype]));
+      const actual = await runCall({ op, attributes, inputs, dtypes });
+      for (const [name, expected] of Object.entries(outputs)) {
+        // Two float16 results, each rounded once.
+        expectClose(actual[name], expected, dtype === 'float16' ? 2 ** -10 : 1e-5);
+      }
+    });
+  });
+}
+
+function inputDtypes(inputs: object, types: CaseTypes) {
+  return Object.fromEntries(Object.keys(inputs).map((name) => [name, dtypeOf(name, types)]));
+}
+
+function expectClose(actual: Tensor64, expected: Tensor64, limit: number): void {
+  expect(actual.shape).toEqual(expected.shape);
+  expect(relativeError(actual.data, expected.data)).toBeLessThanOrEqual(limit);
+}
