@@ -14,7 +14,10 @@ export interface CausalConvWithStateResult {
   readonly presentState: Tensor64; // [B,D,W-1]
 }
 
-/** CausalConvWithState as a plain loop in float64. Throws `FlaError` when the call breaks the schema. */
+/**
+ * CausalConvWithState as a plain loop in float64. Throws `FlaError` when the call breaks the
+ * schema.
+ */
 export function causalConvWithStateReference(
   attributes: CausalConvWithStateAttributeInput,
   inputs: CausalConvWithStateInputs,

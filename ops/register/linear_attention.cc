@@ -11,7 +11,7 @@ namespace op = gen::linear_attention;
 // The kernel's enums count in the order of the schema's allowed values.
 static_assert(static_cast<int>(UpdateRule::kGatedDelta) == op::kUpdateRuleGatedDelta &&
               static_cast<int>(FeatureMap::kSoftmax) == op::kFeatureMapSoftmax &&
-              static_cast<int>(ReadMode::kBefore) == op::kReadBefore);
+              static_cast<int>(ReadMode::kBonus) == op::kReadBonus);
 
 DecayKind decay_kind(const Call& call) {
   const TensorSpec& decay = call.inputs[op::kDecay];
@@ -53,6 +53,7 @@ bool run(const Call& call) {
   params.beta_kind = beta_kind(call);
   params.beta_dtype = call.inputs[op::kBeta].dtype;
   params.mask_dtype = call.inputs[op::kMask].dtype;
+  params.bonus_dtype = call.inputs[op::kBonus].dtype;
 
   params.query = call.input_data[op::kQuery];
   params.key = call.input_data[op::kKey];
@@ -61,6 +62,7 @@ bool run(const Call& call) {
   params.decay = call.input_data[op::kDecay];
   params.beta = call.input_data[op::kBeta];
   params.mask = call.input_data[op::kMask];
+  params.bonus = call.input_data[op::kBonus];
   params.output = call.output_data[op::kOutput];
   params.present_state = call.output_data[op::kPresentState];
   return linear_attention_cpu(params, call.parallel);

@@ -50,11 +50,8 @@ void ORT_API_CALL destroy_kernel(void* kernel) { delete static_cast<Instance*>(k
 
 OrtStatus* ORT_API_CALL infer_shapes(const OrtCustomOp* op, OrtShapeInferContext* context) {
   const RegisteredOp& registered = self(op);
-  ONNXTensorElementDataType types[kMaxOutputs];
-  for (int i = 0; i < registered.table.outputs.size; ++i) types[i] = registered.output_type(i);
-  return guarded(registered.api, [&] {
-    return infer_output_shapes(registered.table, registered.api, context, types);
-  });
+  return guarded(registered.api,
+                 [&] { return infer_output_shapes(registered.table, registered.api, context); });
 }
 
 OrtCustomOpInputOutputCharacteristic characteristic(bool optional) {

@@ -12,6 +12,16 @@ namespace {
 // none.
 using DimNames = std::vector<std::string>;
 
+// The element type of each type variable, UNDEFINED where no input tells.
+using Types = std::vector<ONNXTensorElementDataType>;
+
+// A variable that no input binds takes its first choice.
+ONNXTensorElementDataType type_of(const OpTable& table, int variable, const Types& types) {
+  if (types[variable] != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) return types[variable];
+  const TypeChoice& choice = table.types[variable].choices[0];
+  return choice.variable < 0 ? element_type(choice.dtype) : types[choice.variable];
+}
+
 // The value of an int attribute, its default, or kUnknown when it has neither.
 int64_t int_attribute(const OrtApi* api, const OrtShapeInferContext* context,
                       const AttributeTable& attribute) {
@@ -43,7 +53,7 @@ OrtStatus* read_names(const OpTable& table, const ShapeTable& shape, const OrtAp
 }
 
 OrtStatus* read_inputs(const OpTable& table, const OrtApi* api, const OrtShapeInferContext* context,
-                       std::vector<TensorSpec>* specs, DimNames* names) {
+                       std::vector<TensorSpec>* specs, DimNames* names, Types* types) {
   size_t count = 0;
   FLA_RETURN_IF_ERROR(api->ShapeInferContext_GetInputCount(context, &count));
   for (size_t i = 0; i < count && i < specs->size(); ++i) {
@@ -51,10 +61,10 @@ OrtStatus* read_inputs(const OpTable& table, const OrtApi* api, const OrtShapeIn
     FLA_RETURN_IF_ERROR(api->ShapeInferContext_GetInputTypeShape(context, i, &info));
     TensorSpec& spec = (*specs)[i];
     const ShapeTable& shape = table.inputs[static_cast<int>(i)].shapes[0];
-    const bool has_type =
-        succeeded(api, read_type_and_shape(api, info, &spec));  // absent inputs have none
-    spec.present =
-        has_type && spec.shape.size() == static_cast<size_t>(shape.rank);  // rank 0: not known
+    if (!succeeded(api, read_type_and_shape(api, info, &spec)))
+      continue;  // absent inputs have no type
+    (*types)[table.inputs[static_cast<int>(i)].type] = element_type(spec.dtype);
+    spec.present = spec.shape.size() == static_cast<size_t>(shape.rank);  // rank 0: not known
     if (spec.present) FLA_RETURN_IF_ERROR(read_names(table, shape, api, info, names));
   }
   return nullptr;
@@ -84,8 +94,7 @@ OrtStatus* set_output(const OpTable& table, int output, const Dims& dims, const 
 }  // namespace
 
 OrtStatus* infer_output_shapes(const OpTable& table, const OrtApi* api,
-                               OrtShapeInferContext* context,
-                               const ONNXTensorElementDataType* output_types) {
+                               OrtShapeInferContext* context) {
   Attributes attributes;
   for (int i = 0; i < table.attributes.size; ++i) {
     if (table.attributes[i].type != AttributeType::kInt) continue;
@@ -93,11 +102,13 @@ OrtStatus* infer_output_shapes(const OpTable& table, const OrtApi* api,
   }
   std::vector<TensorSpec> specs(table.inputs.size);
   DimNames names(table.dims.size);
-  FLA_RETURN_IF_ERROR(read_inputs(table, api, context, &specs, &names));
+  Types types(table.types.size, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED);
+  FLA_RETURN_IF_ERROR(read_inputs(table, api, context, &specs, &names, &types));
   Dims dims;
   if (!solve_dims(table, attributes, specs, &dims).empty()) return nullptr;
   for (int i = 0; i < table.outputs.size; ++i) {
-    OrtStatus* status = set_output(table, i, dims, names, api, context, output_types[i]);
+    OrtStatus* status = set_output(table, i, dims, names, api, context,
+                                   type_of(table, table.outputs[i].type, types));
     if (status && table.outputs[i].optional) {
       api->ReleaseStatus(status);  // the node has fewer outputs
       continue;

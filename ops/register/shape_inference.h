@@ -11,8 +11,7 @@ namespace fla {
 // Sets the shape of every output whose dimensions are all known, as sizes or as names that the
 // model gives them. Violations are left to the kernel, which reports them with actual sizes.
 OrtStatus* infer_output_shapes(const OpTable& table, const OrtApi* api,
-                               OrtShapeInferContext* context,
-                               const ONNXTensorElementDataType* output_types);
+                               OrtShapeInferContext* context);
 
 }  // namespace fla
 
