@@ -1,0 +1,246 @@
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import type { Comparison } from '../../../exporter/compare/index.js';
+import type { InspectReport, RewriteReport } from '../../../exporter/index.js';
+import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
+import { runCli, runJson, startCli } from './run_cli.js';
+
+const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-cli-'));
+afterAll(() => fs.rmSync(folder, { recursive: true }));
+const at = (name: string) => path.join(folder, name);
+const COMMANDS = ['inspect', 'rewrite', 'compare', 'generate', 'ops'];
+
+describe('help', () => {
+  test('lists the commands', async () => {
+    const { code, stdout } = await runCli('--help');
+    expect(code).toBe(0);
+    for (const command of COMMANDS) expect(stdout).toMatch(new RegExp(`^  ${command}\\b`, 'm'));
+  });
+  test.each(COMMANDS)('of %s has examples', async (command) => {
+    const { code, stdout } = await runCli(command, '--help');
+    expect(code).toBe(0);
+    expect(stdout).toContain('--json');
+    expect(stdout).toMatch(new RegExp(`Examples:\n  onnx-fla ${command}`));
+  });
+  test('without a command is shown, with exit code 1', async () => {
+    const { code, stderr } = await runCli();
+    expect(code).toBe(1);
+    expect(stderr).toContain('Usage: onnx-fla');
+  });
+  test('--version', async () => {
+    const { version } = JSON.parse(fs.readFileSync('package.json', 'utf8'));
+    expect((await runCli('--version')).stdout).toBe(`${version}\n`);
+  });
+});
+
+describe('inspect', () => {
+  test('--json has every key of every site', async () => {
+    const { sites } = await runJson<InspectReport>('inspect', OCR_RECOGNISER);
+    expect(sites).toHaveLength(3);
+    expect(sites[0]).toEqual({
+      node: 'p2o.Softmax.0',
+      layer: 0,
+      pattern: 'decomposed',
+      q_num_heads: 8,
+      kv_num_heads: 8,
+      head_dim: 15,
+      mask: 'bidirectional',
+      cache: false,
+      rewritable: true,
+      reason: null,
+    });
+    expect(sites[2]).toMatchObject({ node: 'p2o.Softmax.2', layer: null, rewritable: false });
+    expect(sites[2]!.reason).toMatch(/not attention/);
+  });
+  test('a table for people', async () => {
+    const { stdout } = await runCli('inspect', TINYLM.modelKv);
+    expect(stdout).toContain('/m/layers.3/self_attn/Softmax');
+    expect(stdout).toContain('4/2');
+    expect(stdout).toMatch(/4 of 4 can be rewritten\n$/);
+  });
+  test('a model without attention', async () => {
+    expect(await runJson<InspectReport>('inspect', OCR_DETECTOR)).toEqual({ sites: [] });
+  });
+});
+
+describe('rewrite', () => {
+  test('writes a model that computes the same with --variant none', async () => {
+    const out = at('none.onnx');
+    const report = await runJson<RewriteReport>(
+      'rewrite',
+      TINYLM.model,
+      '-o',
+      out,
+      '--variant',
+      'none',
+    );
+    expect(report.sites.map((s) => s.rewritten)).toEqual([true, true, true, true]);
+    const { outputs } = await runJson<Comparison>('compare', TINYLM.model, out);
+    expect(Object.keys(outputs)).toEqual(['logits']);
+    expect(outputs.logits!.max_abs).toBeLessThan(1e-4);
+  });
+  test('--layers and --keep-softmax choose', async () => {
+    const out = at('some.onnx');
+    const args = ['rewrite', TINYLM.modelKv, '-o', out, '--layers', '1-3', '--keep-softmax', '2'];
+    const report = await runJson<RewriteReport>(...args);
+    expect(report.sites.map((s) => s.rewritten)).toEqual([false, true, false, true]);
+    const { sites } = await runJson<InspectReport>('inspect', out);
+    expect(sites.filter((s) => s.rewritable)).toHaveLength(2);
+  });
+  test('--dry-run writes nothing', async () => {
+    const before = fs.readdirSync(folder);
+    const args = ['rewrite', TINYLM.model, '-o', at('dry.onnx'), '--dry-run'];
+    const { code, stdout } = await runCli(...args);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/nothing written/);
+    expect(fs.readdirSync(folder)).toEqual(before);
+  });
+});
+
+describe('compare', () => {
+  test('--json has the promised shape', async () => {
+    const linear = at('linear.onnx');
+    await runJson('rewrite', TINYLM.modelKv, '-o', linear);
+    const text = ['--text', TINYLM.text, '--tokenizer', TINYLM.tokenizer, '--max-tokens', '600'];
+    const cost = ['--lengths', '16,32', '--runs', '2'];
+    const result = await runJson<Comparison>('compare', TINYLM.modelKv, linear, ...text, ...cost);
+    const number = expect.any(Number);
+    expect(result.ppl).toMatchObject({ original: number, rewritten: number, ratio: number });
+    expect(result.ppl!.ratio).toBeCloseTo(result.ppl!.rewritten / result.ppl!.original, 6);
+    expect(Object.keys(result.kld!)).toEqual(['mean', 'median', 'p99', 'p999', 'max']);
+    expect(result.kld!.max).toBeGreaterThanOrEqual(result.kld!.p999);
+    expect(result.kld!.mean).toBeGreaterThan(0);
+    expect(result.same_top).toBeGreaterThan(0);
+    expect(result.same_top).toBeLessThan(1);
+    expect(result.outputs.logits).toEqual({ max_abs: number, cosine: number });
+    expect(result.cost.map((row) => row.length)).toEqual([16, 32]);
+    const layers = 4;
+    const cacheBytes = (tokens: number) => tokens * layers * 2 * 2 * 64 * 4; // K and V, heads, dim, bytes
+    for (const row of result.cost) {
+      expect(row.original_error ?? row.rewritten_error).toBeUndefined();
+      expect(row.original_ms).toBeGreaterThan(0);
+      expect(row.rewritten_ms).toBeGreaterThan(0);
+      expect(row.rewritten_decode_ms).toBeGreaterThan(0);
+      expect(row.original_state_bytes).toBe(cacheBytes(row.length + 8)); // 8 timed steps
+      expect(row.original_peak_bytes).toBeGreaterThan(20e6);
+      expect(row.original_peak_bytes).toBeLessThan(2e9);
+    }
+    const [first, second] = result.cost.map((row) => row.rewritten_state_bytes);
+    expect(first).toBeGreaterThan(0);
+    expect(second).toBe(first);
+  });
+  test('images, with free dimensions set', async () => {
+    const { outputs, ppl } = await runJson<Comparison>(
+      'compare',
+      OCR_RECOGNISER,
+      OCR_RECOGNISER,
+      '--length',
+      '64',
+    );
+    expect(ppl).toBeNull();
+    expect(Object.values(outputs)).toEqual([{ max_abs: 0, cosine: expect.closeTo(1, 6) }]);
+  });
+});
+
+describe('generate', () => {
+  interface Result {
+    text: string;
+    ids: number[];
+    prompt_tokens: number;
+    new_tokens: number;
+    state_bytes: number;
+    memory: string;
+  }
+  const args = [
+    '--tokenizer',
+    TINYLM.tokenizer,
+    '--prompt',
+    'Mr. Speaker, I',
+    '--max-new-tokens',
+    '12',
+  ];
+
+  test('greedy text does not depend on whether there is a cache', async () => {
+    const cached = await runJson<Result>('generate', TINYLM.modelKv, ...args, '--temperature', '0');
+    const plain = await runJson<Result>('generate', TINYLM.model, ...args, '--temperature', '0');
+    expect(cached.ids).toEqual(plain.ids);
+    expect([cached.memory, plain.memory]).toEqual(['cache', 'none']);
+    expect(cached.new_tokens).toBe(12);
+    expect(plain.state_bytes).toBe(0);
+    expect(cached.state_bytes).toBe((cached.prompt_tokens + 11) * 4 * 2 * 2 * 64 * 4);
+  });
+  test('streams what --json says, and the seed decides', async () => {
+    const { stdout, stderr } = await runCli('generate', TINYLM.modelKv, ...args, '--seed', '5');
+    const same = await runJson<Result>('generate', TINYLM.modelKv, ...args, '--seed', '5');
+    const other = await runJson<Result>('generate', TINYLM.modelKv, ...args, '--seed', '6');
+    expect(stdout).toBe(`${same.text}\n`);
+    expect(other.text).not.toBe(same.text);
+    expect(stderr).toMatch(
+      /prompt: \d+ tokens at \d+ tokens\/s; new: 12 at [\d.]+ tokens\/s; carried: /,
+    );
+  });
+  test('a rewritten model carries a state of fixed size', async () => {
+    const linear = at('generate.onnx');
+    await runJson('rewrite', TINYLM.modelKv, '-o', linear);
+    const short = await runJson<Result>('generate', linear, ...args);
+    const long = await runJson<Result>('generate', linear, ...args, '--max-new-tokens', '30');
+    expect(short.memory).toBe('state');
+    expect(long.state_bytes).toBe(short.state_bytes);
+    expect(short.new_tokens).toBe(12);
+  });
+});
+
+test('ops names the library, the processor and the operators', async () => {
+  const result = await runJson<Record<string, unknown>>('ops');
+  expect(result.library).toMatch(/libfla_ops\.(so|dylib)$/);
+  expect(result.ops).toContain('com.fla.LinearAttention');
+  expect(typeof result.isa).toBe('string');
+  expect(typeof result.cuda).toBe('boolean');
+});
+
+test('Ctrl-C ends a command with 130 and leaves no process behind', async () => {
+  const { child, result } = startCli([
+    'compare',
+    TINYLM.modelKv,
+    TINYLM.modelKv,
+    '--lengths',
+    '2048',
+    '--runs',
+    '1000000',
+  ]);
+  await new Promise((resolve) => setTimeout(resolve, 5000));
+  const measuring = children(child.pid!);
+  child.kill('SIGINT');
+  const { code, stdout, stderr } = await result;
+  expect(code).toBe(130);
+  expect(stderr).toBe('onnx-fla: interrupted\n');
+  expect(stdout).toBe('');
+  expect(measuring.length).toBeGreaterThan(0);
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  expect(measuring.filter(isAlive)).toEqual([]);
+});
+
+/** Process ids of the children of a process that run the measuring script. */
+function children(parent: number): number[] {
+  return fs
+    .readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => {
+      try {
+        const parentOf = / (\d+) /.exec(
+          fs.readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) \S/, ''),
+        );
+        const command = fs.readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+        return Number(parentOf?.[1]) === parent && command.includes('cost_child');
+      } catch {
+        return false; // it ended meanwhile
+      }
+    })
+    .map(Number);
+}
+
+function isAlive(pid: number): boolean {
+  return fs.existsSync(`/proc/${pid}`);
+}

@@ -1,0 +1,181 @@
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import {
+  buildModel,
+  type Model,
+  makeNode,
+  makeTensor,
+  saveModel,
+} from '../../../exporter/ir/index.js';
+import { OCR_RECOGNISER, TINYLM } from '../../support/models.js';
+import { runCli } from './run_cli.js';
+
+const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-cli-'));
+afterAll(() => fs.rmSync(folder, { recursive: true }));
+
+const at = (name: string) => path.join(folder, name);
+function write(name: string, bytes: Uint8Array | string): string {
+  fs.writeFileSync(at(name), bytes);
+  return at(name);
+}
+function writeModel(name: string, model: Model): string {
+  saveModel(model, at(name));
+  return at(name);
+}
+
+const softmaxOf = (nodes: Parameters<typeof buildModel>[0]['nodes']) =>
+  buildModel({
+    inputs: { x: ['float32', ['n', 4]] },
+    outputs: { y: ['float32', ['n', 4]] },
+    nodes,
+    initializers: [makeTensor('w', 'float32', [4, 4], new Array(16).fill(0.1))],
+  });
+
+const malformed: Record<string, () => string> = {
+  'a truncated file': () =>
+    write('truncated.onnx', fs.readFileSync(OCR_RECOGNISER).subarray(0, 3_000_001)),
+  'wrong wire types': () => write('wire.onnx', Uint8Array.of(0x0d, 1, 2, 3, 4, 0x3d, 9, 9, 9, 9)),
+  'no protobuf at all': () => write('text.onnx', 'this is no model\n'),
+  'an empty file': () => write('empty.onnx', ''),
+  'a missing input': () =>
+    writeModel('missing.onnx', softmaxOf([makeNode('Softmax', ['nowhere'], ['y'], { axis: -1 })])),
+  'a cycle': () =>
+    writeModel(
+      'cycle.onnx',
+      softmaxOf([
+        makeNode('Add', ['x', 'b'], ['a']),
+        makeNode('Softmax', ['a'], ['b'], { axis: -1 }),
+        makeNode('MatMul', ['b', 'w'], ['y']),
+      ]),
+    ),
+  'absent external data': () => {
+    fs.copyFileSync(TINYLM.model, at('external.onnx'));
+    return at('external.onnx');
+  },
+  'a file that is not there': () => at('nothing.onnx'),
+  'a folder': () => folder,
+};
+
+/** One clear line on stderr, nothing on stdout, exit code 1. */
+async function expectRefusal(args: string[], message: RegExp): Promise<void> {
+  const { code, stdout, stderr } = await runCli(...args);
+  expect(stderr).toMatch(/^onnx-fla: [^\n]+\n$/);
+  expect(stderr).toMatch(message);
+  expect(stderr).not.toMatch(/\n\s+at /);
+  expect(stdout).toBe('');
+  expect(code).toBe(1);
+}
+
+describe('malformed models', () => {
+  for (const [what, make] of Object.entries(malformed)) {
+    test(`rewrite refuses ${what} and leaves no file`, async () => {
+      const file = make();
+      const before = fs.readdirSync(folder);
+      await expectRefusal(['rewrite', file, '-o', at('out.onnx')], /./);
+      expect(fs.readdirSync(folder)).toEqual(before);
+    });
+  }
+  test.each(['a truncated file', 'a cycle', 'a missing input', 'a folder'])(
+    'inspect refuses %s',
+    async (what) => {
+      await expectRefusal(['inspect', malformed[what]!()], /./);
+    },
+  );
+  test('compare refuses weights of the wrong shape, naming the model', async () => {
+    const good = writeModel('good.onnx', softmaxOf([makeNode('MatMul', ['x', 'w'], ['y'])]));
+    const bad = writeModel('bad.onnx', softmaxOf([makeNode('MatMul', ['w', 'x'], ['y'])]));
+    await expectRefusal(['compare', good, bad, '--dim', 'n=3'], /bad\.onnx/);
+  });
+  test('compare refuses absent external data', async () => {
+    await expectRefusal(
+      ['compare', TINYLM.model, malformed['absent external data']!()],
+      /weights\.fp16\.bin/,
+    );
+  });
+});
+
+describe('files and options', () => {
+  const model = TINYLM.model;
+  const weights = path.join(TINYLM.folder, 'weights.fp16.bin');
+  test.each<[string, string[], RegExp]>([
+    ['an unknown command', ['convert', model], /unknown command 'convert'/],
+    ['an unknown option', ['inspect', model, '--colour'], /unknown option '--colour'/],
+    ['a missing argument', ['inspect'], /missing required argument 'model'/],
+    [
+      'a variant that is not there',
+      ['rewrite', model, '--variant', 'mamba'],
+      /mamba.*Allowed choices/,
+    ],
+    ['layers that are none', ['rewrite', model, '--layers', '1-x'], /layers like 0,2-3/],
+    ['layers that run backwards', ['rewrite', model, '--layers', '3-1'], /3-1 is no range/],
+    ['no output', ['rewrite', model], /-o, or --dry-run/],
+    [
+      'an output folder that is missing',
+      ['rewrite', model, '-o', at('no/out.onnx')],
+      /folder .*no does not exist/,
+    ],
+    ['an output that is a folder', ['rewrite', model, '-o', folder], /is a folder/],
+    ['the input as output', ['rewrite', model, '-o', model], /must be another file/],
+    ['the weights as output', ['rewrite', model, '-o', weights], /must be another file/],
+    [
+      'gates that are not there',
+      ['rewrite', model, '-o', at('o.onnx'), '--gates', at('g.json')],
+      /g\.json: cannot be read: no such file/,
+    ],
+    ['a text without tokenizer', ['compare', model, model, '--text', TINYLM.text], /go together/],
+    [
+      'a text that is not there',
+      ['compare', model, model, '--text', at('t.txt'), '--tokenizer', TINYLM.tokenizer],
+      /t\.txt: cannot be read: no such file/,
+    ],
+    [
+      'a tokenizer that is no JSON',
+      ['compare', model, model, '--text', TINYLM.text, '--tokenizer', TINYLM.text],
+      /val\.txt: is no JSON/,
+    ],
+    [
+      'a tokenizer that is another JSON',
+      ['generate', model, '--prompt', 'a', '--tokenizer', path.join(TINYLM.folder, 'config.json')],
+      /config\.json: is no tokenizer\.json/,
+    ],
+    [
+      'lengths that are none',
+      ['compare', model, model, '--lengths', '128,0'],
+      /expected a positive integer/,
+    ],
+    [
+      'a dimension without length',
+      ['compare', model, model, '--dim', 'width'],
+      /expected name=length/,
+    ],
+    ['no tokenizer', ['generate', model, '--prompt', 'a'], /required option '--tokenizer <file>'/],
+    [
+      'no prompt',
+      ['generate', model, '--tokenizer', TINYLM.tokenizer],
+      /--prompt and --prompt-file/,
+    ],
+    [
+      'an empty prompt',
+      ['generate', model, '--tokenizer', TINYLM.tokenizer, '--prompt', ''],
+      /prompt is empty/,
+    ],
+    [
+      'a model that writes no text',
+      ['generate', OCR_RECOGNISER, '--tokenizer', TINYLM.tokenizer, '--prompt', 'a'],
+      /must be a language model/,
+    ],
+  ])('%s is refused', async (_, args, message) => {
+    const before = fs.readdirSync(TINYLM.folder);
+    await expectRefusal(args, message);
+    expect(fs.readdirSync(TINYLM.folder)).toEqual(before);
+  });
+
+  test('--verbose shows where an error comes from', async () => {
+    const { code, stderr } = await runCli('inspect', at('nothing.onnx'), '--verbose');
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/^onnx-fla: [^\n]+\n/);
+    expect(stderr).toMatch(/\n\s+at /);
+  });
+});
