@@ -12,7 +12,9 @@ constexpr int LC = C / VL;  // registers per row of a C x C matrix
 constexpr int RT = 4;       // rows of a product tile
 constexpr int NT =
     VL == 16 ? 4 : 2;  // registers per row of a product tile: RT * NT accumulators hide FMA latency
-constexpr int RS = VL == 16 ? 8 : VL == 8 ? 4 : 2;  // rows of a C-column tile, RS * LC accumulators
+constexpr int RS = VL == 16  ? 16
+                   : VL == 8 ? 4
+                             : 2;  // rows of a C-column tile, RS * LC accumulators
 static_assert(C % RS == 0 && C % RT == 0 && C % VL == 0, "tiles must cover a chunk");
 
 // acc[R][N registers] += A B over `depth`, where A's element (r, k) is a[r * a_row + k * a_step]

@@ -216,11 +216,25 @@ inline void store_row(void* base, int64_t offset, const float* src, int64_t n, D
   store_row_as(static_cast<BFloat*>(base) + offset, src, n);
 }
 
-inline float load_one(const void* base, int64_t offset, DType dtype) {
-  if (dtype == DType::kBool) return static_cast<const uint8_t*>(base)[offset] ? 1.0f : 0.0f;
-  float x;
-  load_row(&x, base, offset, 1, dtype);
-  return x;
+FLA_INLINE float load_one(const void* base, int64_t offset, DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return static_cast<const float*>(base)[offset];
+    case DType::kFloat16:
+      return load_part(static_cast<const Half*>(base) + offset, 1)[0];
+    case DType::kBFloat16:
+      return load_part(static_cast<const BFloat*>(base) + offset, 1)[0];
+    case DType::kBool:
+      break;
+  }
+  return static_cast<const uint8_t*>(base)[offset] ? 1.0f : 0.0f;
+}
+
+FLA_INLINE void store_one(void* base, int64_t offset, float x, DType dtype) {
+  if (dtype == DType::kFloat32)
+    static_cast<float*>(base)[offset] = x;
+  else
+    store_row(base, offset, &x, 1, dtype);
 }
 
 inline int64_t size_of(DType dtype) {

@@ -108,27 +108,27 @@ struct Plan {
   int width;     // columns per panel
   int panels;    // panels per state
   int per_item;  // panels per work item
-  int items_per_state;
+  int parts;     // work items that share a state's columns
+  int group;     // states per work item, neighbours in memory
+  int groups;    // per batch entry
   bool delta, per_key, per_head;
   bool direct;   // decode
   size_t bytes;  // scratch per item
   bool failed;   // out of memory in some item
 };
 
-// One state and the columns [v0, v1) of it.
+// One state and the columns [v0, v1) of it that the current work item owns.
 struct Item {
-  int64_t b, hv, first_panel, panels, v0, v1;
+  int64_t b, hv, panels, v0, v1;
   bool first;  // also owns the normaliser
 };
 
-FLA_INLINE Item item_at(const Plan& s, int64_t index) {
+FLA_INLINE Item item_at(const Plan& s, int64_t b, int64_t hv, int64_t part) {
   Item it;
-  const int64_t state = index / s.items_per_state, part = index % s.items_per_state;
-  it.b = state / s.p.HV;
-  it.hv = state % s.p.HV;
-  it.first_panel = part * s.per_item;
-  it.panels = imin(s.per_item, s.panels - it.first_panel);
-  it.v0 = it.first_panel * s.width;
+  it.b = b;
+  it.hv = hv;
+  it.panels = imin(s.per_item, s.panels - part * s.per_item);
+  it.v0 = part * s.per_item * s.width;
   it.v1 = imin(it.v0 + it.panels * s.width, s.p.V);
   it.first = part == 0;
   return it;
@@ -153,7 +153,7 @@ FLA_INLINE void pad_row(const Plan& s, float* row) {
 
 inline void map_row(const Plan& s, float* row) {
   pad_row(s, row);
-  feature_map(row, s.p.K, s.p.feature_map);
+  if (s.p.feature_map != FeatureMap::kIdentity) feature_map(row, s.p.K, s.p.feature_map);
   if (s.p.qk_l2norm) feature_map(row, s.p.K, FeatureMap::kL2Norm);
 }
 
@@ -183,9 +183,9 @@ inline void load_decay_row(const Plan& s, const Item& it, int64_t t, float* dst)
   for (int64_t i = 0; i < s.kp; i += VL) store(dst + i, vexp(load(dst + i)));
 }
 
-inline float load_decay(const Plan& s, const Item& it, int64_t t) {
+FLA_INLINE float load_decay(const Plan& s, const Item& it, int64_t t) {
   const auto& p = s.p;
-  return exp1(load_one(p.decay, (it.b * p.T + t) * p.HV + it.hv, p.decay_dtype));
+  return load_one(p.decay, (it.b * p.T + t) * p.HV + it.hv, p.decay_dtype);
 }
 
 inline float load_beta(const Plan& s, const Item& it, int64_t t) {
@@ -209,84 +209,108 @@ inline void store_output(const Plan& s, const Item& it, int64_t t, int i, int64_
 
 // ---- token by token
 
-// One token of one state, everything float32. `a` is null without decay.
+// One token of one state, everything float32.
 struct Token {
   int64_t K;
   int nq;
   const float* q;  // [nq] rows, q_stride apart
   int64_t q_stride;
   const float* k;   // [K]
-  const float* a;   // [K] or null
-  const float* ak;  // [K]: a.k; k itself without decay
+  const float* a;   // [K]
+  const float* ak;  // [K]  a.k
+  const float* aq;  // [K]  the first query as the delta pass reads the old state: a.q, or q when
+                    // reading before
   float beta, scale;
   bool delta, before;
-  const float* bonus;  // [nq] or null
+  const float* bonus;  // [nq] (q.u)'k, or null
+  float self;          // what the first output takes of the token's own u after the passes below
 };
 
-// N registers of columns of S: src -> dst (may be the same), v -> u in place, o[i] = scale q_i'S.
-// LAST is how many lanes of the last register exist (VL: all).
-template <int N, typename TS>
-FLA_INLINE void step_columns(const Token& x, const TS* src, TS* dst, int64_t stride, float* v,
-                             float* o, int64_t o_stride, int last) {
-  const bool part = last < VL;
-  auto get = [&](const TS* row, int j) {
-    return part && j == N - 1 ? load_part(row + j * VL, last) : load(row + j * VL);
-  };
-  Vec u[N], out[N], w[N];
-  FLA_UNROLL
-  for (int j = 0; j < N; j++) {
-    u[j] = load(v + j * VL);
-    out[j] = w[j] = Vec{};
-  }
-  if (x.delta || (x.before && x.nq == 1)) {
-    for (int64_t d = 0; d < x.K; d++) {
-      FLA_UNROLL
-      for (int j = 0; j < N; j++) {
-        Vec row = get(src + d * stride, j);
-        w[j] += x.ak[d] * row;
-        out[j] += x.q[d] * row;
-      }
-    }
-    FLA_UNROLL
-    for (int j = 0; j < N; j++) {
-      if (x.delta) u[j] = (u[j] - w[j]) * x.beta;
-      if (x.before) store(o + j * VL, out[j]);
-      out[j] = Vec{};
-    }
-  }
-  auto read = [&](const TS* state, int i) {
+// One register of a state row; `last` lanes of it exist when PART.
+template <bool PART, typename TS>
+FLA_INLINE Vec get(const TS* cell, int last) {
+  if constexpr (PART) return load_part(cell, last);
+  return load(cell);
+}
+template <bool PART, typename TS>
+FLA_INLINE void put(TS* cell, Vec x, int last) {
+  if constexpr (PART) return store_part(cell, x, last);
+  store(cell, x);
+}
+
+// o_i = q_i'S for the queries from `first` on.
+template <int N, bool PART, typename TS>
+inline void read_columns(const Token& x, int first, const TS* S, int64_t stride, float* o,
+                         int64_t o_stride, int last) {
+  for (int i = first; i < x.nq; i++) {
     const float* q = x.q + i * x.q_stride;
-    Vec acc[N];
-    FLA_UNROLL
-    for (int j = 0; j < N; j++) acc[j] = Vec{};
+    Vec acc[N] = {};
     for (int64_t d = 0; d < x.K; d++) {
       FLA_UNROLL
-      for (int j = 0; j < N; j++) acc[j] += q[d] * get(state + d * stride, j);
+      for (int j = 0; j < N; j++) acc[j] += q[d] * get<PART>(S + d * stride + j * VL, last);
     }
     FLA_UNROLL
     for (int j = 0; j < N; j++) store(o + i * o_stride + j * VL, acc[j]);
-  };
-  if (x.before && x.nq > 1)
-    for (int i = 0; i < x.nq; i++) read(src, i);
-  for (int64_t d = 0; d < x.K; d++) {
+  }
+}
+
+// N registers of columns of S: src -> dst (may be the same), v -> u in place, o[i] = scale q_i'S.
+template <int N, bool PART, typename TS>
+inline void step_columns(const Token& x, const TS* src, TS* dst, int64_t stride, float* v, float* o,
+                         int64_t o_stride, int last) {
+  const int64_t K = x.K;
+  const float *a = x.a, *k = x.k, *q = x.q;
+  Vec u[N], out[N] = {};
+  FLA_UNROLL
+  for (int j = 0; j < N; j++) u[j] = load(v + j * VL);
+  if (x.before) read_columns<N, PART>(x, 1, src, stride, o, o_stride, last);
+  if (x.delta) {
+    Vec w[N] = {};
+    const float *ak = x.ak, *aq = x.aq;
+    for (int64_t d = 0; d < K; d++) {
+      FLA_UNROLL
+      for (int j = 0; j < N; j++) {
+        const Vec row = get<PART>(src + d * stride + j * VL, last);
+        w[j] += ak[d] * row;
+        out[j] += aq[d] * row;
+      }
+    }
     FLA_UNROLL
-    for (int j = 0; j < N; j++) {
-      Vec row = get(src + d * stride, j);
-      if (x.a) row *= x.a[d];
-      row += x.k[d] * u[j];
-      if (part && j == N - 1)
-        store_part(dst + d * stride + j * VL, row, last);
-      else
-        store(dst + d * stride + j * VL, row);
-      out[j] += x.q[d] * row;
+    for (int j = 0; j < N; j++) u[j] = (u[j] - w[j]) * x.beta;
+    for (int64_t d = 0; d < K; d++) {
+      FLA_UNROLL
+      for (int j = 0; j < N; j++) {
+        const Vec row = get<PART>(src + d * stride + j * VL, last) * a[d] + k[d] * u[j];
+        put<PART>(dst + d * stride + j * VL, row, last);
+      }
+    }
+  } else if (x.before) {
+    for (int64_t d = 0; d < K; d++) {
+      FLA_UNROLL
+      for (int j = 0; j < N; j++) {
+        const Vec row = get<PART>(src + d * stride + j * VL, last);
+        out[j] += q[d] * row;
+        put<PART>(dst + d * stride + j * VL, row * a[d] + k[d] * u[j], last);
+      }
+    }
+  } else {
+    for (int64_t d = 0; d < K; d++) {
+      FLA_UNROLL
+      for (int j = 0; j < N; j++) {
+        const Vec row = get<PART>(src + d * stride + j * VL, last) * a[d] + k[d] * u[j];
+        put<PART>(dst + d * stride + j * VL, row, last);
+        out[j] += q[d] * row;
+      }
     }
   }
-  if (!x.before) {
-    FLA_UNROLL
-    for (int j = 0; j < N; j++) store(o + j * VL, out[j]);
-    for (int i = 1; i < x.nq; i++) read(dst, i);
+  FLA_UNROLL
+  for (int j = 0; j < N; j++) {
+    store(o + j * VL, (out[j] + x.self * u[j]) * x.scale);
+    store(v + j * VL, u[j]);
   }
-  for (int i = 0; i < x.nq; i++) {
+  if (x.nq == 1) return;
+  if (!x.before) read_columns<N, PART>(x, 1, dst, stride, o, o_stride, last);
+  for (int i = 1; i < x.nq; i++) {
     const float self = x.bonus ? x.bonus[i] : 0.0f;
     FLA_UNROLL
     for (int j = 0; j < N; j++) {
@@ -294,8 +318,6 @@ FLA_INLINE void step_columns(const Token& x, const TS* src, TS* dst, int64_t str
       store(cell, (load(cell) + self * u[j]) * x.scale);
     }
   }
-  FLA_UNROLL
-  for (int j = 0; j < N; j++) store(v + j * VL, u[j]);
 }
 
 // `columns` columns of S; v and o are padded to a multiple of VL.
@@ -304,9 +326,12 @@ inline void step(const Token& x, const TS* src, TS* dst, int64_t stride, float* 
                  int64_t o_stride, int64_t columns) {
   int64_t c = 0;
   for (; c + NT * VL <= columns; c += NT * VL)
-    step_columns<NT>(x, src + c, dst + c, stride, v + c, o + c, o_stride, VL);
-  for (; c < columns; c += VL)
-    step_columns<1>(x, src + c, dst + c, stride, v + c, o + c, o_stride, imin(VL, columns - c));
+    step_columns<NT, false>(x, src + c, dst + c, stride, v + c, o + c, o_stride, VL);
+  for (; c + VL <= columns; c += VL)
+    step_columns<1, false>(x, src + c, dst + c, stride, v + c, o + c, o_stride, VL);
+  if (c < columns)
+    step_columns<1, true>(x, src + c, dst + c, stride, v + c, o + c, o_stride,
+                          static_cast<int>(columns - c));
 }
 
 // The normaliser's step: a column whose v is 1. den[i] = scale q_i'z.
@@ -319,7 +344,7 @@ inline void step_normalizer(const Token& x, float* z, float* den) {
   };
   if (x.before) read();
   for (int64_t d = 0; d < x.K; d += VL) {
-    Vec kept = x.a ? load(z + d) * load(x.a + d) : load(z + d);
+    Vec kept = load(z + d) * load(x.a + d);
     store(z + d, kept + load(x.k + d) * u);
   }
   if (!x.before) read();
@@ -342,24 +367,27 @@ inline float bonus_dot(const float* q, const float* u, const float* k, int64_t n
 // ---- scratch of one item
 
 struct Work {
-  float* S;        // [panels][kp][width]
-  float* q;        // [nq][C][kp]  q, or q.p
-  float* k;        // [C][kp]      k, or k/p
-  float* kq;       // [C][kp]      k.p (per-key delta), else k
-  float* kh;       // [C][kp]      k.p_C/p, or k without decay
-  float* kT;       // [kp][C]      k transposed
-  float* a;        // [C][kp]      e^g (per key)
-  float* ak;       // [kp]         a.k of one token
-  float* v;        // [C][panels*width]  v, then u
-  float* o;        // [nq][C][width]
-  float* P;        // [nq][C][C]
-  float* M;        // [C][C]
-  float* D;        // [C][C]
-  float* z;        // [kp]
-  float* alpha;    // [kp]         p_C
-  float* den;      // [nq][C]      scale q'z
-  float* bonus;    // [nq][C]      (q.u)'k
-  float* bonus_u;  // [kp]
+  float* S;          // [group][panels][kp][width]; w.S and w.z point at the current state
+  float* q;          // [nq][C][kp]  q, or q.p
+  float* k;          // [C][kp]      k, or k/p
+  float* kq;         // [C][kp]      k.p (per-key delta), else k
+  float* kh;         // [C][kp]      k.p_C/p, or k without decay
+  float* kT;         // [kp][C]      k transposed
+  float* a;          // [C][kp]      e^g (per key)
+  float* ak;         // [kp]         a.k of one token
+  float* aq;         // [kp]         a.q of one token
+  float* v;          // [C][panels*width]  v, then u
+  float* o;          // [nq][C][width]
+  float* P;          // [nq][C][C]
+  float* M;          // [C][C]
+  float* D;          // [C][C]
+  float* z;          // [group][kp]
+  float* alpha;      // [kp]         p_C
+  float* den;        // [nq][C]      scale q'z
+  float* bonus;      // [nq][C]      (q.u)'k
+  float* bonus_u;    // [kp]
+  const Item* next;  // whose tokens [ahead, ahead_end) are still to be prefetched
+  int64_t ahead, ahead_end;
   float a_head[C], beta[C], p[C + 1], row_scale[C], u_z[C];
 };
 
@@ -378,9 +406,10 @@ FLA_INLINE size_t carve(const Plan& s, char* base, Work* w) {
   w->k = take(rows);
   w->a = take(rows);
   w->ak = take(s.kp);
+  w->aq = take(s.kp);
   w->v = take(tokens * columns);
   w->o = take(s.nq * tokens * (s.direct ? columns : s.width));
-  w->z = take(s.kp);
+  w->z = take(s.group * s.kp);
   w->den = take(s.nq * tokens);
   w->bonus = take(s.nq * tokens);
   w->bonus_u = take(s.kp);
@@ -392,7 +421,7 @@ FLA_INLINE size_t carve(const Plan& s, char* base, Work* w) {
   w->M = take(C * C);
   w->D = take(C * C);
   w->alpha = take(s.kp);
-  w->S = take(s.kp * columns);
+  w->S = take(s.group * s.kp * columns);
   return used;
 }
 
@@ -430,31 +459,36 @@ inline void store_state(const Plan& s, const Item& it, const Work& w) {
   }
   if (p.normalize && it.first)
     for (int64_t d = 0; d < p.K; d++)
-      store_row(p.present_state, base + d * s.state_v + p.V, w.z + d, 1, p.state);
+      store_one(p.present_state, base + d * s.state_v + p.V, w.z[d], p.state);
 }
 
 // Row r of the packed buffers as a token; before scale_by_decay.
 inline Token token_at(const Plan& s, const Work& w, int r) {
-  const int64_t tokens = s.direct ? 1 : C;
   Token x{};
   x.K = s.p.K;
   x.nq = s.nq;
-  x.q = w.q + r * s.kp;
-  x.q_stride = tokens * s.kp;
+  x.q = x.aq = w.q + r * s.kp;
+  x.q_stride = (s.direct ? 1 : C) * s.kp;
   x.k = x.ak = w.k + r * s.kp;
+  x.a = w.a + r * s.kp;
   x.beta = w.beta[r];
   x.scale = s.p.scale;
   x.delta = s.delta;
   x.before = s.p.read != ReadMode::kAfter;
-  if (s.per_key || s.per_head) {
-    x.a = w.a + r * s.kp;
+  if (s.delta && !x.before) x.self = dot(x.q, x.k, x.K);
+  if (s.delta && (s.per_key || s.per_head)) {
     x.ak = w.ak;
     for (int64_t d = 0; d < s.kp; d += VL) store(w.ak + d, load(x.a + d) * load(x.k + d));
+    if (!x.before) {
+      x.aq = w.aq;
+      for (int64_t d = 0; d < s.kp; d += VL) store(w.aq + d, load(x.a + d) * load(x.q + d));
+    }
   }
   if (s.p.bonus) {
     x.bonus = w.bonus;
     for (int i = 0; i < s.nq; i++)
       w.bonus[i] = bonus_dot(x.q + i * x.q_stride, w.bonus_u, x.k, x.K);
+    x.self = w.bonus[0];
   }
   return x;
 }
@@ -469,6 +503,32 @@ inline void write_token(const Plan& s, const Item& it, const Work& w, int64_t t,
 }
 
 // ---- prefill: packing a chunk
+
+// Rows of one head lie Hq*K (or HV*V) elements apart, which hardware prefetchers do not follow: ask
+// for the rows one chunk ahead while this one is computed.
+template <int WRITE = 0>
+inline void prefetch_row(const void* base, int64_t offset, int64_t n, DType dtype) {
+  const int64_t size = size_of(dtype);
+  const char* at = static_cast<const char*>(base) + offset * size;
+  for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(at + i, WRITE, 3);
+}
+
+// One more token of the coming chunk; called once per tile, because a burst would only fill the
+// miss buffers.
+inline void prefetch_next(const Plan& s, Work& w) {
+  if (w.ahead >= w.ahead_end) return;
+  const auto& p = s.p;
+  const Item& it = *w.next;
+  const int64_t token = it.b * p.T + w.ahead++;
+  prefetch_row(p.key, (token * p.Hk + it.hv / (p.HV / p.Hk)) * p.K, p.K, p.io);
+  prefetch_row(p.value, (token * p.HV + it.hv) * p.V + it.v0, it.v1 - it.v0, p.io);
+  if (s.per_key) prefetch_row(p.decay, (token * p.HV + it.hv) * p.K, p.K, p.decay_dtype);
+  for (int i = 0; i < s.nq; i++) {
+    prefetch_row(p.query, (token * p.Hq + query_head(s, it.hv, i)) * p.K, p.K, p.io);
+    prefetch_row<1>(p.output, (token * s.heads_out + output_head(s, it.hv, i)) * p.V + it.v0,
+                    it.v1 - it.v0, p.io);
+  }
+}
 
 inline void pack_queries(const Plan& s, const Item& it, const Work& w, int64_t t0, int c) {
   for (int i = 0; i < s.nq; i++) {
@@ -494,7 +554,7 @@ inline void pack_updates(const Plan& s, const Item& it, Work& w, int64_t t0, int
       memset(v, 0, sizeof(float) * columns);
     }
     w.beta[r] = live && s.delta ? load_beta(s, it, t0 + r) : 0.0f;
-    w.a_head[r] = live && s.per_head ? load_decay(s, it, t0 + r) : 1.0f;
+    w.a_head[r] = live && s.per_head ? load_decay(s, it, t0 + r) : 0.0f;
     if (!s.per_key) continue;
     float* a = w.a + r * s.kp;
     if (live)
@@ -502,6 +562,7 @@ inline void pack_updates(const Plan& s, const Item& it, Work& w, int64_t t0, int
     else
       for (int64_t d = 0; d < s.kp; d++) a[d] = 1.0f;
   }
+  for (int r = 0; r < C; r += VL) store(w.a_head + r, vexp(load(w.a_head + r)));
 }
 
 // Whether every running product of a stays within [1e-30, 1e30].
@@ -546,9 +607,10 @@ inline void decay_matrix(const Plan& s, Work& w) {
   const IVec lane = lane_index();
   Vec row[LC];
   for (int j = 0; j < LC; j++) row[j] = Vec{};
-  w.p[0] = 1.0f;
+  float p = w.p[0] = 1.0f;
   for (int r = 0; r < C; r++) {
-    w.p[r + 1] = w.p[r] * w.a_head[r];
+    p *= w.a_head[r];
+    w.p[r + 1] = p;
     for (int j = 0; j < LC; j++) {
       row[j] = lane + j * VL == r ? splat(1.0f) : row[j] * w.a_head[r];
       store(w.D + r * C + j * VL, row[j]);
@@ -616,7 +678,7 @@ inline void solve_panel(const Plan& s, const Work& w, const float* S, float* v, 
 }
 
 // o = row_scale . (q S) + P u for one query head and panel; P null: the state alone.
-inline void read_panel(const Plan& s, const Work& w, int i, const float* S, const float* u,
+inline void read_panel(const Plan& s, Work& w, int i, const float* S, const float* u,
                        int64_t u_stride, int rows, bool within) {
   float* o = w.o + i * C * s.width;
   const float* q = w.q + i * C * s.kp;
@@ -624,6 +686,7 @@ inline void read_panel(const Plan& s, const Work& w, int i, const float* S, cons
   for_columns(s.width, [&](auto n, int col) {
     constexpr int N = decltype(n)::value;
     for (int r0 = 0; r0 < rows; r0 += RT) {
+      prefetch_next(s, w);
       Vec acc[RT][N] = {};
       fma_tile<RT, N>(acc, q + r0 * s.kp, s.kp, 1, S + col, s.width, s.p.K);
       FLA_UNROLL
@@ -642,12 +705,13 @@ inline void read_panel(const Plan& s, const Work& w, int i, const float* S, cons
 }
 
 // S = alpha . S + kh' u for one panel.
-inline void update_panel(const Plan& s, const Work& w, float* S, const float* u, int64_t u_stride,
+inline void update_panel(const Plan& s, Work& w, float* S, const float* u, int64_t u_stride,
                          int c) {
   const bool decays = s.per_head || s.per_key;
   for_columns(s.width, [&](auto n, int col) {
     constexpr int N = decltype(n)::value;
     for (int64_t d0 = 0; d0 < s.p.K; d0 += RT) {
+      prefetch_next(s, w);
       float* cells = S + d0 * s.width + col;
       Vec acc[RT][N];
       FLA_UNROLL
@@ -760,27 +824,33 @@ inline void run_tokens(const Plan& s, const Item& it, Work& w, int64_t t0, int c
   }
 }
 
-// Tokens [t0, t1) in chunks; read: also write their outputs.
+// Tokens [t0, t1) in chunks; read: also write their outputs. After them come next's tokens from
+// next_t on.
 inline void run_range(const Plan& s, const Item& it, Work& w, int64_t t0, int64_t t1, int chunk,
-                      bool read) {
+                      bool read, const Item& next, int64_t next_t) {
   for (int64_t t = t0; t < t1; t += chunk) {
     const int c = imin(chunk, t1 - t);
+    const bool last = t + c == t1;
     pack_updates(s, it, w, t, c);
     if (read) pack_queries(s, it, w, t, c);
+    w.next = last ? &next : &it;
+    w.ahead = last ? next_t : t + c;
+    w.ahead_end = imin(w.ahead + chunk, s.p.T);
     if (!s.per_key || decay_in_range(s, w, c))
       run_chunk(s, it, w, t, c, read);
     else if (chunk == C)
-      run_range(s, it, w, t, t + c, 4, read);
+      run_range(s, it, w, t, t + c, 4, read, it, t + c);
     else
       run_tokens(s, it, w, t, c, read);
   }
 }
 
-// Every token reads the same, final state.
-inline void read_range(const Plan& s, const Item& it, Work& w) {
+// Tokens [t0, t1) read the same, final state.
+inline void read_range(const Plan& s, const Item& it, Work& w, int64_t t0, int64_t t1) {
+  w.ahead = w.ahead_end = 0;
   for (int r = 0; r < C; r++) w.row_scale[r] = s.p.scale;
-  for (int64_t t = 0; t < s.p.T; t += C) {
-    const int c = imin(C, s.p.T - t);
+  for (int64_t t = t0; t < t1; t += C) {
+    const int c = imin(C, t1 - t);
     pack_queries(s, it, w, t, c);
     for (int i = 0; s.p.normalize && i < s.nq * C; i++)
       w.den[i] = s.p.scale * dot(w.q + i * s.kp, w.z, s.p.K);
@@ -792,11 +862,34 @@ inline void read_range(const Plan& s, const Item& it, Work& w) {
   }
 }
 
-inline void run_prefill(const Plan& s, const Item& it, Work& w) {
-  load_state(s, it, w);
-  run_range(s, it, w, 0, s.p.T, C, s.p.causal);
-  if (!s.p.causal) read_range(s, it, w);
-  store_state(s, it, w);
+// Tokens per turn of a state. The states of a group take turns, so that the rows of neighbouring
+// heads, which share pages and DRAM rows, are visited close together.
+constexpr int64_t kTurn = 64;
+
+inline void run_prefill(const Plan& s, int64_t b, int64_t hv0, int states, int64_t part, Work& w) {
+  float *const S = w.S, *const z = w.z;
+  auto select = [&](int i) {
+    w.S = S + i * s.kp * s.per_item * s.width;
+    w.z = z + i * s.kp;
+    return item_at(s, b, hv0 + i, part);
+  };
+  for (int i = 0; i < states; i++) load_state(s, select(i), w);
+  for (int64_t t0 = 0; t0 < s.p.T; t0 += kTurn) {
+    const int64_t t1 = imin(t0 + kTurn, s.p.T);
+    for (int i = 0; i < states; i++) {
+      const bool last = i + 1 == states;
+      const Item it = select(i), next = item_at(s, b, last ? hv0 : hv0 + i + 1, part);
+      load_bonus(s, it, w);
+      run_range(s, it, w, t0, t1, C, s.p.causal, next, last ? t1 : t0);
+    }
+  }
+  for (int64_t t0 = 0; !s.p.causal && t0 < s.p.T; t0 += kTurn) {
+    for (int i = 0; i < states; i++) {
+      const Item it = select(i);
+      read_range(s, it, w, t0, imin(t0 + kTurn, s.p.T));
+    }
+  }
+  for (int i = 0; i < states; i++) store_state(s, select(i), w);
 }
 
 // ---- decode
@@ -813,7 +906,7 @@ inline void pack_token(const Plan& s, const Item& it, Work& w, int64_t t) {
   w.beta[0] = live && s.delta ? load_beta(s, it, t) : 0.0f;
   if (live && s.per_key) load_decay_row(s, it, t, w.a);
   if (!s.per_key || !live) {
-    const Vec a = splat(live && s.per_head ? load_decay(s, it, t) : 1.0f);
+    const Vec a = vexp(splat(live && s.per_head ? load_decay(s, it, t) : 0.0f));
     for (int64_t d = 0; d < s.kp; d += VL) store(w.a + d, a);
   }
 }
@@ -841,13 +934,17 @@ inline void run_decode(const Plan& s, const Item& it, Work& w) {
     src = dst;
   }
   for (int64_t d = 0; it.first && p.normalize && d < p.K; d++)
-    store_row(p.present_state, base + d * s.state_v + p.V, w.z + d, 1, p.state);
+    store_one(p.present_state, base + d * s.state_v + p.V, w.z[d], p.state);
 }
 
 // ---- the plan
 
-// Columns are shared out only when there are too few states to keep the threads busy.
-inline void plan_columns(Plan& s, int threads) {
+constexpr int64_t kGroupBytes = 512 << 10;  // the states of a group should stay in the L2 cache
+
+// How states and columns are shared out. Columns are split only when there are too few states to
+// keep the threads busy; with plenty of states, neighbours are grouped, two groups per thread for
+// balance.
+inline void plan_items(Plan& s, int threads) {
   const auto& p = s.p;
   const int64_t states = p.B * p.HV;
   int64_t parts = 1;
@@ -862,7 +959,11 @@ inline void plan_columns(Plan& s, int threads) {
   s.width = static_cast<int>(round_up((share + pieces - 1) / pieces, VL));
   s.panels = static_cast<int>((p.V + s.width - 1) / s.width);
   s.per_item = static_cast<int>((s.panels + parts - 1) / parts);
-  s.items_per_state = (s.panels + s.per_item - 1) / s.per_item;
+  s.parts = (s.panels + s.per_item - 1) / s.per_item;
+  const int64_t fit = lmax(1, kGroupBytes / (s.kp * s.per_item * s.width * 4));
+  const int64_t fair = threads == 1 ? p.HV : lmax(1, states / (2 * threads));
+  s.group = imin(imin(fair, fit), p.HV);
+  s.groups = static_cast<int>((p.HV + s.group - 1) / s.group);
 }
 
 inline Plan make_plan(const LinearAttentionParams& p, int threads) {
@@ -882,7 +983,7 @@ inline Plan make_plan(const LinearAttentionParams& p, int threads) {
   const bool one_rounding = p.T == 1 || p.state == DType::kFloat32;
   s.direct = p.T < 8 && one_rounding && p.present_state && p.causal;
   s.failed = false;
-  plan_columns(s, threads);
+  plan_items(s, threads);
   Work w;
   s.bytes = carve(s, nullptr, &w);
   return s;
@@ -897,16 +998,23 @@ inline void run_item(void* arg, int64_t index) {
   }
   Work w;
   carve(s, memory, &w);
-  const Item it = item_at(s, index);
-  load_bonus(s, it, w);
-  if (!s.direct)
-    run_prefill(s, it, w);
-  else if (s.p.state == DType::kFloat32)
-    run_decode<float>(s, it, w);
-  else if (s.p.state == DType::kFloat16)
-    run_decode<Half>(s, it, w);
-  else
-    run_decode<BFloat>(s, it, w);
+  const int64_t part = index % s.parts, turn = index / s.parts;
+  const int64_t b = turn / s.groups, hv0 = turn % s.groups * s.group;
+  const int states = imin(s.group, s.p.HV - hv0);
+  if (!s.direct) {
+    run_prefill(s, b, hv0, states, part, w);
+  } else {
+    for (int i = 0; i < states; i++) {
+      const Item it = item_at(s, b, hv0 + i, part);
+      load_bonus(s, it, w);
+      if (s.p.state == DType::kFloat32)
+        run_decode<float>(s, it, w);
+      else if (s.p.state == DType::kFloat16)
+        run_decode<Half>(s, it, w);
+      else
+        run_decode<BFloat>(s, it, w);
+    }
+  }
   scratch_release(memory);
 }
 
@@ -917,7 +1025,7 @@ inline bool run(const LinearAttentionParams& p, const Parallel& parallel) {
   const bool alone =
       !parallel.run || parallel.threads <= 1 || p.B * p.HV * p.T * p.K * p.V < kParallelWork;
   Plan s = make_plan(p, alone ? 1 : parallel.threads);
-  const int64_t items = p.B * p.HV * s.items_per_state;
+  const int64_t items = p.B * s.groups * s.parts;
   if (alone || items == 1)
     for (int64_t i = 0; i < items; i++) run_item(&s, i);
   else
