@@ -24,6 +24,14 @@ export interface FlaExecutionProviderOption {
   readonly cuda?: Readonly<Record<string, string | number | boolean>>;
 }
 
+declare module 'onnxruntime-node' {
+  namespace InferenceSession {
+    interface ExecutionProviderOptionMap {
+      fla: FlaExecutionProviderOption;
+    }
+  }
+}
+
 /** Everything `ort.InferenceSession.create` takes. */
 export type SessionOptions = InferenceSession.SessionOptions;
 

@@ -29,7 +29,7 @@ describe('registration', () => {
       sessions.push(session);
       return (session as unknown as { handler: object }).handler.constructor.name;
     };
-    const fla = { name: 'fla', library: false } as ort.InferenceSession.ExecutionProviderConfig;
+    const fla = { name: 'fla', library: false } as const;
     expect(await kind([fla, 'cpu'])).toBe('FlaSession');
     expect(await kind(['cpu', fla])).not.toBe('FlaSession');
   });

@@ -104,7 +104,7 @@ describe('the operator library', () => {
   });
 
   test('is left out on request: then a model without function bodies does not load', async () => {
-    const off = { name: 'fla', library: false } as ort.InferenceSession.ExecutionProviderConfig;
+    const off = { name: 'fla', library: false } as const;
     const error = await failureOf(
       ort.InferenceSession.create(attention(), { executionProviders: [off] }),
     );

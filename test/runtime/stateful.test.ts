@@ -12,7 +12,7 @@ async function create(
   model: string | Uint8Array,
   options: StatefulOptions = {},
 ): Promise<StatefulSession> {
-  const fla = { name: 'fla', library: false } as ort.InferenceSession.ExecutionProviderConfig;
+  const fla = { name: 'fla', library: false } as const;
   const session = await StatefulSession.create(model, { executionProviders: [fla], ...options });
   open.push(session);
   return session;

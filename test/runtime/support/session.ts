@@ -11,9 +11,7 @@ export function createSession(
 ): Promise<ort.InferenceSession> {
   return ort.InferenceSession.create(model as string, {
     ...options,
-    executionProviders: [
-      { name: 'fla', library: false, ...provider } as ort.InferenceSession.ExecutionProviderConfig,
-    ],
+    executionProviders: [{ name: 'fla', library: false, ...provider }],
   });
 }
 
