@@ -7,14 +7,16 @@ export {
 export * from './ir/index.js';
 export { nodeRunner, type Runner, type RunTensor } from './match/runner.js';
 export {
-  type FeatureMapName,
-  type Gate,
-  type LayerGates,
-  type RewriteOptions,
   type RewriteReport,
   type RewrittenSite,
   rewriteModel,
-  type StatePair,
-  type Variant,
 } from './rewrite.js';
+export type { StatePair } from './states.js';
 export { validateModel } from './validate.js';
+export type {
+  FeatureMapName,
+  Gate,
+  LayerGates,
+  RewriteOptions,
+  Variant,
+} from './variants/options.js';

@@ -1,72 +1,24 @@
-import type { SiteReport } from './inspect.js';
-import type { Model } from './ir/index.js';
-import type { Runner } from './match/runner.js';
+import { FlaError } from '../ops/error.js';
+import { type AnalysedSite, type Analysis, analyse } from './analysis.js';
+import { type SiteReport, siteReport } from './inspect.js';
+import type { Graph, Model } from './ir/index.js';
+import { replaceLengths } from './lengths.js';
+import type { Cache, Sdpa } from './match/sdpa.js';
+import { roleOf } from './match/situation.js';
+import { declareState, removeCaches, type StatePair } from './states.js';
+import { SiteEmitter } from './variants/emit.js';
+import { emitLinear, floatType, VARIANTS } from './variants/linear.js';
+import type { LayerGates, RewriteOptions, Variant } from './variants/options.js';
+import { emitSoftmax } from './variants/softmax.js';
 
-export type Variant = 'none' | 'linear' | 'retention' | 'gla' | 'gated-delta';
-export type FeatureMapName = 'elu1' | 'relu' | 'exp' | 'silu' | 'softmax' | 'l2norm' | 'identity';
-
-/** One gate of a layer: a projection of the layer's input, or a constant. */
-export type Gate =
-  | {
-      /** Row-major [hidden, n], n = heads or, for decay per key dimension, heads * head dim. */
-      weight: Float32Array;
-      /** [n]; default zeros. */
-      bias?: Float32Array;
-    }
-  | {
-      /** One value for all heads, or one per head: decay as log decay (<= 0), beta in (0, 2). */
-      constant: number | readonly number[];
-    };
-
-/** Gates of one layer. Projections go through log-sigmoid / `temperature` (decay) and sigmoid (beta). */
-export interface LayerGates {
-  decay?: Gate;
-  beta?: Gate;
-  /** Divides the log-sigmoid of a projected decay; GLA uses 16. Default 16 for `gla`, 1 otherwise. */
-  temperature?: number;
-}
-
-export interface RewriteOptions {
-  /** `none` re-emits the matched softmax attention; the others replace it by com.fla.LinearAttention. */
-  variant: Variant;
-  /** Default: elu1 for `linear`, identity for the others. */
-  featureMap?: FeatureMapName;
-  /** Divide by the sum of weights. Default: true for `linear`, false for the others. */
-  normalize?: boolean;
-  /** Layers to convert; default: every rewritable one. */
-  layers?: readonly number[];
-  /** Layers to leave alone. */
-  keepSoftmax?: readonly number[];
-  /** Element type of the carried states: float32 (default), or the model's own type. */
-  dtype?: 'float32' | 'same';
-  /** For `gla` and `gated-delta`: by layer, with `default` for all others. */
-  gates?: Readonly<Record<number | 'default', LayerGates>>;
-  /** For `retention`: log decay per head; default log(1 - 2^(-5-h)). */
-  decay?: readonly number[];
-  /** What the function body calls: com.microsoft.LinearAttention where it fits (`auto`, the default), or standard ops. */
-  body?: 'com.microsoft' | 'standard' | 'auto';
-  /** Report what would be done; the model is left as it is. */
-  dryRun?: boolean;
-  /** Runs the small models that masks and shapes are probed with; default: onnxruntime-node. */
-  runner?: Runner;
-  onProgress?: (done: number, total: number) => void;
-  signal?: AbortSignal;
-}
+/** The layout of the metadata that a rewritten model carries. */
+const FORMAT_VERSION = '1';
 
 /** What was done to one site. */
 export interface RewrittenSite extends SiteReport {
   rewritten: boolean;
   /** Why a rewritable site was left alone; null when it was rewritten. */
   kept: string | null;
-}
-
-/** A state carried from call to call: output `present` of one run is input `past` of the next; zeros start. */
-export interface StatePair {
-  past: string;
-  present: string;
-  /** The batch dimension is symbolic, all others are numbers. */
-  shape: (number | string)[];
-  dtype: string;
 }
 
 export interface RewriteReport {
@@ -80,13 +32,283 @@ export interface RewriteReport {
 }
 
 /**
- * Rewrites the attention of a model, in place.
+ * Rewrites the attention of a model, in place. When it throws, the model is of no further use.
  *
- * @throws FlaError `invalid_argument` for options that do not fit the model, `invalid_model` for a malformed graph
+ * @throws FlaError `invalid_argument` for options that do not fit the model, `invalid_model` for a malformed graph,
+ * `unsupported` for what a site needs and this version cannot write
  */
-export async function rewriteModel(
-  _model: Model,
-  _options: RewriteOptions,
-): Promise<RewriteReport> {
-  throw new Error('being written');
+export async function rewriteModel(model: Model, options: RewriteOptions): Promise<RewriteReport> {
+  checkOptions(options);
+  const analysis = await analyse(model, options);
+  checkLayers(analysis, options);
+  const sites = analysis.sites.map((site): RewrittenSite => {
+    const kept = whyKept(site, options);
+    return { ...siteReport(site), rewritten: kept === null, kept };
+  });
+  const chosen = analysis.sites.filter((_, i) => sites[i]!.rewritten);
+  const report: RewriteReport = {
+    variant: options.variant,
+    sites,
+    state: [],
+    attentionMask: null,
+    removedNodes: 0,
+  };
+  if (options.dryRun || chosen.length === 0) return report;
+  const before = new Set(model.graph.nodes.map((n) => n.proto));
+  if (options.variant === 'none') for (const site of chosen) reEmit(site, analysis);
+  else Object.assign(report, await convert(chosen, analysis, options));
+  model.graph.removeDead();
+  model.graph.sort();
+  const after = new Set(model.graph.nodes.map((n) => n.proto));
+  report.removedNodes = [...before].filter((n) => !after.has(n)).length;
+  if (options.variant !== 'none') describe(model, report);
+  return report;
+}
+
+function checkOptions(options: RewriteOptions): void {
+  const { variant, normalize, featureMap } = options;
+  if (variant !== 'none' && !(variant in VARIANTS)) {
+    const known = ['none', ...Object.keys(VARIANTS)].join(', ');
+    throw new FlaError('invalid_argument', `variant must be one of ${known}, received ${variant}`);
+  }
+  if (variant === 'none' && (featureMap !== undefined || normalize !== undefined)) {
+    throw new FlaError('invalid_argument', 'variant none takes no feature map and no normalize');
+  }
+  if (variant === 'gated-delta' && normalize) {
+    throw new FlaError(
+      'invalid_argument',
+      'normalize must be false for gated-delta: its weights have no sign',
+    );
+  }
+}
+
+function checkLayers({ sites }: Analysis, options: RewriteOptions): void {
+  const layers = new Set(sites.map((s) => s.layer).filter((l) => l !== null));
+  const shown = layers.size > 0 ? `0..${layers.size - 1}` : 'none';
+  for (const layer of [...(options.layers ?? []), ...(options.keepSoftmax ?? [])]) {
+    if (!layers.has(layer)) {
+      throw new FlaError(
+        'invalid_argument',
+        `layer must be one of the model's (${shown}), received ${layer}`,
+      );
+    }
+  }
+  for (const layer of options.layers ?? []) {
+    const site = sites.find((s) => s.layer === layer)!;
+    const { rewritable, reason } = siteReport(site);
+    if (!rewritable && options.variant !== 'none') {
+      throw new FlaError('unsupported', `layer ${layer} cannot be rewritten: ${reason}`);
+    }
+  }
+}
+
+/** Why a site is left alone, or null when it is to be rewritten. */
+function whyKept(site: AnalysedSite, options: RewriteOptions): string | null {
+  const { sdpa, mask, layer } = site;
+  if (!sdpa || !mask) return 'it is not rewritable';
+  const asked = options.layers?.includes(layer!) ?? false;
+  if (options.layers && !asked) return 'it is not among the layers asked for';
+  if (options.keepSoftmax?.includes(layer!)) return 'it was asked to stay softmax';
+  // A round trip needs no knowledge of what the mask hides.
+  if (options.variant === 'none') return null;
+  if (mask.kind === 'other') return 'it is not rewritable';
+  if (mask.kind === 'window' && !asked) {
+    return `its cost is bounded already by a window of ${mask.window} keys; ask for layer ${layer} to convert it`;
+  }
+  const { rule } = VARIANTS[options.variant];
+  if (mask.kind === 'bidirectional' && rule !== 'linear') {
+    return `${options.variant} runs from left to right, and this attention is bidirectional`;
+  }
+  if (options.variant === 'gla' || options.variant === 'gated-delta') {
+    checkGates(options.variant, layer!, gatesFor(options, layer!));
+  }
+  return null;
+}
+
+function gatesFor(options: RewriteOptions, layer: number): LayerGates | undefined {
+  return options.gates?.[layer] ?? options.gates?.default;
+}
+
+function checkGates(variant: Variant, layer: number, gates: LayerGates | undefined): void {
+  const missing = !gates?.decay
+    ? 'decay'
+    : variant === 'gated-delta' && !gates.beta
+      ? 'beta'
+      : undefined;
+  if (missing) {
+    throw new FlaError(
+      'invalid_argument',
+      `variant ${variant} needs gates.${missing} for layer ${layer}, received none`,
+    );
+  }
+}
+
+/** Softmax attention again, from the normalised description alone. */
+function reEmit(site: AnalysedSite, { facts }: Analysis): void {
+  const { graph } = site.node;
+  const e = new SiteEmitter(graph, facts, site.node.name);
+  emitSoftmax(e, site.sdpa!);
+  graph.remove(site.sdpa!.replaced);
+  graph.insert(e.nodes);
+}
+
+async function convert(
+  chosen: readonly AnalysedSite[],
+  analysis: Analysis,
+  options: RewriteOptions,
+): Promise<Pick<RewriteReport, 'state' | 'attentionMask'>> {
+  const { graph } = analysis.facts;
+  const shared = new SharedValues(graph, analysis, chosen[0]!.sdpa!);
+  const state: StatePair[] = [];
+  const removed: Cache[] = [];
+  for (const site of chosen) {
+    const sdpa = site.sdpa!;
+    const pair =
+      sdpa.cache && declareState(graph, sdpa, sdpa.cache, floatType(sdpa, site.layer!), options);
+    if (pair) state.push(pair);
+    if (sdpa.cache) removed.push(sdpa.cache);
+    const e = new SiteEmitter(graph, analysis.facts, site.node.name);
+    const gates = gatesFor(options, site.layer!);
+    const emitted = {
+      sdpa,
+      layer: site.layer!,
+      causal: site.mask!.kind !== 'bidirectional',
+      mask: shared.padding(site),
+      pastState: pair?.past ?? '',
+      presentState: pair?.present ?? '',
+      ...(gates && { gates }),
+    };
+    emitLinear(e, emitted, options);
+    graph.remove(sdpa.replaced);
+    graph.insert(e.nodes);
+  }
+  if (removed.length === 0) return { state, attentionMask: null };
+  const kept = analysis.sites.find((s) => s.sdpa?.cache && !chosen.includes(s))?.sdpa?.cache;
+  const maskInput = shared.maskInput();
+  const lengths = {
+    graph,
+    prober: analysis.prober,
+    removed,
+    kept,
+    maskInput,
+    tokens: shared.tokens(),
+    currentMask: maskInput && shared.currentMask(maskInput),
+  };
+  shared.insert();
+  for (const { presentKey, presentValue } of removed) {
+    for (const name of [presentKey, presentValue]) if (name) graph.removeOutput(name);
+  }
+  state.push(...(await replaceLengths(lengths)));
+  removeCaches(graph, removed);
+  const total = maskInput !== undefined && readsWholeMask(graph, maskInput, shared);
+  return { state, attentionMask: kept || total ? 'total' : 'current' };
+}
+
+/** Does anything but the cut to the new tokens still read the padding mask? */
+function readsWholeMask(graph: Graph, maskInput: string, shared: SharedValues): boolean {
+  return graph.uses(maskInput).some((u) => !shared.owns(u.node.proto));
+}
+
+/** Values that all sites share: the number of new tokens, and the padding mask of the new tokens. */
+class SharedValues {
+  private readonly e: SiteEmitter;
+  private readonly masks = new Map<string, string>();
+  private readonly booleans = new Map<string, string>();
+  private tokenCount: string | undefined;
+
+  constructor(
+    private readonly graph: Graph,
+    private readonly analysis: Analysis,
+    private readonly first: Sdpa,
+  ) {
+    this.e = new SiteEmitter(graph, analysis.facts, 'attention_mask');
+  }
+
+  /**
+   * int64 [1]: the number of new tokens. Taken from an input where one has it: queries may depend on
+   * positions, and positions on this.
+   */
+  tokens(): string {
+    const { q } = this.first;
+    const own = this.graph.inputs.find(({ name }) => {
+      const role = roleOf(this.graph, name);
+      const rank = this.graph.dims(name)?.length;
+      return (
+        role === 'tokens' || (role === 'data' && rank === 3) || (role === 'positions' && rank === 2)
+      );
+    });
+    this.tokenCount ??= own
+      ? this.e.dim(own.name, 1)
+      : this.e.dim(q.value, q.layout === 'bhtd' ? 2 : 1);
+    return this.tokenCount;
+  }
+
+  /** The last T columns of a [B, total] input: right whether the caller passes all tokens or the new ones. */
+  currentMask(input: string): string {
+    let cut = this.masks.get(input);
+    if (cut === undefined) {
+      if (this.e.opset < 10) {
+        throw new FlaError(
+          'unsupported',
+          `a cache and a padding mask need opset 10, received ${this.e.opset}`,
+        );
+      }
+      const start = this.e.sub(this.e.dim(input, 1), this.tokens());
+      cut = this.e.op('Slice', [input, start, this.e.ints(2 ** 31 - 1), this.e.ints(1)]);
+      this.masks.set(input, cut);
+    }
+    return cut;
+  }
+
+  /** bool [B,T]: which of the new tokens are no padding; '' when the site has no padding. */
+  padding(site: AnalysedSite): string {
+    const input = site.mask!.padding;
+    if (input === undefined) return '';
+    let value = this.booleans.get(input);
+    if (value === undefined) {
+      const cached = this.analysis.sites.some((s) => s.sdpa?.cache);
+      const mask = cached ? this.currentMask(input) : input;
+      value = this.graph.dtype(input) === 'bool' ? mask : this.e.cast(mask, 'bool');
+      this.booleans.set(input, value);
+    }
+    this.insert();
+    return value;
+  }
+
+  /** The padding mask input that positions may depend on. */
+  maskInput(): string | undefined {
+    const [probed] = this.analysis.sites.flatMap((s) => s.mask?.padding ?? []);
+    return probed ?? this.graph.inputs.find((i) => roleOf(this.graph, i.name) === 'mask')?.name;
+  }
+
+  /** Puts what was written so far into the graph. */
+  insert(): void {
+    this.graph.insert(this.e.nodes.filter((n) => !this.inserted.has(n)));
+    for (const n of this.e.nodes) this.inserted.add(n);
+  }
+  private readonly inserted = new Set<object>();
+
+  owns(node: object): boolean {
+    return this.inserted.has(node);
+  }
+}
+
+/** Leaves what a runtime needs to know in the model's metadata. */
+function describe(model: Model, report: RewriteReport): void {
+  const done = report.sites
+    .filter((s) => s.layer !== null)
+    .map(({ layer, node, pattern, mask, rewritten, kept, reason }) => ({
+      layer,
+      node,
+      pattern,
+      mask,
+      variant: rewritten ? report.variant : 'none',
+      reason: kept === null ? null : (reason ?? kept),
+    }));
+  model.setMetadata('onnx_fla.version', FORMAT_VERSION);
+  model.setMetadata('onnx_fla.sites', JSON.stringify(done));
+  if (report.state.length === 0) return;
+  model.setMetadata('onnx_fla.state', JSON.stringify(report.state));
+  model.setMetadata('onnx_fla.rewind', 'no');
+  if (report.attentionMask) model.setMetadata('onnx_fla.attention_mask', report.attentionMask);
 }

@@ -52,7 +52,10 @@ export interface Sdpa {
   readonly output: { readonly value: string; readonly layout: 'bhtd' | 'bthd' | 'packed' };
   /** Nodes whose outputs the rewritten site replaces; they must have no other readers. */
   readonly replaced: readonly Node[];
+  /** Type of the output, in which products are taken. */
   readonly dtype: DTypeName;
+  /** Type in which masks are applied and Softmax runs. */
+  readonly scoreDtype: DTypeName;
 }
 
 /** What a rule answers for an anchor: a site, or why it is none. */

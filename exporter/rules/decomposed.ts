@@ -193,6 +193,7 @@ function normalise(
     output: outputOf(root, flat?.output, facts),
     replaced: [],
     dtype,
+    scoreDtype: facts.dtype(anchor.inputs[0]!) ?? dtype,
   };
   return { sdpa: { ...sdpa, replaced: [facts.graph.producer(sdpa.output.value)!] } };
 }

@@ -1,0 +1,167 @@
+import { FlaError } from '../../ops/error.js';
+import { linearAttentionFunction } from '../../ops/linear_attention/function.js';
+import type { LinearAttentionAttributes, UpdateRule } from '../../ops/linear_attention/schema.js';
+import type { AttributeValue, Model } from '../ir/index.js';
+import type { Sdpa } from '../match/sdpa.js';
+import type { SiteEmitter } from './emit.js';
+import { constantGate, type EmittedGate, emitBeta, emitDecay } from './gates.js';
+import type { FeatureMapName, LayerGates, RewriteOptions, Variant } from './options.js';
+
+/** The recurrence of each variant, and what it does unless told otherwise. */
+export const VARIANTS: Readonly<
+  Record<
+    Exclude<Variant, 'none'>,
+    { rule: UpdateRule; featureMap: FeatureMapName; normalize: boolean }
+  >
+> = {
+  linear: { rule: 'linear', featureMap: 'elu1', normalize: true },
+  retention: { rule: 'gated', featureMap: 'identity', normalize: false },
+  gla: { rule: 'gated', featureMap: 'identity', normalize: false },
+  'gated-delta': { rule: 'gated_delta', featureMap: 'identity', normalize: false },
+};
+
+/** One site to be replaced, with what its surroundings supply. */
+export interface LinearSite {
+  readonly sdpa: Sdpa;
+  readonly layer: number;
+  readonly causal: boolean;
+  /** bool [B,T] of the new tokens; '' when nothing is padded. */
+  readonly mask: string;
+  /** Names of the state's input and output; '' without a cache. */
+  readonly pastState: string;
+  readonly presentState: string;
+  readonly gates?: LayerGates;
+}
+
+export type FloatDType = 'float32' | 'float16' | 'bfloat16';
+
+/** Replaces a site by com.fla.LinearAttention, with a function body for runtimes that lack the op. */
+export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOptions): void {
+  const { sdpa, layer } = site;
+  const variant = options.variant as Exclude<Variant, 'none'>;
+  const dtype = floatType(sdpa, layer);
+  const [query, key, value] = [sdpa.q, sdpa.k, sdpa.v].map((h) => e.as(e.packed(h), dtype));
+  const { decay, beta } = gatesOf(e, site, options, query!);
+  const attributes = attributesOf(sdpa, site.causal, options);
+  const body = linearAttentionFunction(
+    {
+      attributes,
+      present: {
+        past_state: site.pastState !== '',
+        decay: decay !== undefined,
+        beta: beta !== undefined,
+        mask: site.mask !== '',
+      },
+      ...(decay && { decayKind: decay.columns === sdpa.v.heads ? 'head' : 'key' }),
+      ...(beta && { betaKind: beta.columns === sdpa.v.heads ? 'head' : 'shared' }),
+      dtype,
+      stateDtype: stateType(dtype, options),
+      opset: e.opset,
+      headDimK: sdpa.k.dim,
+      headDimV: sdpa.v.dim,
+    },
+    { target: options.body ?? 'auto' },
+  );
+  declare(e.graph.model, body);
+  const inputs = [
+    query!,
+    key!,
+    value!,
+    site.pastState,
+    decay?.value ?? '',
+    beta?.value ?? '',
+    site.mask,
+  ];
+  const { output } = sdpa;
+  const packedOutput =
+    output.layout === 'packed' ? output.value : e.graph.fresh(`${sdpa.anchor.name}/${variant}`);
+  e.ops('LinearAttention', inputs, [packedOutput, site.presentState], written(attributes), {
+    domain: 'com.fla',
+    overload: body.overload,
+  });
+  if (output.layout !== 'packed') {
+    e.fromPacked(packedOutput, sdpa.q.heads, sdpa.v.dim, { ...output, layout: output.layout });
+  }
+}
+
+/** The state's element type for a model of that type. */
+export function stateType(dtype: FloatDType, options: RewriteOptions): FloatDType {
+  return options.dtype === 'same' ? dtype : 'float32';
+}
+
+export function floatType(sdpa: Sdpa, layer: number): FloatDType {
+  const { dtype } = sdpa;
+  if (dtype === 'float32' || dtype === 'float16' || dtype === 'bfloat16') return dtype;
+  throw new FlaError(
+    'unsupported',
+    `layer ${layer}: attention must be in float32, float16 or bfloat16, received ${dtype}`,
+  );
+}
+
+/** Does the variant divide by the sum of weights (and carry it in the state)? */
+export function normalizes(options: RewriteOptions): boolean {
+  return options.normalize ?? VARIANTS[options.variant as Exclude<Variant, 'none'>].normalize;
+}
+
+function attributesOf(
+  sdpa: Sdpa,
+  causal: boolean,
+  options: RewriteOptions,
+): LinearAttentionAttributes {
+  const { rule, featureMap } = VARIANTS[options.variant as Exclude<Variant, 'none'>];
+  const delta = rule === 'gated_delta';
+  return {
+    q_num_heads: sdpa.q.heads,
+    kv_num_heads: sdpa.v.heads,
+    update_rule: rule,
+    scale: sdpa.scale,
+    chunk_size: 64,
+    feature_map: options.featureMap ?? featureMap,
+    normalize: normalizes(options) ? 1 : 0,
+    causal: causal ? 1 : 0,
+    // The delta rule needs keys of unit length, as its papers use it; a longer key makes the state grow without bound.
+    qk_l2norm: delta ? 1 : 0,
+    read: 'after',
+  };
+}
+
+/** Attributes as they are written on a node: all of them, defaults too (function defaults never reach a kernel). */
+function written(attributes: LinearAttentionAttributes): Record<string, AttributeValue> {
+  return { ...attributes, scale: { float: attributes.scale } };
+}
+
+function gatesOf(
+  e: SiteEmitter,
+  { sdpa, layer, gates }: LinearSite,
+  options: RewriteOptions,
+  query: string,
+): { decay?: EmittedGate; beta?: EmittedGate } {
+  const { heads } = sdpa.v;
+  switch (options.variant) {
+    case 'retention': {
+      const decay = options.decay ?? retentionDecay(heads);
+      return { decay: constantGate(e, decay, heads, query, layer, 'decay') };
+    }
+    case 'gla':
+      return { decay: emitDecay(e, sdpa, layer, gates!, query, 'gla') };
+    case 'gated-delta':
+      return {
+        decay: emitDecay(e, sdpa, layer, gates!, query, 'gated-delta'),
+        beta: emitBeta(e, sdpa, layer, gates!.beta!, query),
+      };
+    default:
+      return {};
+  }
+}
+
+/** RetNet's log decay per head: log(1 - 2^(-5-h)). */
+function retentionDecay(heads: number): number[] {
+  return Array.from({ length: heads }, (_, h) => Math.log1p(-(2 ** (-5 - h))));
+}
+
+function declare(model: Model, body: ReturnType<typeof linearAttentionFunction>): void {
+  for (const [domain, version] of Object.entries(body.opsets)) model.requireOpset(domain, version);
+  model.addFunction(body.fn);
+  // Overloads came with IR version 10.
+  if (Number(model.proto.irVersion) < 10) model.proto.irVersion = 10;
+}

@@ -1,0 +1,52 @@
+import type { Runner } from '../match/runner.js';
+
+export type Variant = 'none' | 'linear' | 'retention' | 'gla' | 'gated-delta';
+export type FeatureMapName = 'elu1' | 'relu' | 'exp' | 'silu' | 'softmax' | 'l2norm' | 'identity';
+
+/** One gate of a layer: a projection of the layer's input, or a constant. */
+export type Gate =
+  | {
+      /** Row-major [hidden, n], n = heads or, for decay per key dimension, heads * head dim. */
+      weight: Float32Array;
+      /** [n]; default zeros. */
+      bias?: Float32Array;
+    }
+  | {
+      /** One value for all heads, or one per head: decay as log decay (<= 0), beta in (0, 2). */
+      constant: number | readonly number[];
+    };
+
+/** Gates of one layer. Projections go through log-sigmoid / `temperature` (decay) and sigmoid (beta). */
+export interface LayerGates {
+  decay?: Gate;
+  beta?: Gate;
+  /** Divides the log-sigmoid of a projected decay; GLA uses 16. Default 16 for `gla`, 1 otherwise. */
+  temperature?: number;
+}
+
+export interface RewriteOptions {
+  /** `none` re-emits the matched softmax attention; the others replace it by com.fla.LinearAttention. */
+  variant: Variant;
+  /** Default: elu1 for `linear`, identity for the others. */
+  featureMap?: FeatureMapName;
+  /** Divide by the sum of weights. Default: true for `linear`, false for the others. */
+  normalize?: boolean;
+  /** Layers to convert; default: every rewritable one. */
+  layers?: readonly number[];
+  /** Layers to leave alone. */
+  keepSoftmax?: readonly number[];
+  /** Element type of the carried states: float32 (default), or the model's own type. */
+  dtype?: 'float32' | 'same';
+  /** For `gla` and `gated-delta`: by layer, with `default` for all others. */
+  gates?: Readonly<Record<number | 'default', LayerGates>>;
+  /** For `retention`: log decay per head; default log(1 - 2^(-5-h)). */
+  decay?: readonly number[];
+  /** What the function body calls: com.microsoft.LinearAttention where it fits (`auto`, the default), or standard ops. */
+  body?: 'com.microsoft' | 'standard' | 'auto';
+  /** Report what would be done; the model is left as it is. */
+  dryRun?: boolean;
+  /** Runs the small models that masks and shapes are probed with; default: onnxruntime-node. */
+  runner?: Runner;
+  onProgress?: (done: number, total: number) => void;
+  signal?: AbortSignal;
+}
