@@ -55,8 +55,9 @@ export function inputShape(input: TensorInput, options: FeedOptions): number[] {
     if (typeof dim === 'number' && dim >= 0) return dim;
     const given = options.dims?.[String(dim)];
     if (given !== undefined) return given;
-    if (axis === 0 && input.shape.length > 1) return 1;
-    if (options.state?.has(input.name) || /past/i.test(String(dim))) return 0;
+    const isState = options.state?.has(input.name) ?? false;
+    if (axis === 0 && (isState || input.shape.length > 1)) return 1;
+    if (isState || /past/i.test(String(dim))) return 0;
     return options.length;
   });
 }

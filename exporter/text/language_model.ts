@@ -87,6 +87,9 @@ export class LanguageModel {
   }
 }
 
+/** The model's own word on which tokens its attention_mask covers. */
+const MASK_KEY = 'onnx_fla.attention_mask';
+
 function hasState(file: string): boolean {
   const { graph } = loadModel(file);
   const names = (infos: readonly { name: string }[]) => infos.map((i) => i.name);
@@ -95,7 +98,7 @@ function hasState(file: string): boolean {
 
 async function stockEngine(file: string, choice: SessionChoice) {
   const { session } = await openSession(file, choice);
-  const io = tokenInterface(session);
+  const io = tokenInterface(session, loadModel(file).metadata(MASK_KEY) === 'current');
   return { engine: new StockEngine(await loadOnnxRuntime(), session, io), memory: io.memory };
 }
 

@@ -35,8 +35,11 @@ export function isLanguageModel(session: Described): boolean {
   }
 }
 
-/** @throws FlaError `unsupported` when the model is no language model of the known form */
-export function tokenInterface(session: Described): TokenInterface {
+/**
+ * @param maskIsCurrent the model says that its mask covers new tokens only, whatever the dimension is called
+ * @throws FlaError `unsupported` when the model is no language model of the known form
+ */
+export function tokenInterface(session: Described, maskIsCurrent = false): TokenInterface {
   const inputs = tensorInputs(session.inputMetadata);
   const outputs = tensorInputs(session.outputMetadata);
   const pairs = statePairs(session.inputNames, session.outputNames);
@@ -68,7 +71,7 @@ export function tokenInterface(session: Described): TokenInterface {
     ids,
     mask,
     positions,
-    maskCoversPast: mask !== undefined && mask.shape[1] !== ids.shape[1],
+    maskCoversPast: !maskIsCurrent && mask !== undefined && mask.shape[1] !== ids.shape[1],
     state,
     pairs,
     logits: logits.name,

@@ -241,6 +241,11 @@ function children(parent: number): number[] {
     .map(Number);
 }
 
+/** Does a process run? One that ended and waits to be collected does not. */
 function isAlive(pid: number): boolean {
-  return fs.existsSync(`/proc/${pid}`);
+  try {
+    return !/\) Z /.test(fs.readFileSync(`/proc/${pid}/stat`, 'utf8'));
+  } catch {
+    return false;
+  }
 }
