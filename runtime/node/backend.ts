@@ -1,11 +1,9 @@
 import { type Backend, registerBackend } from 'onnxruntime-node';
-import { load } from './addon.js';
 import { FlaSession } from './session.js';
 
 const backend: Backend = {
-  async init() {
-    load();
-  },
+  // What is missing is told when a session is made: from here, only the text of the error would arrive.
+  async init() {},
   async createInferenceSessionHandler(model, options = {}) {
     return FlaSession.create(model, options);
   },

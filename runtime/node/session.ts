@@ -219,9 +219,10 @@ export class FlaSession implements InferenceSessionHandler {
   }
 
   #fetch(name: string, fetch: AnyTensor | 'native' | null): Fetch {
+    if (fetch === null) return undefined;
     if (fetch === 'native') return true;
-    if (fetch === null || fetch.type === 'string') return undefined;
     checkTensor('output', fetch, this.outputs[this.#outputIndex(name)]);
+    if (fetch.type === 'string') return undefined;
     return viewOf(fetch);
   }
 

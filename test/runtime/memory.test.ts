@@ -127,6 +127,11 @@ describe('preallocated outputs', () => {
     expect((await failureOf(session.run({ x, y: x }, { z }))).code).toBe('invalid_type');
   });
 
+  test('strings for numbers', async () => {
+    const z = new ort.Tensor('string', ['', '', '', ''], [1, 4]);
+    expect((await failureOf(session.run({ x, y: x }, { z }))).code).toBe('invalid_type');
+  });
+
   test('a string tensor is filled', async () => {
     const strings = await createSession(identityModel('string'));
     const out = new ort.Tensor('string', ['', ''], [2]);
@@ -217,9 +222,10 @@ describe('memory stays flat', () => {
       await collect();
       return resident();
     };
-    // Sessions are made on four threads and freed on another: the allocator needs some hundreds of them to settle.
+    // Sessions are made on four threads and freed on another, so the allocator needs some hundreds of them to settle. 400
+    // that were kept would be 75 MiB.
     const before = await cycle(600);
-    expect((await cycle(400)) - before).toBeLessThan(12);
+    expect((await cycle(400)) - before).toBeLessThan(30);
   });
 
   test('over runs, with outputs left to the garbage collector', async () => {

@@ -4,6 +4,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { buildModel, Emitter, freshNames, modelBytes } from '../../exporter/ir/index.js';
 import { type StatefulOptions, StatefulSession } from '../../runtime/node/index.js';
 import { TINYLM } from '../support/models.js';
+import { collect, resident } from './support/memory.js';
 import { cumulativeModel } from './support/models.js';
 import { failureOf, floats } from './support/session.js';
 
@@ -152,6 +153,19 @@ describe('prefill and step', () => {
     );
     const sums = (await Promise.all(steps)).map(({ y }) => values(y)[0]);
     expect(sums).toEqual(Array.from({ length: 20 }, (_, i) => ((i + 1) * (i + 2)) / 2));
+  });
+
+  test('memory does not grow with the length', async () => {
+    const session = await create(single());
+    const feeds = { x: floats(new Array(100_000).fill(1), [1, 100_000, 1]) };
+    const sweep = async () => {
+      await session.prefill(feeds, { chunk: 50 });
+      await collect();
+      return resident();
+    };
+    const before = await sweep();
+    expect((await sweep()) - before).toBeLessThan(8);
+    expect(values((await session.step(ramp(1))).y)).toEqual([200_001]);
   });
 
   test('nothing to take in', async () => {
