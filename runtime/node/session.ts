@@ -120,12 +120,15 @@ export class FlaSession implements InferenceSessionHandler {
   readonly outputs: readonly ValueInfo[];
   /** The model's metadata_props. */
   readonly modelMetadata: Readonly<Record<string, string>>;
+  /** Whether the operator library is in use: its kernels run, not the function bodies. */
+  readonly hasLibrary: boolean;
   readonly #native: NativeSession;
   readonly #running = new Set<Promise<unknown>>();
   #disposed: Promise<void> | undefined;
 
-  private constructor(native: NativeSession) {
+  private constructor(native: NativeSession, hasLibrary: boolean) {
     this.#native = native;
+    this.hasLibrary = hasLibrary;
     this.inputs = native.inputs.map(valueInfo);
     this.outputs = native.outputs.map(valueInfo);
     this.inputNames = this.inputs.map((input) => input.name);
@@ -144,7 +147,8 @@ export class FlaSession implements InferenceSessionHandler {
     if (model.length === 0) throw new FlaError('invalid_model', 'Session: the model is empty');
     const native = await nativeOptions(options, info);
     try {
-      return new FlaSession(await addon.createSession(model, native));
+      const session = await addon.createSession(model, native);
+      return new FlaSession(session, native.library !== undefined);
     } catch (thrown) {
       throw toFlaError(thrown);
     }

@@ -12,7 +12,7 @@ export interface StatePair {
   readonly type: DType;
   /** Sizes by number, or by name where they vary. */
   readonly shape: readonly (number | string)[];
-  /** The model promises that past and present may share memory. */
+  /** The model says that past and present may share memory where the kernels of com.fla run. */
   readonly inPlace: boolean;
 }
 

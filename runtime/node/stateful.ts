@@ -22,11 +22,11 @@ export interface StatefulOptions extends SessionOptions {
   /** Default for the calls; `'last'`. */
   outputs?: Outputs;
   /**
-   * Whether a state of fixed size is read and written in the same memory. Right only where a single operator reads the past
-   * and writes the present, and allows it, as those of com.fla do. Default: what the model's metadata says, else two
-   * tensors in turn.
+   * States of fixed size, by the names of their inputs, that are read and written in the same memory; `true` for all. Right
+   * only where a single operator reads the past and writes the present, and allows it, as those of com.fla do. Default:
+   * those that the model's metadata names, when the operator library is in use; the others have two tensors in turn.
    */
-  inPlace?: boolean;
+  inPlace?: boolean | readonly string[];
 }
 
 export interface StepOptions {
@@ -90,7 +90,7 @@ export class StatefulSession {
     }
     this.#batchNames = batchNames(session, this.pairs);
     this.#slots = this.pairs.map((pair) =>
-      makeSlot(pair, this.batch, this.#batchNames, options.inPlace ?? pair.inPlace),
+      makeSlot(pair, this.batch, this.#batchNames, isInPlace(pair, session, options.inPlace)),
     );
   }
 
@@ -338,6 +338,14 @@ export class StatefulSession {
     }
     return made;
   }
+}
+
+function isInPlace(
+  pair: StatePair,
+  session: FlaSession,
+  inPlace: StatefulOptions['inPlace'] = pair.inPlace && session.hasLibrary,
+): boolean {
+  return typeof inPlace === 'boolean' ? inPlace : inPlace.includes(pair.past);
 }
 
 function isFeeds(input: Tokens | Feeds): input is Feeds {

@@ -12,13 +12,17 @@ const DIM = 8;
 const WIDTH = HEADS * DIM;
 
 /** One com.fla.LinearAttention with a decay per head. */
-function attention(dtype: 'float32' | 'bfloat16' = 'float32'): Uint8Array {
+function attention(
+  dtype: 'float32' | 'bfloat16' = 'float32',
+  metadata: Record<string, string> = {},
+): Uint8Array {
   const packed = [dtype, ['B', 'T', WIDTH]] as const;
   const state = ['float32', ['B', HEADS, DIM, DIM]] as const;
   const attributes = { q_num_heads: HEADS, kv_num_heads: HEADS, update_rule: 'gated' };
   return modelBytes(
     buildModel({
       opsets: { '': 17, 'com.fla': 1 },
+      metadata,
       inputs: { q: packed, k: packed, v: packed, past_state: state, g: [dtype, ['B', 'T', 'H']] },
       outputs: { o: packed, present_state: state },
       nodes: [
@@ -171,6 +175,18 @@ describe('state', () => {
     });
     expectClose(parts, expected);
     expect(session.stateBytes).toBe(4 * HEADS * DIM * DIM);
+    await session.dispose();
+  });
+
+  test('in place where the metadata says so and the kernels run', async () => {
+    const state = [{ past: 'past_state', present: 'present_state', in_place: true }];
+    const session = await StatefulSession.create(
+      attention('float32', { 'onnx_fla.state': JSON.stringify(state) }),
+    );
+    expect(session.session.hasLibrary).toBe(true);
+    expect(session.pairs).toMatchObject([{ inPlace: true }]);
+    const { o } = await session.prefill(feeds(LENGTH), { chunk: 7 });
+    expectClose(o.data as Float32Array, reference(LENGTH).slice(-WIDTH));
     await session.dispose();
   });
 

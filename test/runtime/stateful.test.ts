@@ -241,6 +241,18 @@ describe('state', () => {
     expect(new Float32Array(past_state.data.buffer)).toEqual(Float32Array.of(5));
   });
 
+  test('in place only what is named', async () => {
+    // Here y reads the past after the present was written, so that in place it comes out wrong; that is how one can tell.
+    const sums = async (inPlace: boolean | string[]) => {
+      const session = await create(single(), { inPlace });
+      await session.step(ramp(1));
+      return values((await session.step(ramp(1))).y);
+    };
+    expect(await sums(['another'])).toEqual([2]);
+    expect(await sums(['past_state'])).toEqual(await sums(true));
+    expect(await sums(true)).not.toEqual([2]);
+  });
+
   test('in place: a run that was refused changes nothing, one that failed calls for a reset', async () => {
     const session = await create(single(), { inPlace: true, logSeverityLevel: 4 });
     await session.prefill(ramp(4), { outputs: 'none' });
