@@ -1,0 +1,10 @@
+#include "cuda/linear_attention_delta.cuh"
+
+namespace fla::cuda::delta {
+
+template <>
+cudaError_t launch_walk<bf16>(const Plan& plan, bool output, cudaStream_t stream) {
+  return launch_walk_with<bf16, MmaBf16, MmaBf16>(plan, output, stream);
+}
+
+}  // namespace fla::cuda::delta

@@ -1,0 +1,10 @@
+#include "cuda/linear_attention_delta.cuh"
+
+namespace fla::cuda::delta {
+
+template <>
+cudaError_t launch_walk<float>(const Plan& plan, bool output, cudaStream_t stream) {
+  return launch_walk_with<float, MmaTf32<3>, MmaTf32<3>>(plan, output, stream);
+}
+
+}  // namespace fla::cuda::delta

@@ -1,0 +1,449 @@
+// Pass 2 of the rules linear and gated: outputs and the final state. See linear_attention_gated.cuh.
+// Grid: x = (b, output head, segment), y = dv tile. A warp owns 16 rows of the chunk for the scores and the
+// output, and KP/kRowWarps rows of the state, both over VW columns of dv.
+#ifndef FLA_CUDA_LINEAR_ATTENTION_GATED_OUTPUT_CUH_
+#define FLA_CUDA_LINEAR_ATTENTION_GATED_OUTPUT_CUH_
+
+#include "cuda/linear_attention_gated.cuh"
+
+namespace fla::cuda {
+
+// Scores of a chunk whose per-key decay is too strong to be split between Q and K: one by one, in float. Tiles
+// hold features without decay. Rows of `scores` [C][C] are complete, zeros included.
+template <typename Cfg>
+__device__ void direct_scores(const GatedBlock<Cfg>& block, int chunk, typename Cfg::E* scores) {
+  using E = typename Cfg::E;
+  using QK = typename Cfg::QK;
+  constexpr int KP = Cfg::KP, C = Cfg::C, kSteps = KP / 64;
+  const int lane = threadIdx.x & 31;
+  const QK* q_tile = block.tile_q(chunk);
+  const QK* k_tile = block.tile_k(chunk);
+  for (int row = threadIdx.x / 32; row < C; row += Cfg::kThreads / 32) {
+    float2 q[kSteps], decay[kSteps];
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      q[i] = load2(q_tile + tile_offset<QK, KP>(row, lane * 2 + i * 64));
+      decay[i] = make_float2(0.f, 0.f);
+    }
+    const int last = block.p.before ? row - 1 : row;
+    for (int s = C - 1; s > last; --s) {
+      if (lane == 0) scores[row * C + s] = from_float<E>(0.f);
+    }
+    for (int s = last; s >= 0; --s) {
+      float sum = 0.f;
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const float2 k = load2(k_tile + tile_offset<QK, KP>(s, lane * 2 + i * 64));
+        const float2 g = block.decay2(chunk, s, lane * 2 + i * 64);
+        sum += q[i].x * k.x * fast_exp2(decay[i].x) + q[i].y * k.y * fast_exp2(decay[i].y);
+        decay[i].x += g.x;
+        decay[i].y += g.y;
+      }
+      sum = lane_sum<32>(sum);
+      if (lane == 0) scores[row * C + s] = from_float<E>(sum);
+    }
+  }
+}
+
+// diagonal[r] = q_r . (u * k_r): what a token reads of itself with read == bonus.
+template <typename Cfg>
+__device__ void bonus_diagonal(const GatedBlock<Cfg>& block, int chunk) {
+  using QK = typename Cfg::QK;
+  const int lane = threadIdx.x & 31;
+  const QK* q_tile = block.tile_q(chunk);
+  const QK* k_tile = block.tile_k(chunk);
+  for (int row = threadIdx.x / 32; row < Cfg::C; row += Cfg::kThreads / 32) {
+    float sum = 0.f;
+    for (int i = lane; i < block.p.K; i += 32) {
+      const int at = tile_offset<QK, Cfg::KP>(row, i);
+      sum += load_as_float(block.p.bonus_u, block.p.bonus_type, block.h * block.p.K + i) *
+             to_float(q_tile[at]) * to_float(k_tile[at]);
+    }
+    sum = lane_sum<32>(sum);
+    if (lane == 0) block.diagonal[row] = sum;
+  }
+}
+
+// Feature maps, then the per-key decay folded into the tiles. Returns whether the scores were computed directly;
+// then the keys carry e^{G_C - G} instead of e^-G.
+template <typename Cfg>
+__device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typename Cfg::E* scores) {
+  using QK = typename Cfg::QK;
+  const GatedArgs& p = block.p;
+  QK* q_tile = block.tile_q(chunk);
+  QK* k_tile = block.tile_k(chunk);
+  if (block.maps()) {
+    block.map_tile(block.raw_q(chunk), q_tile, false, chunk);
+    if (p.causal) block.map_tile(block.raw_k(chunk), k_tile, true, chunk);
+    __syncthreads();
+  }
+  if (p.bonus) {
+    bonus_diagonal(block, chunk);
+    __syncthreads();
+  }
+  if (!block.per_key()) return false;
+
+  float2 sums[Cfg::kRows + 1];
+  const float2 total = block.column_sums(chunk, sums);
+  const bool direct = __syncthreads_or(fminf(total.x, total.y) < -kMaxExponent);
+  if (direct) {
+    direct_scores(block, chunk, scores);
+    __syncthreads();
+  }
+  const int col = threadIdx.x % Cfg::kPairs * 2, first = threadIdx.x / Cfg::kPairs * Cfg::kRows;
+  const float2 anchor = direct ? total : make_float2(0.f, 0.f);
+#pragma unroll
+  for (int i = 0; i < Cfg::kRows; ++i) {
+    const int at = tile_offset<QK, Cfg::KP>(first + i, col);
+    const float2 gq = p.before ? sums[i] : sums[i + 1];
+    const float2 q = load2(q_tile + at);
+    store2(q_tile + at, q.x * fast_exp2(gq.x), q.y * fast_exp2(gq.y));
+    const float2 k = load2(k_tile + at);
+    store2(k_tile + at, k.x * fast_exp2(anchor.x - sums[i + 1].x),
+           k.y * fast_exp2(anchor.y - sums[i + 1].y));
+  }
+  __syncthreads();
+  return direct;
+}
+
+// This warp's 16 rows of the masked, decayed scores, as left operands over the chunk's tokens. Columns right of
+// the diagonal block are not written.
+template <typename Cfg>
+__device__ __forceinline__ void chunk_scores(const GatedBlock<Cfg>& block, int chunk, bool direct,
+                                             const typename Cfg::E* direct_scores,
+                                             RawA<typename Cfg::E> (&weights)[Cfg::KT]) {
+  using QK = typename Cfg::QK;
+  using M = typename Cfg::MmaQK;
+  constexpr int KP = Cfg::KP, C = Cfg::C, KT = Cfg::KT;
+  const GatedArgs& p = block.p;
+  const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+  const int row_block = threadIdx.x / 32 % Cfg::kRowWarps, row = row_block * 16 + g;
+  float scores[2 * KT][4] = {};
+
+  if (direct) {
+#pragma unroll
+    for (int nt = 0; nt < 2 * KT; ++nt) {
+      const float2 lo = load2(direct_scores + row * C + nt * 8 + 2 * c);
+      const float2 hi = load2(direct_scores + (row + 8) * C + nt * 8 + 2 * c);
+      scores[nt][0] = lo.x;
+      scores[nt][1] = lo.y;
+      scores[nt][2] = hi.x;
+      scores[nt][3] = hi.y;
+    }
+  } else {
+#pragma unroll
+    for (int ks = 0; ks < KP / 16; ++ks) {
+      RawA<QK> raw;
+      load_a<QK, KP>(raw, block.tile_q(chunk), row_block * 16, ks * 16);
+      const auto a = M::prepare(raw);
+#pragma unroll
+      for (int j = 0; j < KT; ++j) {
+        if (j > row_block) continue;
+        RawB<QK> b0, b1;
+        load_b_transposed<QK, KP>(b0, b1, block.tile_k(chunk), j * 16, ks * 16);
+        M::mma(scores[2 * j], a, M::prepare(b0));
+        M::mma(scores[2 * j + 1], a, M::prepare(b1));
+      }
+    }
+  }
+
+  const float* gq = block.gq + (chunk & 1) * C;
+  const float* gk = block.gk + (chunk & 1) * C;
+  const bool per_head = block.per_head();
+  const float row_decay[2] = {gq[row], gq[row + 8]};
+#pragma unroll
+  for (int j = 0; j < KT; ++j) {
+    if (j > row_block) continue;
+#pragma unroll
+    for (int n = 2 * j; n < 2 * j + 2; ++n) {
+      const int col = n * 8 + 2 * c;
+      if (per_head) {
+        const float2 column_decay = *reinterpret_cast<const float2*>(gk + col);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float exponent = row_decay[i >> 1] - (i & 1 ? column_decay.y : column_decay.x);
+          scores[n][i] *= fast_exp2(exponent);
+        }
+      }
+      if (j == row_block) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int s = col + (i & 1), r = row + (i >> 1) * 8;
+          if (s > r || (p.before && s == r)) scores[n][i] = 0.f;
+          if constexpr (Cfg::kGeneral) {
+            if (p.bonus && s == r) scores[n][i] = block.diagonal[r];
+          }
+        }
+      }
+    }
+    weights[j] = raw_a<typename Cfg::E>(scores[2 * j], scores[2 * j + 1]);
+  }
+}
+
+template <typename Cfg>
+__global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
+    gated_output_kernel(const __grid_constant__ GatedArgs p) {
+  using IO = typename Cfg::IO;
+  using E = typename Cfg::E;
+  using QK = typename Cfg::QK;
+  using M = typename Cfg::Mma;
+  constexpr int C = Cfg::C, KP = Cfg::KP, VP = Cfg::VP, VW = Cfg::VW;
+  constexpr int NT = Cfg::NT, MT = Cfg::MT, KT = Cfg::KT;
+  constexpr int kTiles = NT + (Cfg::kGeneral ? 1 : 0);
+  constexpr bool kHoldKeys = sizeof(E) == 2 && KP < 256;
+  extern __shared__ __align__(128) unsigned char memory[];
+
+  const GatedBlock<Cfg> block(p, memory, true);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+  const int row_block = warp % Cfg::kRowWarps, row = row_block * 16 + g;
+  const int warp_col = block.first_column();
+  E* const direct_tile = reinterpret_cast<E*>(memory + block.layout.scores);
+
+  block.load(0);
+  typename GatedBlock<Cfg>::Scalars scalars;
+  if (warp == 0) scalars = block.load_scalars(0);
+
+  float state[MT][kTiles][4] = {};
+  if (p.states_in_workspace) {
+    wait_for_previous_grid();
+    const float* start = block.segment_state(p.causal ? block.segment : 0);
+    for_each_state(block, state, [&](float& x, int i, int j) { x = start[i * p.W + j]; });
+  } else if (p.past_state) {
+    const int64_t at = (static_cast<int64_t>(block.b) * p.HV + block.h) * p.K * p.W;
+    for_each_state(block, state, [&](float& x, int i, int j) {
+      x = load_as_float(p.past_state, p.state_type, at + i * p.W + j);
+    });
+  }
+
+  const auto store_operand = [&](int chunk) {
+    E* tile = block.state_tile(chunk);
+#pragma unroll
+    for (int mt = 0; mt < MT; ++mt) {
+      const int d = block.state_row(mt) + g;
+#pragma unroll
+      for (int nt = 0; nt < NT; ++nt) {
+        const int v = warp_col + nt * 8 + 2 * c;
+        store2(tile + tile_offset<E, VP>(d, v), state[mt][nt][0], state[mt][nt][1]);
+        store2(tile + tile_offset<E, VP>(d + 8, v), state[mt][nt][2], state[mt][nt][3]);
+      }
+      if constexpr (Cfg::kGeneral) {
+        if (p.normalize && c == 0 && warp_col == 0) {
+          block.z[(chunk & 1) * KP + d] = state[mt][NT][0];
+          block.z[(chunk & 1) * KP + d + 8] = state[mt][NT][2];
+        }
+      }
+    }
+  };
+  const auto scale_rows = [&]() {
+#pragma unroll
+    for (int mt = 0; mt < MT; ++mt) {
+      const float lo = fast_exp2(block.column_total[block.state_row(mt) + g]);
+      const float hi = fast_exp2(block.column_total[block.state_row(mt) + g + 8]);
+#pragma unroll
+      for (int nt = 0; nt < kTiles; ++nt) {
+        state[mt][nt][0] *= lo;
+        state[mt][nt][1] *= lo;
+        state[mt][nt][2] *= hi;
+        state[mt][nt][3] *= hi;
+      }
+    }
+  };
+
+  store_operand(0);
+  for (int chunk = 0; chunk < block.chunks; ++chunk) {
+    const bool more = chunk + 1 < block.chunks;
+    if (warp == 0) block.store_scalars(chunk, scalars);
+    copy_async_wait<0>();
+    __syncthreads();
+    if (more) {
+      if (p.stages == 2) block.load(chunk + 1);
+      if (warp == 0) scalars = block.load_scalars(chunk + 1);
+    }
+    bool direct = false;
+    if constexpr (Cfg::kGeneral) direct = transform_chunk(block, chunk, direct_tile);
+    const float* gk = block.gk + (chunk & 1) * C;
+    const float* gq = block.gq + (chunk & 1) * C;
+    const bool per_head = block.per_head();
+
+    RawA<E> weights[KT];
+    if (p.causal) chunk_scores(block, chunk, direct, direct_tile, weights);
+
+    // Q S0
+    float out[kTiles][4] = {};
+#pragma unroll
+    for (int ks = 0; ks < KP / 16; ++ks) {
+      RawA<QK> raw;
+      load_a<QK, KP>(raw, block.tile_q(chunk), row_block * 16, ks * 16);
+      const auto a = M::prepare(widen<E>(raw));
+#pragma unroll
+      for (int n = 0; n < NT; n += 2) {
+        RawB<E> b0, b1;
+        load_b<E, VP>(b0, b1, block.state_tile(chunk), ks * 16, warp_col + n * 8);
+        M::mma(out[n], a, M::prepare(b0));
+        M::mma(out[n + 1], a, M::prepare(b1));
+      }
+      if constexpr (Cfg::kGeneral) {
+        if (p.normalize) {
+          const float* z = block.z + (chunk & 1) * KP + ks * 16 + 2 * c;
+          const RawB<E> b = raw_b<E>(g ? 0.f : z[0], g ? 0.f : z[1], g ? 0.f : z[8], g ? 0.f : z[9]);
+          M::mma(out[NT], a, M::prepare(b));
+        }
+      }
+    }
+    if (per_head) {
+      const float lo = fast_exp2(gq[row]), hi = fast_exp2(gq[row + 8]);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        out[n][0] *= lo;
+        out[n][1] *= lo;
+        out[n][2] *= hi;
+        out[n][3] *= hi;
+      }
+    }
+
+    if (p.causal) {
+      const float chunk_decay = gk[C - 1];
+      if (per_head) {
+        const float factor = fast_exp2(chunk_decay);
+#pragma unroll
+        for (int mt = 0; mt < MT; ++mt) {
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) state[mt][n][i] *= factor;
+          }
+        }
+      } else if (direct) {
+        scale_rows();
+      }
+
+      const auto load_keys = [&](int mt, int kt) {
+        RawA<QK> raw;
+        load_a_transposed<QK, KP>(raw, block.tile_k(chunk), kt * 16, block.state_row(mt));
+        RawA<E> keys = widen<E>(raw);
+        if (per_head) {
+          const float2 lo = *reinterpret_cast<const float2*>(gk + kt * 16 + 2 * c);
+          const float2 hi = *reinterpret_cast<const float2*>(gk + kt * 16 + 2 * c + 8);
+          scale_columns(keys,
+                        make_float2(fast_exp2(chunk_decay - lo.x), fast_exp2(chunk_decay - lo.y)),
+                        make_float2(fast_exp2(chunk_decay - hi.x), fast_exp2(chunk_decay - hi.y)));
+        }
+        return keys;
+      };
+      RawA<E> keys[MT][KT];
+      if constexpr (kHoldKeys) {
+#pragma unroll
+        for (int mt = 0; mt < MT; ++mt) {
+#pragma unroll
+          for (int kt = 0; kt < KT; ++kt) keys[mt][kt] = load_keys(mt, kt);
+        }
+      }
+
+      // O += scores V and S += K'V, 16 columns at a time; then the normaliser's column
+#pragma unroll
+      for (int n = 0; n < kTiles; n += 2) {
+        if (n == NT && !p.normalize) break;
+        const bool pair = n < NT;
+        float added[MT][2][4] = {};
+#pragma unroll
+        for (int kt = 0; kt < KT; ++kt) {
+          RawB<E> b0 = ones_column<E>(), b1 = b0;
+          if (pair) {
+            RawB<IO> v0, v1;
+            load_b<IO, VP>(v0, v1, block.tile_v(chunk), kt * 16, warp_col + n * 8);
+            b0 = widen<E>(v0);
+            b1 = widen<E>(v1);
+          }
+          const auto left = M::prepare(b0), right = M::prepare(b1);
+          if (kt <= row_block) {
+            const auto a = M::prepare(weights[kt]);
+            M::mma(out[n], a, left);
+            if (pair) M::mma(out[n + 1], a, right);
+          }
+#pragma unroll
+          for (int mt = 0; mt < MT; ++mt) {
+            const auto a = M::prepare(kHoldKeys ? keys[mt][kt] : load_keys(mt, kt));
+            M::mma(M::kAddOutside ? added[mt][0] : state[mt][n], a, left);
+            if (pair) M::mma(M::kAddOutside ? added[mt][1] : state[mt][n + 1], a, right);
+          }
+        }
+        if constexpr (M::kAddOutside) {
+#pragma unroll
+          for (int mt = 0; mt < MT; ++mt) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              state[mt][n][i] += added[mt][0][i];
+              if (pair) state[mt][n + 1][i] += added[mt][1][i];
+            }
+          }
+        }
+      }
+      if constexpr (Cfg::kGeneral) {
+        if (block.per_key() && !direct) scale_rows();
+      }
+    }
+
+    // Output, through this warp's part of the query tile, whose readers are the warps of the same rows.
+    float factor[2] = {p.scale, p.scale};
+    if constexpr (Cfg::kGeneral) {
+      if (p.normalize) {
+        factor[0] /= p.scale * __shfl_sync(0xffffffffu, out[NT][0], lane & ~3) + kNormalizeEps;
+        factor[1] /= p.scale * __shfl_sync(0xffffffffu, out[NT][2], lane & ~3) + kNormalizeEps;
+      }
+    }
+    if constexpr (Cfg::kColWarps > 1) {
+      asm volatile("bar.sync %0, %1;" ::"r"(1 + row_block), "n"(32 * Cfg::kColWarps) : "memory");
+    } else {
+      __syncwarp();
+    }
+    IO* staged = block.raw_q(chunk);
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const int col = warp_col + n * 8 + 2 * c;
+      store2(staged + tile_offset<IO, KP>(row, col), out[n][0] * factor[0], out[n][1] * factor[0]);
+      store2(staged + tile_offset<IO, KP>(row + 8, col), out[n][2] * factor[1], out[n][3] * factor[1]);
+    }
+    __syncwarp();
+    const int rows = block.valid_rows(chunk);
+    IO* target = static_cast<IO*>(p.output) + (block.token(chunk) * p.HO + block.ho) * p.V + block.v0;
+    const int64_t stride = static_cast<int64_t>(p.HO) * p.V;
+    if (p.vector_o) {
+      constexpr int kPiece = 16 / sizeof(IO), kPieces = VW / kPiece;
+#pragma unroll
+      for (int i = lane; i < 16 * kPieces; i += 32) {
+        const int r = row_block * 16 + i / kPieces, col = warp_col + i % kPieces * kPiece;
+        if (r < rows && col < block.cols) {
+          *reinterpret_cast<uint4*>(target + r * stride + col) =
+              *reinterpret_cast<const uint4*>(staged + tile_offset<IO, KP>(r, col));
+        }
+      }
+    } else {
+      for (int i = lane; i < 16 * VW; i += 32) {
+        const int r = row_block * 16 + i / VW, col = warp_col + i % VW;
+        if (r < rows && col < block.cols) {
+          target[r * stride + col] = staged[tile_offset<IO, KP>(r, col)];
+        }
+      }
+    }
+
+    if (more) {
+      if (Cfg::kStateBuffers == 1 || p.stages == 1) __syncthreads();
+      if (p.stages == 1) block.load(chunk + 1);
+      store_operand(chunk + 1);
+    }
+  }
+
+  const bool owns_state = block.ho % (p.HO / p.HV) == 0 &&
+                          block.segment == (p.causal ? p.segments - 1 : 0);
+  if (p.present_state && owns_state) {
+    const bool owns_z = blockIdx.y == 0 && warp_col == 0;
+    const int64_t at = (static_cast<int64_t>(block.b) * p.HV + block.h) * p.K * p.W;
+    for_each_state(block, state, [&](float& x, int i, int j) {
+      if (j < p.V || owns_z) store_from_float(p.present_state, p.state_type, at + i * p.W + j, x);
+    });
+  }
+}
+
+}  // namespace fla::cuda
+
+#endif  // FLA_CUDA_LINEAR_ATTENTION_GATED_OUTPUT_CUH_
