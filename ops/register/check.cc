@@ -159,7 +159,7 @@ std::string check_constraint(const OpTable& op, const ConstraintTable& constrain
                              const Dims& dims) {
   const int64_t left = dims[constraint.left];
   const int64_t right = dims[constraint.right];
-  if (left == kUnknown || right == kUnknown) return "";
+  if (left < 1 || right < 1) return "";  // unknown, or an attribute that is refused by itself
   if (right % left == 0 || (constraint.nested && left % right == 0)) return "";
   const std::string a = op.dims[constraint.left];
   const std::string b = op.dims[constraint.right] + (" = " + std::to_string(right));

@@ -56,6 +56,8 @@ function outputType({ op, dtypes, inputs }: KernelCall, name: string): DType {
 
 export interface SessionSettings {
   readonly threads?: number;
+  /** ONNX Runtime's: 3 prints errors, 4 only fatal ones. */
+  readonly logSeverityLevel?: number;
   readonly optimizedModelFilePath?: string;
 }
 
@@ -65,7 +67,7 @@ export async function openCall(
 ): Promise<NativeSession> {
   return load().addon.createSession(callModel(call), {
     library: nativeFile(OPS_LIBRARY),
-    logSeverityLevel: 3,
+    logSeverityLevel: settings.logSeverityLevel ?? 3,
     intraOpNumThreads: settings.threads ?? 2,
     optimizedModelFilePath: settings.optimizedModelFilePath,
   });
@@ -115,6 +117,32 @@ export async function runIn(
       },
     ]),
   );
+}
+
+/** The message of a call that the library must refuse, whose model declares no sizes. */
+export async function refusalOf(call: KernelCall): Promise<string> {
+  const declared = Object.fromEntries(
+    Object.entries(call.inputs).map(([name, { shape }]) => [
+      name,
+      shape.map((_, i) => `${name}_${i}`),
+    ]),
+  );
+  try {
+    const session = await openCall({ ...call, declared }, { logSeverityLevel: 4 });
+    const feeds = session.inputs.map(({ name }) =>
+      view(call.dtypes[name], call.inputs[name].shape, call.inputs[name]),
+    );
+    const outputs = session.outputs.map((_, i) => i);
+    await session.run(
+      feeds.map((_, i) => i),
+      feeds,
+      outputs,
+      outputs.map(() => undefined),
+    );
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return 'it was accepted';
 }
 
 /** The tensor's bytes, or poison. */

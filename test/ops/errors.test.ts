@@ -1,0 +1,300 @@
+import { describe, expect, it } from 'vitest';
+import {
+  causalConvWithState,
+  checkCall,
+  type DType,
+  FlaError,
+  type FlaErrorCode,
+  linearAttention,
+  type OpSchema,
+  zeros,
+} from '../../ops/index.js';
+import { refusalOf } from '../support/kernels.js';
+
+interface BadCall {
+  readonly code: FlaErrorCode;
+  readonly message: string;
+  readonly attributes?: Readonly<Record<string, number | string>>;
+  /** Shapes by input name; undefined takes one away. */
+  readonly shapes?: Readonly<Record<string, readonly number[] | undefined>>;
+}
+
+const heads = { q_num_heads: 2, kv_num_heads: 4 };
+const good = {
+  query: [2, 3, 10],
+  key: [2, 3, 10],
+  value: [2, 3, 12],
+  past_state: [2, 4, 5, 3],
+  decay: [2, 3, 4],
+  beta: [2, 3, 4],
+};
+
+const badCalls: readonly BadCall[] = [
+  {
+    code: 'invalid_shape',
+    message: 'query must be [B,T,HQ*K] = [B,T,2*K], received [2,3,11]',
+    shapes: { query: [2, 3, 11] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'query must be [B,T,HQ*K] = [B,T,2*K], received [2,3,2,5]',
+    shapes: { query: [2, 3, 2, 5] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'query must be [B,T,HQ*K] = [B,T,2*K], received [2,3,0]',
+    shapes: { query: [2, 3, 0] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'key must be [B,T,HK*K] = [2,3,HK*5], received [2,4,10]',
+    shapes: { key: [2, 4, 10] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'key must be [B,T,HK*K] = [2,3,HK*5], received [2,3,12]',
+    shapes: { key: [2, 3, 12] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'key must be such that HK divides HV = 4, received HK = 3',
+    shapes: { key: [2, 3, 15] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'query must be such that one of HQ and HV = 4 divides the other, received HQ = 3',
+    attributes: { q_num_heads: 3 },
+    shapes: { query: [2, 3, 15] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'value must be [B,T,HV*V] = [2,3,4*V], received [2,3,13]',
+    shapes: { value: [2, 3, 13] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'past_state must be [B,HV,K,V+normalize] = [2,4,5,3], received [2,4,5,4]',
+    shapes: { past_state: [2, 4, 5, 4] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'past_state must be [B,HV,K,V+normalize] = [2,4,5,4], received [2,4,5,3]',
+    attributes: { normalize: 1 },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'decay must be [B,T,HV] = [2,3,4] or [B,T,HV*K] = [2,3,20], received [2,3,5]',
+    shapes: { decay: [2, 3, 5] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'beta must be [B,T,HV] = [2,3,4] or [B,T,1] = [2,3,1], received [2,3,2]',
+    shapes: { beta: [2, 3, 2] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'mask must be [B,T] = [2,3], received [2,1,3]',
+    shapes: { mask: [2, 1, 3] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'bonus must be [HV*K] = [20], received [4,5]',
+    attributes: { update_rule: 'gated', read: 'bonus' },
+    shapes: { beta: undefined, bonus: [4, 5] },
+  },
+  {
+    code: 'missing_input',
+    message: 'decay must be given when update_rule=gated_delta, received none',
+    shapes: { decay: undefined },
+  },
+  {
+    code: 'missing_input',
+    message: 'beta must be given when update_rule=delta, received none',
+    attributes: { update_rule: 'delta' },
+    shapes: { decay: undefined, beta: undefined },
+  },
+  {
+    code: 'unexpected_input',
+    message: 'decay must be absent when update_rule=linear, received [2,3,4]',
+    attributes: { update_rule: 'linear' },
+    shapes: { beta: undefined },
+  },
+  {
+    code: 'unexpected_input',
+    message: 'beta must be absent when update_rule=gated, received [2,3,4]',
+    attributes: { update_rule: 'gated' },
+  },
+  {
+    code: 'unexpected_input',
+    message: 'past_state must be absent when causal=0, received [2,4,5,3]',
+    attributes: { update_rule: 'linear', causal: 0 },
+    shapes: { decay: undefined, beta: undefined },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'update_rule must be linear when causal=0, received gated_delta',
+    attributes: { causal: 0 },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'update_rule must be one of linear, gated, delta, gated_delta, received rwkv',
+    attributes: { update_rule: 'rwkv' },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'normalize must be one of 0, 1, received 2',
+    attributes: { normalize: 2 },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'q_num_heads must be at least 1, received 0',
+    attributes: { q_num_heads: 0 },
+  },
+  {
+    code: 'invalid_attribute',
+    message:
+      'feature_map must be one of identity, elu1, relu, exp, silu, l2norm, softmax, received 3',
+    attributes: { feature_map: 3 },
+  },
+];
+
+const badConvolutions: readonly BadCall[] = [
+  {
+    code: 'invalid_shape',
+    message: 'weight must be [D,1,W] = [6,1,W], received [6,2,4]',
+    shapes: { weight: [6, 2, 4] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'weight must be [D,1,W] = [6,1,W], received [6,1,0]',
+    shapes: { weight: [6, 1, 0] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'past_state must be [B,D,W-1] = [2,6,3], received [2,6,4]',
+    shapes: { past_state: [2, 6, 4] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'bias must be [D] = [6], received [5]',
+    shapes: { bias: [5] },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'activation must be one of none, silu, swish, received gelu',
+    attributes: { activation: 'gelu' },
+  },
+];
+
+interface Call {
+  readonly op: OpSchema;
+  readonly attributes: Record<string, number | string>;
+  readonly shapes: Record<string, readonly number[]>;
+}
+
+function callOf(op: OpSchema, bad: BadCall): Call {
+  const isAttention = op === linearAttention;
+  const all = { ...(isAttention ? good : { input: [2, 6, 9], weight: [6, 1, 4] }), ...bad.shapes };
+  const given = Object.entries(all).filter(([, shape]) => shape !== undefined);
+  return {
+    op,
+    attributes: { ...(isAttention ? heads : {}), ...bad.attributes },
+    shapes: Object.fromEntries(given) as Record<string, readonly number[]>,
+  };
+}
+
+function thrownBy(run: () => unknown): FlaError {
+  try {
+    run();
+  } catch (error) {
+    if (error instanceof FlaError) return error;
+    throw error;
+  }
+  throw new Error('nothing was thrown');
+}
+
+const specs = (shapes: Call['shapes'], dtype: DType = 'float32') =>
+  Object.fromEntries(Object.entries(shapes).map(([name, shape]) => [name, { dtype, shape }]));
+
+describe.each([
+  [linearAttention, badCalls],
+  [causalConvWithState, badConvolutions],
+] as const)('$name', (op, calls) => {
+  it.each(calls)('checkCall and the library say: $message', async (bad) => {
+    const { attributes, shapes } = callOf(op, bad);
+    const error = thrownBy(() => checkCall(op, attributes, specs(shapes)));
+    expect(error.message).toBe(`${op.name}: ${bad.message}`);
+    expect(error.code).toBe(bad.code);
+
+    const tensors = Object.entries(shapes).map(([name, shape]) => [name, zeros(shape)]);
+    const dtypes = Object.keys(shapes).map((name) => [name, name === 'mask' ? 'bool' : 'float32']);
+    const refusal = await refusalOf({
+      op,
+      attributes,
+      inputs: Object.fromEntries(tensors),
+      dtypes: Object.fromEntries(dtypes),
+    });
+    // A wrongly typed attribute looks absent to the C API; the library then names the types.
+    const expected = bad.message.endsWith('received 3')
+      ? 'feature_map must be of type string, received int'
+      : bad.message;
+    expect(refusal).toContain(`${op.name}: ${expected}`);
+  });
+});
+
+describe('checkCall alone', () => {
+  const call = callOf(linearAttention, { code: 'invalid_type', message: '' });
+
+  it('accepts the call that all of these break', () => {
+    expect(checkCall(linearAttention, heads, specs(good)).dims).toEqual({
+      ...{ B: 2, T: 3, HQ: 2, HK: 2, HV: 4, HO: 4, K: 5, V: 3 },
+      ...{ q_num_heads: 2, kv_num_heads: 4, chunk_size: 64, normalize: 0, causal: 1, qk_l2norm: 0 },
+    });
+  });
+
+  it('names required inputs and attributes', () => {
+    const { query, ...rest } = specs(call.shapes);
+    expect(query).toBeDefined();
+    expect(thrownBy(() => checkCall(linearAttention, heads, rest)).message).toBe(
+      'LinearAttention: query must be given, received none',
+    );
+    expect(thrownBy(() => checkCall(linearAttention, { q_num_heads: 2 }, rest)).message).toBe(
+      'LinearAttention: kv_num_heads must be of type int, received none',
+    );
+  });
+
+  it('names unknown attributes', () => {
+    const attributes = { ...heads, update_rul: 'linear' };
+    expect(thrownBy(() => checkCall(linearAttention, attributes, specs(good))).message).toMatch(
+      /^LinearAttention: update_rul must be one of the attributes q_num_heads, .*, received an unknown name$/,
+    );
+  });
+
+  it('names types and what binds them', () => {
+    const typed = {
+      ...specs(good, 'float16'),
+      decay: { dtype: 'bfloat16' as const, shape: good.decay },
+    };
+    const error = thrownBy(() => checkCall(linearAttention, heads, typed));
+    expect(error.message).toBe(
+      'LinearAttention: decay must be of type TD = float16 or float32, received bfloat16',
+    );
+    expect(error.code).toBe('invalid_type');
+    expect(thrownBy(() => checkCall(linearAttention, heads, specs(good, 'float64'))).message).toBe(
+      'LinearAttention: query must be of type T = float32 or float16 or bfloat16, received float64',
+    );
+  });
+
+  it('reports the type each variable took', () => {
+    const typed = {
+      ...specs(good, 'float16'),
+      past_state: { dtype: 'float32' as const, shape: good.past_state },
+    };
+    expect(checkCall(linearAttention, heads, typed).types).toEqual({
+      T: 'float16',
+      S: 'float32',
+      TD: 'float16',
+      TB: 'float16',
+    });
+  });
+});
