@@ -112,6 +112,7 @@ struct Plan {
   int group;     // states per work item, neighbours in memory
   int groups;    // per batch entry
   bool delta, per_key, per_head;
+  bool stream;   // write output past the caches
   bool direct;   // decode
   size_t bytes;  // scratch per item
   bool failed;   // out of memory in some item
@@ -203,8 +204,9 @@ inline bool visible(const Plan& s, const Item& it, int64_t t) {
 inline void store_output(const Plan& s, const Item& it, int64_t t, int i, int64_t v0, int64_t n,
                          const float* src) {
   const auto& p = s.p;
-  store_row(p.output, ((it.b * p.T + t) * s.heads_out + output_head(s, it.hv, i)) * p.V + v0, src,
-            n, p.io);
+  const int64_t at = ((it.b * p.T + t) * s.heads_out + output_head(s, it.hv, i)) * p.V + v0;
+  if (!s.stream) return store_row(p.output, at, src, n, p.io);
+  for (int64_t d = 0; d < n; d += VL) stream(static_cast<float*>(p.output) + at + d, load(src + d));
 }
 
 // ---- token by token
@@ -270,7 +272,8 @@ inline void step_columns(const Token& x, const TS* src, TS* dst, int64_t stride,
     for (int64_t d = 0; d < K; d++) {
       FLA_UNROLL
       for (int j = 0; j < N; j++) {
-        const Vec row = get<PART>(src + d * stride + j * VL, last);
+        Vec row = get<PART>(src + d * stride + j * VL, last);
+        keep(row);
         w[j] += ak[d] * row;
         out[j] += aq[d] * row;
       }
@@ -525,6 +528,7 @@ inline void prefetch_next(const Plan& s, Work& w) {
   if (s.per_key) prefetch_row(p.decay, (token * p.HV + it.hv) * p.K, p.K, p.decay_dtype);
   for (int i = 0; i < s.nq; i++) {
     prefetch_row(p.query, (token * p.Hq + query_head(s, it.hv, i)) * p.K, p.K, p.io);
+    if (s.stream) continue;
     prefetch_row<1>(p.output, (token * s.heads_out + output_head(s, it.hv, i)) * p.V + it.v0,
                     it.v1 - it.v0, p.io);
   }
@@ -939,6 +943,7 @@ inline void run_decode(const Plan& s, const Item& it, Work& w) {
 
 // ---- the plan
 
+constexpr int64_t kStreamBytes = 32 << 20;  // an output this large will not stay in any cache
 constexpr int64_t kGroupBytes = 512 << 10;  // the states of a group should stay in the L2 cache
 
 // How states and columns are shared out. Columns are split only when there are too few states to
@@ -983,6 +988,9 @@ inline Plan make_plan(const LinearAttentionParams& p, int threads) {
   const bool one_rounding = p.T == 1 || p.state == DType::kFloat32;
   s.direct = p.T < 8 && one_rounding && p.present_state && p.causal;
   s.failed = false;
+  s.stream = p.io == DType::kFloat32 && p.V % VL == 0 &&
+             reinterpret_cast<uintptr_t>(p.output) % 64 == 0 &&
+             p.B * p.T * s.heads_out * p.V * 4 >= kStreamBytes;
   plan_items(s, threads);
   Work w;
   s.bytes = carve(s, nullptr, &w);
@@ -1015,6 +1023,7 @@ inline void run_item(void* arg, int64_t index) {
         run_decode<BFloat>(s, it, w);
     }
   }
+  if (s.stream) stream_fence();
   scratch_release(memory);
 }
 
