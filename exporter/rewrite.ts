@@ -147,9 +147,13 @@ function checkGates(variant: Variant, layer: number, gates: LayerGates | undefin
 function reEmit(site: AnalysedSite, { facts }: Analysis): void {
   const { graph } = site.node;
   const e = new SiteEmitter(graph, facts, site.node.name);
-  emitSoftmax(e, site.sdpa!);
+  const product = emitSoftmax(e, site.sdpa!);
   graph.remove(site.sdpa!.replaced);
   graph.insert(e.nodes);
+  for (const value of site.sdpa!.interior.flatMap((n) => n.outputs)) {
+    const sameShape = facts.rank(value) === 4;
+    if (sameShape) graph.replaceUses(value, product, (use) => !use.node.is('Shape'));
+  }
 }
 
 async function convert(

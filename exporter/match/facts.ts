@@ -16,7 +16,7 @@ const SAME_SHAPE = new Set(
     'Abs Cast Ceil Clip Cos CumSum Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsNaN ' +
     'LayerNormalization LeakyRelu Log LogSoftmax Neg Not Reciprocal Relu Round RMSNormalization Selu Sigmoid ' +
     'SimplifiedLayerNormalization Sin Softmax Softplus Sqrt Tanh Trilu BatchNormalization QuickGelu FastGelu ' +
-    'RotaryEmbedding Sign'
+    'RotaryEmbedding Sign SkipLayerNormalization SkipSimplifiedLayerNormalization BiasGelu'
   ).split(' '),
 );
 const BROADCAST = new Set(
@@ -147,6 +147,9 @@ export class Facts {
       case 'MatMul':
       case 'FusedMatMul':
         return [matmul(x, b ? this.dims(b) : undefined, node)];
+      case 'Attention':
+      case 'MultiHeadAttention':
+        return [this.attention(node, x)];
       case 'MatMulNBits':
         return [x && [...x.slice(0, -1), node.int('N')]];
       case 'Gemm':
@@ -203,6 +206,22 @@ export class Facts {
     const rest = out.filter((_, i) => i !== open);
     out[open] = x ? quotient(x, rest) : undefined;
     return out;
+  }
+
+  private attention(node: Node, x: Dim[] | undefined): Dim[] | undefined {
+    const v = node.inputs[2] ? this.dims(node.inputs[2]) : undefined;
+    const times = (a: Dim, b: Dim) =>
+      typeof a === 'number' && typeof b === 'number' ? a * b : undefined;
+    if (!x) return undefined;
+    if (node.is('MultiHeadAttention', 'com.microsoft')) {
+      return [x[0], x[1], x.length === 5 ? times(x[2], x[4]) : v?.length === 3 ? v[2] : x[2]];
+    }
+    if (!node.is('Attention')) return node.domain === 'com.microsoft' ? x : undefined;
+    if (x.length === 4) return [x[0], x[1], x[2], v?.[3]];
+    const [queries, values] = [node.int('q_num_heads'), node.int('kv_num_heads')];
+    const width = v?.[2];
+    const dim = typeof width === 'number' && values ? width / values : undefined;
+    return [x[0], x[1], times(queries, dim)];
   }
 
   /** Start, end and step of each sliced axis; undefined when one is not known. */

@@ -1,7 +1,7 @@
 import type { Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
 import { lookThrough } from './pattern.js';
-import type { Heads } from './sdpa.js';
+import type { Heads, Sdpa } from './sdpa.js';
 
 /** A value traced towards its source, and the factor that was multiplied in on the way. */
 interface Traced {
@@ -126,7 +126,14 @@ function stackedSource(node: Node, heads: number, dim: number, facts: Facts): He
   const pick = pickFirst(node, facts);
   const transpose = pick && lookThrough(pick.source, facts).node;
   if (!transpose?.is('Transpose') || transpose.ints('perm')?.join('') !== '20314') return undefined;
-  return { value: transpose.inputs[0]!, layout: 'stacked', index: pick!.index, heads, dim };
+  return {
+    value: transpose.inputs[0]!,
+    layout: 'stacked',
+    index: pick!.index,
+    axis: 2,
+    heads,
+    dim,
+  };
 }
 
 /** Which entry of axis 0 a node takes out of its source. */
@@ -160,4 +167,36 @@ function lookThroughOutput(node: Node, facts: Facts): string {
   const { passed } = lookThrough(value, facts);
   if (passed.length > 0) value = passed[passed.length - 1]!.inputs[0]!;
   return value;
+}
+
+/** Follows a site's result [B,H,T,D] through Transpose 0213, as long as nobody else reads it. */
+export function siteOutput(value: string, facts: Facts): Sdpa['output'] {
+  if (facts.rank(value) === 3) return { value, layout: 'packed' };
+  const next = onlyReader(value, facts);
+  if (next?.is('Transpose') && next.ints('perm')?.join('') === '0213') {
+    return { value: next.outputs[0]!, layout: 'bthd' };
+  }
+  return { value, layout: 'bhtd' };
+}
+
+/** The one node that reads a value, or undefined when there are several or it is a graph output. */
+export function onlyReader(value: string, facts: Facts): Node | undefined {
+  const uses = facts.graph.uses(value);
+  return uses.length === 1 && !facts.graph.isOutput(value) ? uses[0]!.node : undefined;
+}
+
+/** Head counts and sizes that no attention can have, or undefined. */
+export function headMismatch(q: Heads, k: Heads, v: Heads): string | undefined {
+  if (q.dim !== k.dim)
+    return `query and key head dims must be equal, received ${q.dim} and ${k.dim}`;
+  if (k.heads !== v.heads)
+    return `keys and values must have as many heads, received ${k.heads} and ${v.heads}`;
+  if (q.heads % k.heads !== 0)
+    return `key heads must divide query heads, received ${k.heads} and ${q.heads}`;
+  return undefined;
+}
+
+/** A shape for a message. */
+export function shown(dims: readonly (number | string | undefined)[] | undefined): string {
+  return dims ? dims.map((d) => d ?? '?').join(',') : '?';
 }

@@ -58,7 +58,7 @@ function stepValues(step: MaskStep): string[] {
     case 'keys':
       return [step.value];
     case 'where':
-      return [step.cond, step.fill];
+      return typeof step.fill === 'string' ? [step.cond, step.fill] : [step.cond];
     case 'causal':
       return [];
   }
@@ -127,7 +127,8 @@ function apply(
   const read = (p: Probed) => reader(p, dims);
   const first = step.kind === 'add' ? read(values.get(step.value)!) : undefined;
   const cond = step.kind === 'where' ? read(values.get(step.cond)!) : undefined;
-  const fill = step.kind === 'where' ? read(values.get(step.fill)!) : undefined;
+  const filled = step.kind === 'where' ? step.fill : undefined;
+  const fill = typeof filled === 'string' ? read(values.get(filled)!) : () => filled ?? 0;
   const keys = step.kind === 'keys' ? values.get(step.value)! : undefined;
   for (let b = 0; b < B; b++)
     for (let h = 0; h < H; h++)
@@ -135,7 +136,7 @@ function apply(
         for (let j = 0; j < K; j++, n++) {
           if (step.kind === 'add') bias[n]! += first!(b, h, i, j);
           else if (step.kind === 'where') {
-            if ((cond!(b, h, i, j) !== 0) !== step.keep) bias[n] = fill!(b, h, i, j);
+            if ((cond!(b, h, i, j) !== 0) !== step.keep) bias[n] = fill(b, h, i, j);
           } else if (step.kind === 'keys') {
             if (keys!.data[b * K + j] === 0) bias[n]! += step.fill;
           } else if (j > i + s.past) bias[n] = Number.NEGATIVE_INFINITY;

@@ -6,12 +6,15 @@ import type { DTypeName, Node } from '../ir/index.js';
  * - `bhtd`: [B,H,T,D]
  * - `bthd`: [B,T,H,D]
  * - `packed`: [B,T,H*D]
- * - `stacked`: [B,T,N,H,D], of which entry `index` of axis 2 is meant (packed projections)
+ * - `stacked`: packed projections with an axis more, [B,T,N,H,D] or [B,T,H,N,D], of which entry `index` of axis `axis` is meant
  */
 export interface Heads {
   readonly value: string;
   readonly layout: 'bhtd' | 'bthd' | 'packed' | 'stacked';
   readonly index?: number;
+  readonly axis?: 2 | 3;
+  /** A vector to be added to the packed heads: elements `from` to `from + heads * dim` of `value`. */
+  readonly bias?: { readonly value: string; readonly from: number };
   readonly heads: number;
   readonly dim: number;
 }
@@ -21,7 +24,13 @@ export type MaskStep =
   /** Added to the scores. */
   | { readonly kind: 'add'; readonly value: string }
   /** Scores stay where the condition is `keep`, and become `fill` elsewhere. */
-  | { readonly kind: 'where'; readonly cond: string; readonly keep: boolean; readonly fill: string }
+  | {
+      readonly kind: 'where';
+      readonly cond: string;
+      readonly keep: boolean;
+      /** A value, or a number. */
+      readonly fill: string | number;
+    }
   /** A [B,Tk] mask: scores stay where it is not 0, elsewhere `fill` is added. */
   | { readonly kind: 'keys'; readonly value: string; readonly fill: number }
   /** Key j is seen by query i when j <= i + the number of cached tokens. */
@@ -52,6 +61,8 @@ export interface Sdpa {
   readonly output: { readonly value: string; readonly layout: 'bhtd' | 'bthd' | 'packed' };
   /** Nodes whose outputs the rewritten site replaces; they must have no other readers. */
   readonly replaced: readonly Node[];
+  /** The nodes of the scores and weights, for nodes that are matched one by one. */
+  readonly interior: readonly Node[];
   /** Type of the output, in which products are taken. */
   readonly dtype: DTypeName;
   /** Type in which masks are applied and Softmax runs. */

@@ -1,5 +1,6 @@
 import type { Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
+import type { Heads } from './sdpa.js';
 
 const PROJECTIONS = new Set([
   'MatMul',
@@ -44,7 +45,7 @@ function projectionInput(node: Node, facts: Facts): string | undefined {
 }
 
 /** A constant, or a constant behind Cast, Transpose or DequantizeLinear. */
-function weightLike(value: string | undefined, facts: Facts): boolean {
+export function weightLike(value: string | undefined, facts: Facts): boolean {
   let at = value ?? '';
   for (let depth = 0; at && depth < 6; depth++) {
     if (facts.graph.constant(at)) return true;
@@ -75,4 +76,14 @@ function dataInputs(node: Node): string[] {
   }
 }
 
-export { weightLike };
+/** Keys and values must come from what the queries come from. */
+export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): string | undefined {
+  const [ofQ, ofK, ofV] = [q, k, v].map((h) => projectionInputs(h.value, facts));
+  const meet = (a: Set<string>, b: Set<string>) => [...a].some((x) => b.has(x));
+  if (meet(ofQ!, ofV!) && meet(ofK!, ofV!)) return undefined;
+  const inputs = [...ofQ!, ...ofK!, ...ofV!].every((x) => facts.graph.isInput(x));
+  const tokens = [q, k].map((h) => facts.dims(h.value)?.[h.layout === 'bhtd' ? 2 : 1]);
+  if (inputs && tokens[0] !== undefined && tokens[0] === tokens[1]) return undefined;
+  const names = (s: Set<string>) => [...s].join(', ') || 'nothing';
+  return `cross-attention: queries are made from ${names(ofQ!)}, values from ${names(ofV!)}`;
+}

@@ -1,9 +1,20 @@
 import type { Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
-import { headsOf, unflatten, unrepeat, unscale, untransposeKeys } from '../match/heads.js';
+import {
+  headMismatch,
+  headsOf,
+  onlyReader,
+  shown,
+  siteOutput,
+  unflatten,
+  unrepeat,
+  unscale,
+  untransposeKeys,
+} from '../match/heads.js';
 import {
   any,
   either,
+  type Found,
   isMiss,
   lazy,
   match,
@@ -14,7 +25,7 @@ import {
 } from '../match/pattern.js';
 import { notAttention, type Rule, unsupported } from '../match/rule.js';
 import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
-import { projectionInputs, weightLike } from '../match/sources.js';
+import { crossAttention, weightLike } from '../match/sources.js';
 
 /** What happens to the scores between MatMul and Softmax, from Softmax upwards. */
 type Step = MaskStep | { readonly kind: 'scale'; readonly factor: number };
@@ -97,7 +108,7 @@ function matchDecomposed(anchor: Node, facts: Facts): RuleResult {
   const interior = found.nodes.filter((n) => n !== root);
   const shared = sharedIntermediate(interior, root, facts);
   if (shared) return unsupported(shared);
-  return normalise(anchor, root, found.values, found.notes, facts);
+  return normalise(anchor, root, found, facts);
 }
 
 /** The MatMul that multiplies the weights with the values, or why there is none. */
@@ -118,14 +129,13 @@ function weightedSum(anchor: Node, facts: Facts): Node | string {
   }
 }
 
-/** Scores and weights must serve this attention only; says who else reads one. */
+/** Scores and weights must serve this attention only, their shape may serve its mask; says who else reads one. */
 function sharedIntermediate(
   interior: readonly Node[],
   root: Node,
   facts: Facts,
 ): string | undefined {
   const inside = new Set([...interior, root]);
-  const isNan = (node: Node) => node.is('IsNaN');
   for (const node of interior) {
     if (node.is('IsNaN')) continue;
     for (const value of node.outputs) {
@@ -133,7 +143,8 @@ function sharedIntermediate(
       if (facts.graph.isOutput(value)) {
         return `'${value}' (${node.opType}) is a graph output: attention weights or scores cannot be kept`;
       }
-      const other = facts.graph.uses(value).find((u) => !inside.has(u.node) && !isNan(u.node));
+      const own = (other: Node) => inside.has(other) || other.is('IsNaN') || other.is('Shape');
+      const other = facts.graph.uses(value).find((u) => !own(u.node));
       if (other) {
         return `'${value}' (${node.opType}) is also read by ${other.node.opType} '${other.node.name}'`;
       }
@@ -145,8 +156,7 @@ function sharedIntermediate(
 function normalise(
   anchor: Node,
   root: Node,
-  values: Readonly<Record<string, string>>,
-  steps: readonly Step[],
+  { values, notes: steps, nodes }: Found<Step>,
   facts: Facts,
 ): RuleResult {
   const keys = untransposeKeys(values.keys!, facts);
@@ -157,15 +167,18 @@ function normalise(
   const flat = is3d ? flatten(query.value, keys.value, values.v!, root, facts) : undefined;
   if (typeof flat === 'string') return unsupported(flat);
 
-  const q = flat?.q ?? headsOf(query.value, 'bhtd', facts);
+  const heads = flat?.q ?? headsOf(query.value, 'bhtd', facts);
   const k = flat?.k ?? { value: keys.value, layout: keys.layout as 'bhtd' | 'bthd' };
   const v = flat?.v ?? { value: values.v!, layout: 'bhtd' as const };
-  if (!q) {
+  if (!heads) {
     const dims = facts.dims(query.value);
     return unsupported(
       `query '${query.value}' must be [B,H,T,D] with known H and D, received [${shown(dims)}]`,
     );
   }
+  // BART scales queries before it splits them into heads.
+  const inner = unscale(heads.value, facts);
+  const q = { ...heads, value: inner.value };
   const kv = keysAndValues(k, v, facts);
   if ('reason' in kv) return unsupported(kv.reason, { q_num_heads: q.heads, head_dim: q.dim });
   const partial = {
@@ -178,7 +191,12 @@ function normalise(
   if (mismatch) return unsupported(mismatch, partial);
   const cross = crossAttention(q, kv.k, kv.v, facts);
   if (cross) return unsupported(cross, partial);
-  const { scale, masks, reason } = scoreSteps(steps, query.scale * keys.scale, is3d, facts);
+  const { scale, masks, reason } = scoreSteps(
+    steps,
+    query.scale * inner.scale * keys.scale,
+    is3d,
+    facts,
+  );
   if (reason) return unsupported(reason, partial);
   const dtype = facts.dtype(root.outputs[0]!) ?? 'float32';
   const sdpa: Sdpa = {
@@ -190,8 +208,9 @@ function normalise(
     scale,
     masks,
     ...(kv.cache && { cache: kv.cache }),
-    output: outputOf(root, flat?.output, facts),
+    output: siteOutput((flat?.output ?? root).outputs[0]!, facts),
     replaced: [],
+    interior: nodes.filter((n) => n !== root),
     dtype,
     scoreDtype: facts.dtype(anchor.inputs[0]!) ?? dtype,
   };
@@ -316,28 +335,6 @@ function oneSide(
       };
 }
 
-function headMismatch(q: Heads, k: Heads, v: Heads): string | undefined {
-  if (q.dim !== k.dim)
-    return `query and key head dims must be equal, received ${q.dim} and ${k.dim}`;
-  if (k.heads !== v.heads)
-    return `keys and values must have as many heads, received ${k.heads} and ${v.heads}`;
-  if (q.heads % k.heads !== 0)
-    return `key heads must divide query heads, received ${k.heads} and ${q.heads}`;
-  return undefined;
-}
-
-/** Keys and values must come from what the queries come from. */
-export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): string | undefined {
-  const [ofQ, ofK, ofV] = [q, k, v].map((h) => projectionInputs(h.value, facts));
-  const meet = (a: Set<string>, b: Set<string>) => [...a].some((x) => b.has(x));
-  if (meet(ofQ!, ofV!) && meet(ofK!, ofV!)) return undefined;
-  const inputs = [...ofQ!, ...ofK!, ...ofV!].every((x) => facts.graph.isInput(x));
-  const tokens = [q, k].map((h) => facts.dims(h.value)?.[h.layout === 'bhtd' ? 2 : 1]);
-  if (inputs && tokens[0] !== undefined && tokens[0] === tokens[1]) return undefined;
-  const names = (s: Set<string>) => [...s].join(', ') || 'nothing';
-  return `cross-attention: queries are made from ${names(ofQ!)}, values from ${names(ofV!)}`;
-}
-
 /** Folds all factors into one; refuses factors between masks, which would scale a mask. */
 function scoreSteps(
   notes: readonly Step[],
@@ -372,30 +369,8 @@ function scoreSteps(
   return { scale, masks };
 }
 
-/** Follows the weighted sum through Reshape (rank 3) and Transpose 0213, as long as nobody else reads it. */
-function outputOf(root: Node, reshape: Node | undefined, facts: Facts): Sdpa['output'] {
-  const node = reshape ?? root;
-  const value = node.outputs[0]!;
-  if (facts.rank(value) === 3) return { value, layout: 'packed' };
-  const next = onlyReader(value, facts);
-  if (next?.is('Transpose') && next.ints('perm')?.join('') === '0213') {
-    return { value: next.outputs[0]!, layout: 'bthd' };
-  }
-  return { value, layout: 'bhtd' };
-}
-
-/** The one node that reads a value, or undefined when there are several or it is a graph output. */
-function onlyReader(value: string, facts: Facts): Node | undefined {
-  const uses = facts.graph.uses(value);
-  return uses.length === 1 && !facts.graph.isOutput(value) ? uses[0]!.node : undefined;
-}
-
 function overLastAxis(node: Node, facts: Facts): boolean {
   const old = (facts.graph.model.opset() ?? 0) < 13;
   const axis = node.int('axis') ?? (old ? 1 : -1);
   return axis === -1 || axis + 1 === facts.rank(node.inputs[0]!);
-}
-
-function shown(dims: readonly (number | string | undefined)[] | undefined): string {
-  return dims ? dims.map((d) => d ?? '?').join(',') : '?';
 }

@@ -21,6 +21,11 @@ export class SiteEmitter extends BodyEmitter {
 
   /** Heads as [B,T,H*D]. */
   packed(h: Heads): string {
+    const { bias, ...bare } = h;
+    if (bias) {
+      const part = this.slice(bias.value, 0, bias.from, bias.from + h.heads * h.dim);
+      return this.add(this.packed(bare), part);
+    }
     const flat = (bthd: string) => this.reshape(bthd, [0, 0, h.heads * h.dim]);
     switch (h.layout) {
       case 'packed':
@@ -30,28 +35,16 @@ export class SiteEmitter extends BodyEmitter {
       case 'bhtd':
         return flat(this.transpose(h.value, [0, 2, 1, 3]));
       case 'stacked':
-        return flat(this.stackEntry(h));
+        return flat(this.slice(h.value, h.axis!, h.index!, h.index! + 1));
     }
   }
 
   /** Heads as [B,H,T,D]. */
   bhtd(h: Heads): string {
     const swap = (bthd: string) => this.transpose(bthd, [0, 2, 1, 3]);
-    switch (h.layout) {
-      case 'bhtd':
-        return h.value;
-      case 'bthd':
-        return swap(h.value);
-      case 'packed':
-        return swap(this.reshape(h.value, [0, 0, h.heads, h.dim]));
-      case 'stacked':
-        return swap(this.reshape(this.stackEntry(h), [0, 0, h.heads, h.dim]));
-    }
-  }
-
-  /** [B,T,1,H,D] of the entry of a stack. */
-  private stackEntry(h: Heads): string {
-    return this.slice(h.value, 2, h.index!, h.index! + 1);
+    if (h.layout === 'bhtd' && !h.bias) return h.value;
+    if (h.layout === 'bthd' && !h.bias) return swap(h.value);
+    return swap(this.reshape(this.packed(h), [0, 0, h.heads, h.dim]));
   }
 
   /** A [B,T,H*D] value in the layout a site's output must have, under the output's name. */

@@ -6,8 +6,10 @@ import type { SiteEmitter } from './emit.js';
  * Writes a site as softmax attention in plain operators, from nothing but its normalised description:
  *
  *     softmax(scale q k' + masks) v
+ *
+ * @returns the product q k' [B,H,Tq,Tk], of which a mask may want to know the shape
  */
-export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa): void {
+export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa): string {
   const q = e.as(e.bhtd(sdpa.q), sdpa.dtype);
   const k = repeatHeads(e, e.as(allTokens(e, sdpa, 'Key'), sdpa.dtype), sdpa.k.dim, sdpa);
   const v = repeatHeads(e, e.as(allTokens(e, sdpa, 'Value'), sdpa.dtype), sdpa.v.dim, sdpa);
@@ -19,6 +21,7 @@ export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa): void {
   const softmax = e.op('Softmax', [scores], { axis: 3 });
   const weights = precision === sdpa.dtype ? softmax : e.cast(softmax, sdpa.dtype);
   finish(e, weights, v, sdpa);
+  return product;
 }
 
 function finish(e: SiteEmitter, weights: string, v: string, sdpa: Sdpa): void {
@@ -59,7 +62,8 @@ function applyMask(e: SiteEmitter, scores: string, step: MaskStep, dtype: DTypeN
     case 'add':
       return e.add(scores, e.as(step.value, dtype));
     case 'where': {
-      const fill = e.as(step.fill, dtype);
+      const fill =
+        typeof step.fill === 'string' ? e.as(step.fill, dtype) : e.scalar(step.fill, dtype);
       return e.op('Where', [step.cond, ...(step.keep ? [scores, fill] : [fill, scores])]);
     }
     case 'keys': {

@@ -1,0 +1,103 @@
+import { dtypeName, type Node } from '../ir/index.js';
+import type { Facts } from '../match/facts.js';
+import { headMismatch, headsOf, shown, siteOutput } from '../match/heads.js';
+import { type Rule, unsupported } from '../match/rule.js';
+import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
+import { crossAttention } from '../match/sources.js';
+import { cacheOf, lowest, usedOutput } from './fused.js';
+
+/**
+ * ai.onnx Attention, opsets 23 and 24:
+ *
+ *     Y, present_key, present_value, qk = Attention(Q, K, V, attn_mask, past_key, past_value, nonpad_kv_seqlen)
+ *
+ * with Q, K, V as [B,T,H*D] and the head counts as attributes, or as [B,H,T,D].
+ */
+export const attention: Rule = {
+  name: 'ai.onnx.Attention',
+  anchors: (node) => node.is('Attention'),
+  match(node, facts): RuleResult {
+    const refused = refusedFeature(node, facts);
+    if (refused) return unsupported(refused);
+    const [q, k, v] = [0, 1, 2].map((i) => headsAt(node, i, facts));
+    if (!q || !k || !v) {
+      const shapes = [0, 1, 2].map((i) => `[${shown(facts.dims(node.inputs[i]!))}]`);
+      return unsupported(
+        `Q, K, V must have known heads and head dims, received ${shapes.join(', ')}`,
+      );
+    }
+    const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
+    const cache = cacheOf(node, { past: [4, 5], present: [1, 2] }, facts);
+    if (typeof cache === 'string') return unsupported(cache, partial);
+    const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
+    if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
+    return describe(node, q, k, v, cache, facts);
+  },
+};
+
+function describe(
+  node: Node,
+  q: Heads,
+  k: Heads,
+  v: Heads,
+  cache: Cache | undefined,
+  facts: Facts,
+): RuleResult {
+  const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
+  const precision = dtypeName(node.int('softmax_precision') ?? 0);
+  const given = node.float('scale');
+  const value = node.outputs[0]!;
+  const output: Sdpa['output'] =
+    facts.rank(node.inputs[0]!) === 3 ? { value, layout: 'packed' } : siteOutput(value, facts);
+  return {
+    sdpa: {
+      rule: 'ai.onnx.Attention',
+      anchor: node,
+      q,
+      k,
+      v,
+      scale: given !== undefined ? given : 1 / Math.sqrt(q.dim),
+      masks: masksOf(node, facts),
+      ...(cache && { cache }),
+      output,
+      replaced: [...new Set([node, facts.graph.producer(output.value)!])],
+      interior: [],
+      dtype,
+      scoreDtype: precision && precision !== 'undefined' ? precision : dtype,
+    },
+  };
+}
+
+function refusedFeature(node: Node, facts: Facts): string | undefined {
+  const softcap = node.float('softcap') ?? 0;
+  if (softcap !== 0) return `softcap must be 0, received ${softcap}`;
+  if (usedOutput(node, 3, facts))
+    return `its scores '${node.outputs[3]}' (qk_matmul_output) are used`;
+  if (node.inputs[6])
+    return 'nonpad_kv_seqlen: caches that are written in place are not understood';
+  return undefined;
+}
+
+function headsAt(node: Node, i: number, facts: Facts): Heads | undefined {
+  const value = node.inputs[i]!;
+  const dims = facts.dims(value);
+  if (dims?.length === 4) return headsOf(value, 'bhtd', facts);
+  const heads = node.int(i === 0 ? 'q_num_heads' : 'kv_num_heads');
+  const width = dims?.[2];
+  if (dims?.length !== 3 || !heads || typeof width !== 'number' || width % heads !== 0)
+    return undefined;
+  return { value, layout: 'packed', heads, dim: width / heads };
+}
+
+function masksOf(node: Node, facts: Facts): MaskStep[] {
+  const masks: MaskStep[] = [];
+  const mask = node.inputs[3];
+  const dtype = facts.dtype(node.inputs[0]!);
+  if (mask && facts.dtype(mask) === 'bool') {
+    masks.push({ kind: 'where', cond: mask, keep: true, fill: lowest(dtype) });
+  } else if (mask) {
+    masks.push({ kind: 'add', value: mask });
+  }
+  if (node.int('is_causal') === 1) masks.push({ kind: 'causal' });
+  return masks;
+}

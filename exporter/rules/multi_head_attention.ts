@@ -1,0 +1,145 @@
+import type { Node } from '../ir/index.js';
+import type { Facts } from '../match/facts.js';
+import { headMismatch, headsOf, shown } from '../match/heads.js';
+import { type Rule, unsupported } from '../match/rule.js';
+import type { Heads, MaskStep, RuleResult } from '../match/sdpa.js';
+import { crossAttention } from '../match/sources.js';
+import { cacheOf, usedOutput } from './fused.js';
+
+const NAME = 'com.microsoft.MultiHeadAttention';
+
+/**
+ * com.microsoft.MultiHeadAttention:
+ *
+ *     output, present_key, present_value, qk = MultiHeadAttention(
+ *         query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value, past_sequence_length, ..)
+ *
+ * with query, key, value as [B,T,H*D]; or packed QKV as query [B,T,H,3,D]; or packed KV as key [B,T,H,2,D]; or keys and
+ * values as [B,H,T,D].
+ */
+export const multiHeadAttention: Rule = {
+  name: NAME,
+  anchors: (node) => node.is('MultiHeadAttention', 'com.microsoft'),
+  match(node, facts): RuleResult {
+    const refused = refusedFeature(node, facts);
+    if (refused) return unsupported(refused);
+    const inputs = headsOfInputs(node, facts);
+    if (typeof inputs === 'string') return unsupported(inputs);
+    const { q, k, v } = inputs;
+    const cache = cacheOf(node, { past: [6, 7], present: [1, 2] }, facts);
+    const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
+    if (typeof cache === 'string') return unsupported(cache, partial);
+    const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
+    if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
+    const masks = masksOf(node, facts);
+    if (typeof masks === 'string') return unsupported(masks, partial);
+    const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
+    const given = node.float('scale') ?? 0;
+    return {
+      sdpa: {
+        rule: NAME,
+        anchor: node,
+        q,
+        k,
+        v,
+        scale: given !== 0 ? given : 1 / Math.sqrt(q.dim),
+        masks,
+        ...(cache && { cache }),
+        // The output is [B,T,H*D] whatever the inputs are.
+        output: { value: node.outputs[0]!, layout: 'packed' },
+        replaced: [node],
+        interior: [],
+        dtype,
+        scoreDtype: dtype,
+      },
+    };
+  },
+};
+
+function refusedFeature(node: Node, facts: Facts): string | undefined {
+  if (usedOutput(node, 3, facts)) return `its scores '${node.outputs[3]}' (qk) are used`;
+  if (node.inputs[8] || node.inputs[9]) {
+    return 'past_sequence_length and cache_indirection: caches that are written in place are not understood';
+  }
+  return undefined;
+}
+
+function headsOfInputs(node: Node, facts: Facts): { q: Heads; k: Heads; v: Heads } | string {
+  const heads = node.int('num_heads') ?? 0;
+  const [query, key, value, bias] = node.inputs.map((x) => x || undefined);
+  const dims = [query, key, value].map((x) => (x ? facts.dims(x) : undefined));
+  const received = () => dims.map((d) => `[${shown(d)}]`).join(', ');
+  const last = (d: (typeof dims)[number]) =>
+    typeof d?.at(-1) === 'number' ? (d.at(-1) as number) : 0;
+  const packed = (x: string, width: number): Heads => ({
+    value: x,
+    layout: 'packed',
+    heads,
+    dim: width / heads,
+  });
+  const stacked = (x: string, index: number, dim: number): Heads => ({
+    value: x,
+    layout: 'stacked',
+    axis: 3,
+    index,
+    heads,
+    dim,
+  });
+  const fits = (width: number) => width > 0 && heads > 0 && width % heads === 0;
+  let found: (Heads | undefined)[];
+  if (dims[0]?.length === 5 && query && last(dims[0])) {
+    found = [0, 1, 2].map((i) => stacked(query, i, last(dims[0])));
+  } else if (dims[0]?.length === 3 && query && fits(last(dims[0]))) {
+    const q = packed(query, last(dims[0]));
+    if (dims[1]?.length === 5 && key) {
+      found = [q, stacked(key, 0, q.dim), stacked(key, 1, q.dim)];
+    } else if (dims[1]?.length === 4 && key && value) {
+      found = [q, headsOf(key, 'bhtd', facts), headsOf(value, 'bhtd', facts)];
+    } else {
+      const rest = [1, 2].map((i) => {
+        const x = [query, key, value][i];
+        return x && dims[i]?.length === 3 && fits(last(dims[i]))
+          ? packed(x, last(dims[i]))
+          : undefined;
+      });
+      found = [q, ...rest];
+    }
+  } else {
+    found = [];
+  }
+  const [q, k, v] = found;
+  if (!q || !k || !v) {
+    return `query, key, value must have known widths that num_heads=${heads} divides, received ${received()}`;
+  }
+  return bias ? withBias(q, k, v, bias) : { q, k, v };
+}
+
+/** The bias vector holds the parts for query, key and value one after the other. */
+function withBias(
+  q: Heads,
+  k: Heads,
+  v: Heads,
+  value: string,
+): { q: Heads; k: Heads; v: Heads } | string {
+  if (k.layout === 'bhtd') return 'a bias on keys and values [B,H,T,D] is not understood';
+  const width = q.heads * q.dim;
+  return {
+    q: { ...q, bias: { value, from: 0 } },
+    k: { ...k, bias: { value, from: width } },
+    v: { ...v, bias: { value, from: 2 * width } },
+  };
+}
+
+function masksOf(node: Node, facts: Facts): MaskStep[] | string {
+  const masks: MaskStep[] = [];
+  const bias = node.inputs[5];
+  if (bias) masks.push({ kind: 'add', value: bias });
+  const padding = node.inputs[4];
+  if (padding) {
+    const dims = facts.dims(padding);
+    if (dims?.length !== 2) return `key_padding_mask must be [B,T], received [${shown(dims)}]`;
+    masks.push({ kind: 'keys', value: padding, fill: node.float('mask_filter_value') ?? -10000 });
+  }
+  if (node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
+  return masks;
+}

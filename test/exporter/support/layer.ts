@@ -1,0 +1,124 @@
+import { random } from './run.js';
+
+/** The numbers of one self-attention layer: y = attention(x Wq + bq, x Wk + bk, x Wv + bv) Wo. */
+export interface Layer {
+  readonly hidden: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly dim: number;
+  readonly wq: number[];
+  readonly wk: number[];
+  readonly wv: number[];
+  readonly bq: number[];
+  readonly bk: number[];
+  readonly bv: number[];
+  readonly wo: number[];
+}
+
+export function makeLayer(hidden = 12, heads = 4, kvHeads = heads, dim = 3, seed = 7): Layer {
+  const next = random(seed);
+  const many = (n: number) => Array.from({ length: n }, () => Math.fround(next() * 0.7));
+  return {
+    hidden,
+    heads,
+    kvHeads,
+    dim,
+    wq: many(hidden * heads * dim),
+    wk: many(hidden * kvHeads * dim),
+    wv: many(hidden * kvHeads * dim),
+    bq: many(heads * dim),
+    bk: many(kvHeads * dim),
+    bv: many(kvHeads * dim),
+    wo: many(heads * dim * hidden),
+  };
+}
+
+export interface Call {
+  readonly batch: number;
+  readonly tokens: number;
+  readonly x: ArrayLike<number>;
+  /** May query i of row b see key j? */
+  readonly sees: (b: number, i: number, j: number) => boolean;
+  /** Softmax scale; default 1/sqrt(dim). */
+  readonly scale?: number;
+}
+
+/** How queries weigh keys: softmax; non-negative features phi(q) phi(k) divided by their sum; for silu as they are. */
+export type Weighing = 'softmax' | 'elu1' | 'relu' | 'exp' | 'silu';
+
+const FEATURES: Record<Exclude<Weighing, 'softmax'>, (x: number) => number> = {
+  elu1: (x) => (x > 0 ? x + 1 : Math.exp(x)),
+  relu: (x) => Math.max(x, 0),
+  exp: (x) => Math.exp(x),
+  silu: (x) => x / (1 + Math.exp(-x)),
+};
+
+/** The layer in float64, from the definition: every weight is written out, nothing is carried. */
+export function evaluate(layer: Layer, call: Call, weighing: Weighing): Float64Array {
+  const { heads, kvHeads, dim, hidden } = layer;
+  const q = project(call, layer.wq, layer.bq, hidden, heads * dim);
+  const k = project(call, layer.wk, layer.bk, hidden, kvHeads * dim);
+  const v = project(call, layer.wv, layer.bv, hidden, kvHeads * dim);
+  const out = new Float64Array(call.batch * call.tokens * heads * dim);
+  const scale = call.scale ?? 1 / Math.sqrt(dim);
+  for (let b = 0; b < call.batch; b++)
+    for (let h = 0; h < heads; h++) {
+      const shared = Math.floor(h / (heads / kvHeads));
+      for (let i = 0; i < call.tokens; i++) {
+        const keys = [...Array(call.tokens).keys()].filter((j) => call.sees(b, i, j));
+        const row = (b * call.tokens + i) * heads + h;
+        const at = (j: number) => (b * call.tokens + j) * kvHeads + shared;
+        const weights = weigh(q, k, row, keys.map(at), dim, scale, weighing);
+        for (let c = 0; c < dim; c++)
+          out[row * dim + c] = keys.reduce(
+            (sum, j, n) => sum + weights[n]! * v[at(j) * dim + c]!,
+            0,
+          );
+      }
+    }
+  return matmul(out, layer.wo, call.batch * call.tokens, heads * dim, hidden);
+}
+
+function weigh(
+  q: Float64Array,
+  k: Float64Array,
+  row: number,
+  keys: readonly number[],
+  dim: number,
+  scale: number,
+  weighing: Weighing,
+): number[] {
+  const dot = (f: (x: number) => number, key: number) => {
+    let sum = 0;
+    for (let c = 0; c < dim; c++) sum += f(q[row * dim + c]!) * f(k[key * dim + c]!);
+    return sum;
+  };
+  if (weighing !== 'softmax') {
+    const raw = keys.map((key) => scale * dot(FEATURES[weighing], key));
+    const total = weighing === 'silu' ? 1 : raw.reduce((a, b) => a + b, 0) + 1e-6;
+    return raw.map((w) => w / total);
+  }
+  const raw = keys.map((key) => Math.exp(scale * dot((x) => x, key)));
+  const total = raw.reduce((a, b) => a + b, 0);
+  return raw.map((w) => w / total);
+}
+
+function project(call: Call, w: readonly number[], b: readonly number[], from: number, to: number) {
+  const y = matmul(call.x, w, call.batch * call.tokens, from, to);
+  return y.map((v, i) => v + b[i % to]!);
+}
+
+function matmul(
+  a: ArrayLike<number>,
+  b: ArrayLike<number>,
+  rows: number,
+  inner: number,
+  columns: number,
+): Float64Array {
+  const out = new Float64Array(rows * columns);
+  for (let r = 0; r < rows; r++)
+    for (let i = 0; i < inner; i++)
+      for (let c = 0; c < columns; c++)
+        out[r * columns + c]! += a[r * inner + i]! * b[i * columns + c]!;
+  return out;
+}

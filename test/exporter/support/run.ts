@@ -1,0 +1,60 @@
+import * as ort from 'onnxruntime-node';
+import { type Model, modelBytes } from '../../../exporter/index.js';
+
+export type Feeds = Record<string, ort.Tensor>;
+
+/** Runs a model in memory on stock onnxruntime-node. */
+export async function run(model: Model, feeds: Feeds): Promise<Record<string, ort.Tensor>> {
+  const session = await ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 3 });
+  try {
+    return await session.run(feeds);
+  } finally {
+    await session.release();
+  }
+}
+
+export function floats(dims: readonly number[], values: (i: number) => number): ort.Tensor {
+  const count = dims.reduce((a, b) => a * b, 1);
+  return new ort.Tensor(
+    'float32',
+    Float32Array.from({ length: count }, (_, i) => values(i)),
+    dims,
+  );
+}
+
+export function ints(dims: readonly number[], values: readonly number[]): ort.Tensor {
+  return new ort.Tensor('int64', BigInt64Array.from(values, BigInt), dims);
+}
+
+/** Zeros of a declared state, -1 and symbols being `batch`. */
+export function zeros(
+  dtype: string,
+  shape: readonly (number | string)[],
+  batch: number,
+): ort.Tensor {
+  const dims = shape.map((d) => (typeof d === 'number' ? d : batch));
+  const count = dims.reduce((a, b) => a * b, 1);
+  return dtype === 'int64'
+    ? new ort.Tensor('int64', new BigInt64Array(count), dims)
+    : new ort.Tensor('float32', new Float32Array(count), dims);
+}
+
+/** The largest difference between two tensors, NaN counting as infinite. */
+export function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  if (a.length !== b.length) return Number.POSITIVE_INFINITY;
+  let worst = 0;
+  for (let i = 0; i < a.length; i++) {
+    const d = Math.abs(a[i]! - b[i]!);
+    worst = Math.max(worst, Number.isNaN(d) ? Number.POSITIVE_INFINITY : d);
+  }
+  return worst;
+}
+
+/** Repeatable numbers in [-1, 1). */
+export function random(seed: number): () => number {
+  let s = seed >>> 0;
+  return () => {
+    s = (Math.imul(s, 1664525) + 1013904223) >>> 0;
+    return s / 2 ** 31 - 1;
+  };
+}
