@@ -114,7 +114,7 @@ function katharopoulos(): Variant {
   return {
     name: 'linear transformer',
     paper: 'Katharopoulos et al. 2020, equation 9',
-    attributes: { ...all, update_rule: 'linear', feature_map: 'elu1', normalize: 1 },
+    attributes: { ...all, update_rule: 'linear', feature_map: 'elu1', normalize: 1, scale: 1 },
     inputs: { query, key, value },
     expected: packed(H, (b, h) => {
       const q = headOf(query, b, h, K).map((row) => row.map(elu1));
