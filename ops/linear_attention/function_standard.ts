@@ -20,6 +20,7 @@ interface Chunk {
   v: string; // [B,HV,1,c,W]
   g?: string; // [B,HV,1,c,1 or K]
   beta?: string; // [B,HV or 1,1,c,1]
+  bonus?: string; // [HV,1,1,K], for every token
 }
 
 /** Constant c x c matrices of zeros and ones over the tokens r (rows) and s (columns) of a chunk. */
@@ -103,6 +104,10 @@ function cut(
     v: chunks(input.v, 4, HV, 1, input.W),
     g: g && chunks(g, 3, HV, 1, perKey ? input.K : 1),
     beta: input.beta && chunks(input.beta, 3, call.betaKind === 'shared' ? 1 : HV, 1, 1),
+    bonus:
+      call.attributes.read === 'bonus'
+        ? e.reshape(e.cast('bonus', 'float32'), [HV, 1, 1, input.K])
+        : undefined,
   };
 }
 
@@ -147,9 +152,10 @@ function scanChunks(
     [first],
     names.map((name) => chunk[name]!),
     5,
-    (inner, [S], values) => {
-      const entries = names.map((name, i) => [name, values[i]]);
-      const step = new ChunkStep(inner, call, layout, masks, Object.fromEntries(entries) as Chunk);
+    (inner, [S], slices) => {
+      const entries = names.map((name, i) => [name, slices[i]]);
+      const values = Object.fromEntries(entries) as Chunk;
+      const step = new ChunkStep(inner, call, layout, masks, { ...chunk, ...values });
       const { o, next } = step.run(S);
       return { states: [next], outputs: [o] };
     },
@@ -194,14 +200,22 @@ class ChunkStep {
   /** From the state before the chunk, S [B,HV,1,K,W], its outputs [B,HV,G,c,W] and the next state. */
   run(S: string): { o: string; next: string } {
     const { e, masks, chunk } = this;
-    // A token that reads before its update sees s < r, and no decay of its own.
+    // A token that reads before its update sees s < r, and no decay of its own; its bonus comes on top.
     const seen = this.call.attributes.read === 'after' ? masks.upTo : masks.before;
     const u = chunk.beta ? this.deltaValues(S, chunk.beta) : chunk.v;
     const scores = e.mul(this.products(chunk.q, this.pairDecay(seen)), seen); // [B,HV,G,c,c]
-    const o = e.add(e.matmul(this.decayed(chunk.q, seen), S), e.matmul(scores, u));
+    const past = e.add(e.matmul(this.decayed(chunk.q, seen), S), e.matmul(scores, u));
+    const o = chunk.bonus ? e.add(past, this.ownShare(chunk.bonus)) : past;
     const keys = e.transpose(this.decayed(chunk.k, masks.after), [0, 1, 2, 4, 3]); // [B,HV,1,K,c]
     const next = e.add(this.decayedState(S), e.matmul(keys, u));
     return { o, next };
+  }
+
+  /** What a token adds to its own output: (q . bonus)' k v, [B,HV,G,c,W]. */
+  private ownShare(bonus: string): string {
+    const { e, chunk } = this;
+    const weight = e.sum(e.mul(e.mul(chunk.q, bonus), chunk.k), 4); // [B,HV,G,c,1]
+    return e.mul(weight, chunk.v);
   }
 
   /** x . exp(sum of g over the tokens that `over` picks for each row). */

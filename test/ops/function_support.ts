@@ -1,102 +1,196 @@
-/** Runs a function body the way a stock runtime meets it: a model whose only com.fla node has nothing but its body. */
+/** Runs function bodies the way a stock runtime meets them: in a model whose com.fla nodes have nothing but their bodies. */
+import { expect } from 'vitest';
 import {
   buildModel,
+  DATA_TYPE,
   Emitter,
   freshNames,
   type Model,
   makeNode,
   modelBytes,
+  type NodeProto,
   type ValueSpec,
 } from '../../exporter/ir/index.js';
-import type { DType, OpSchema } from '../../ops/define.js';
-import type { OpFunction } from '../../ops/function/define.js';
+import { checkAttributes, type DType, type OpSchema } from '../../ops/define.js';
+import type { FunctionOptions, OpFunction } from '../../ops/function/define.js';
+import { linearAttentionFunction } from '../../ops/linear_attention/function.js';
+import {
+  type LinearAttentionAttributes,
+  linearAttention,
+} from '../../ops/linear_attention/schema.js';
 import type { Tensor64 } from '../../ops/tensor64.js';
+import {
+  type CaseTypes,
+  dtypeOf,
+  expectedOf,
+  inputsIn,
+  type LinearAttentionCase,
+  tolerance,
+} from '../cases/linear_attention.js';
+import { relativeError } from '../cases/tensors.js';
 
-export interface CallSite {
-  op: OpSchema;
-  attributes: Readonly<Record<string, number | string>>;
-  /** Element type of each input of the op; an absent input is missing. Bool stays bool, the rest is float32 outside. */
-  inputs: Readonly<Record<string, DType>>;
-  opset: number;
-  /** Outputs that are connected; default all. */
-  outputs?: readonly string[];
+/** A call of an op, as a node of a model meets it. */
+export interface Site {
+  readonly op: OpSchema;
+  readonly attributes: Readonly<Record<string, number | string>>;
+  /** Element types by input name; absent inputs are missing. */
+  readonly types: Readonly<Record<string, DType>>;
+  readonly inputs: Readonly<Record<string, Tensor64>>;
 }
 
-/** A model around one call: float32 (or bool) inputs, cast to the call's types and back, since JavaScript has no bfloat16 tensors. */
-export function callModel(site: CallSite, body: OpFunction): Model {
-  const e = new Emitter(freshNames(), 'call/');
-  const wanted = site.outputs ?? site.op.outputs.map((output) => output.name);
-  const cast = (x: string, to: number, output: string) => e.op('Cast', [x], { to }, { output });
-  const inputs: Record<string, ValueSpec> = {};
-  const args = site.op.inputs.map(({ name }) => {
-    const dtype = site.inputs[name];
-    if (!dtype) return '';
-    const outside = dtype === 'bool' ? 'bool' : 'float32';
-    const rank = RANKS[name] ?? 3;
-    inputs[name] = [outside, Array.from({ length: rank }, (_, i) => `${name}_${i}`)];
-    return cast(name, TYPES[dtype], `${name}/typed`);
-  });
-  const results = site.op.outputs.map(({ name }) => (wanted.includes(name) ? `${name}/typed` : ''));
-  const attributes = Object.entries(site.attributes).map(([name, value]) => {
-    const isFloat = site.op.attributes[name].type === 'float';
+/** The com.fla node of a call: all attributes, all outputs. */
+export function siteNode(
+  { op, attributes, types }: Pick<Site, 'op' | 'attributes' | 'types'>,
+  overload: string,
+  outputs: readonly string[] = op.outputs.map((output) => typed(output.name)),
+): NodeProto {
+  const values = Object.entries(attributes).map(([name, value]) => {
+    const isFloat = op.attributes[name].type === 'float';
     return [name, isFloat ? { float: value as number } : value] as const;
   });
-  e.nodes.push(
-    makeNode(site.op.name, args, results, Object.fromEntries(attributes), {
-      domain: site.op.domain,
-      overload: body.overload,
-      name: 'site',
-    }),
-  );
-  for (const name of wanted) cast(`${name}/typed`, TYPES.float32, name);
+  const inputs = op.inputs.map(({ name }) => (types[name] ? typed(name) : ''));
+  return makeNode(op.name, inputs, outputs, Object.fromEntries(values), {
+    domain: op.domain,
+    overload,
+    name: 'site',
+  });
+}
+
+const typed = (name: string) => `${name}/typed`;
+const outside = (dtype: DType) => (dtype === 'bool' ? 'bool' : 'float32');
+
+/** A model around one call. Its own inputs and outputs are float32 (or bool), since JavaScript has no bfloat16 tensors. */
+export function siteModel(
+  site: Site,
+  body: OpFunction,
+  node: NodeProto = siteNode(site, body.overload),
+): Model {
+  const e = new Emitter(freshNames(), 'call/');
+  const inputs: Record<string, ValueSpec> = {};
+  const outputs: Record<string, ValueSpec> = {};
+  const cast = (x: string, dtype: DType, output: string) =>
+    e.op('Cast', [x], { to: DATA_TYPE[dtype] }, { output });
+  for (const [name, dtype] of Object.entries(site.types)) {
+    const rank = site.inputs[name].shape.length;
+    inputs[name] = [outside(dtype), Array.from({ length: rank }, (_, i) => `${name}_${i}`)];
+    cast(name, dtype, typed(name));
+  }
+  e.nodes.push(node);
+  for (const { name } of site.op.outputs) {
+    if (!node.output.includes(typed(name))) continue;
+    cast(typed(name), 'float32', name);
+    outputs[name] = ['float32'];
+  }
   return buildModel({
     inputs,
-    outputs: Object.fromEntries(wanted.map((name) => [name, ['float32'] as const])),
+    outputs,
     nodes: e.nodes,
     functions: [body.fn],
     opsets: body.opsets,
   });
 }
 
-const TYPES = { float32: 1, float16: 10, bfloat16: 16, bool: 9, float64: 11, int64: 7 } as const;
-const RANKS: Readonly<Record<string, number>> = { mask: 2, bias: 1, past_state: 4 };
-
-/** The part of onnxruntime-node and onnxruntime-web that is used here. */
+/** What onnxruntime-node and onnxruntime-web share. */
 export type Ort = Pick<typeof import('onnxruntime-common'), 'InferenceSession' | 'Tensor'>;
 
-/** Runs a model of `callModel`; `inputs` by the op's names. */
-export async function runModel(
+/** Loads a model, runs it once on the inputs of a site, and gives its outputs by name. */
+export async function runOnce(
   ort: Ort,
-  bytes: Uint8Array,
-  inputs: Readonly<Record<string, { tensor: Tensor64; dtype: DType }>>,
-  options: Record<string, unknown> = {},
+  model: Model,
+  { inputs, types }: Pick<Site, 'inputs' | 'types'>,
 ): Promise<Record<string, Tensor64>> {
-  const session = await ort.InferenceSession.create(bytes, { logSeverityLevel: 4, ...options });
+  const session = await ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 4 });
   try {
-    return await runSession(ort, session, inputs);
+    const results = await session.run(feedsOf(ort, inputs, types));
+    return Object.fromEntries(
+      Object.entries(results).map(([name, { dims, data }]) => [
+        name,
+        { shape: dims, data: Float64Array.from(data as Float32Array) },
+      ]),
+    );
   } finally {
     await session.release();
   }
 }
 
-export async function runSession(
-  ort: Ort,
-  session: Awaited<ReturnType<Ort['InferenceSession']['create']>>,
-  inputs: Readonly<Record<string, { tensor: Tensor64; dtype: DType }>>,
-): Promise<Record<string, Tensor64>> {
-  const feeds = Object.entries(inputs).map(([name, { tensor, dtype }]) => [
+function feedsOf(ort: Ort, inputs: Site['inputs'], types: Site['types']) {
+  const feeds = Object.entries(inputs).map(([name, { data, shape }]) => [
     name,
-    dtype === 'bool'
-      ? new ort.Tensor('bool', Uint8Array.from(tensor.data), [...tensor.shape])
-      : new ort.Tensor('float32', Float32Array.from(tensor.data), [...tensor.shape]),
+    types[name] === 'bool'
+      ? new ort.Tensor('bool', Uint8Array.from(data), [...shape])
+      : new ort.Tensor('float32', Float32Array.from(data), [...shape]),
   ]);
-  const results = await session.run(Object.fromEntries(feeds));
-  return Object.fromEntries(
-    Object.entries(results).map(([name, tensor]) => [
-      name,
-      { shape: tensor.dims, data: Float64Array.from(tensor.data as Float32Array) },
-    ]),
-  );
+  return Object.fromEntries(feeds);
 }
 
-export const bytesOfModel = modelBytes;
+/** One of the shared cases, in some types, as a call. */
+export interface LinearAttentionSite extends Site {
+  readonly attributes: LinearAttentionAttributes;
+  readonly testCase: LinearAttentionCase;
+  readonly caseTypes: CaseTypes;
+}
+
+export const FLOAT32: CaseTypes = {
+  T: 'float32',
+  S: 'float32',
+  TD: 'float32',
+  TB: 'float32',
+  M: 'bool',
+  TU: 'float32',
+};
+
+export function linearAttentionSite(
+  testCase: LinearAttentionCase,
+  caseTypes: CaseTypes = FLOAT32,
+): LinearAttentionSite {
+  const inputs = inputsIn(testCase, caseTypes) as unknown as Record<string, Tensor64>;
+  return {
+    op: linearAttention,
+    attributes: checkAttributes(linearAttention, testCase.attributes),
+    types: Object.fromEntries(Object.keys(inputs).map((name) => [name, dtypeOf(name, caseTypes)])),
+    inputs,
+    testCase,
+    caseTypes,
+  };
+}
+
+/** The body for such a call in a model of the given opset. */
+export function bodyOf(
+  { attributes, inputs, testCase, caseTypes }: LinearAttentionSite,
+  opset: number,
+  options?: FunctionOptions,
+): OpFunction {
+  const present = {
+    past_state: Boolean(inputs.past_state),
+    decay: Boolean(inputs.decay),
+    beta: Boolean(inputs.beta),
+    mask: Boolean(inputs.mask),
+  };
+  const kinds = { decayKind: testCase.decay?.per, betaKind: testCase.beta };
+  const dtypes = { dtype: caseTypes.T, stateDtype: caseTypes.S };
+  return linearAttentionFunction({ attributes, present, ...kinds, ...dtypes, opset }, options);
+}
+
+/** Runs the case through a body and compares with the float64 reference. */
+export async function checkBody(
+  ort: Ort,
+  site: LinearAttentionSite,
+  opset: number,
+  options: FunctionOptions,
+): Promise<void> {
+  compare(site, await runOnce(ort, siteModel(site, bodyOf(site, opset, options)), site));
+}
+
+/** Throws unless the results have the reference's shapes and, within the case's tolerance, its values. */
+export function compare(site: LinearAttentionSite, actual: Record<string, Tensor64>): void {
+  const { testCase, caseTypes, inputs } = site;
+  const expected = expectedOf(testCase, inputs as never);
+  for (const [name, { shape, data }, dtype] of [
+    ['output', expected.output, caseTypes.T],
+    ['present_state', expected.presentState, caseTypes.S],
+  ] as const) {
+    const what = `${testCase.name}: ${name}`;
+    expect(actual[name].shape, what).toEqual(shape);
+    expect(relativeError(actual[name].data, data), what).toBeLessThan(tolerance(testCase, dtype));
+  }
+}
