@@ -122,19 +122,25 @@ function unreadable(path: string, cause: Error): never {
   );
 }
 
+/** The refusal of device 'cuda', with what to do about it. */
+export function cudaError(reason: string, cause?: unknown): FlaError {
+  return new FlaError(
+    'unsupported',
+    `session options: device 'cuda' must have ONNX Runtime's CUDA provider: ${reason}. Reinstall onnxruntime-node with ` +
+      'ONNXRUNTIME_NODE_INSTALL=cuda13 (or cuda12) where it can download, or put the CUDA provider libraries of the same ' +
+      `version into ${dirname(ortLibrary())}; or use device 'cpu'.`,
+    { cause },
+  );
+}
+
 function cudaOptions(
   provider: FlaExecutionProviderOption,
   runtime: RuntimeInfo,
 ): [string, string][] {
-  const folder = dirname(ortLibrary());
-  const library = join(folder, 'libonnxruntime_providers_cuda.so');
-  if (!runtime.providers.includes('CUDAExecutionProvider') || !existsSync(library)) {
-    throw new FlaError(
-      'unsupported',
-      `session options: device 'cuda' must find ${library}, which this onnxruntime-node (${runtime.version}) does not have. ` +
-        'Reinstall it with ONNXRUNTIME_NODE_INSTALL=cuda13 (or cuda12) where it can download, put the CUDA provider libraries of the same version there, ' +
-        "or use device 'cpu'.",
-    );
+  const library = 'libonnxruntime_providers_cuda.so';
+  const present = existsSync(join(dirname(ortLibrary()), library));
+  if (!runtime.providers.includes('CUDAExecutionProvider') || !present) {
+    throw cudaError(`onnxruntime-node ${runtime.version} lacks ${library}`);
   }
   return [
     ['device_id', String(integer('deviceId', provider.deviceId, 0) ?? 0)],

@@ -18,11 +18,14 @@ import {
   isNumeric,
   type NumericArray,
 } from './dtypes.js';
-import { toFlaError } from './errors.js';
+import { cleanMessage, toFlaError } from './errors.js';
 import { NativeTensor } from './native_tensor.js';
-import { flattenExtra, nativeOptions, type SessionOptions } from './options.js';
+import { cudaError, flattenExtra, nativeOptions, type SessionOptions } from './options.js';
 
 export type AnyTensor = Tensor | NativeTensor;
+
+/** OrtErrorCode of an execution provider that could not be added. */
+const ORT_EP_FAIL = 11;
 
 /** Name, dtype and shape of one input or output. Symbolic sizes are names, '' when nameless. */
 export interface ValueInfo {
@@ -150,6 +153,8 @@ export class FlaSession implements InferenceSessionHandler {
       const session = await addon.createSession(model, native);
       return new FlaSession(session, native.library !== undefined);
     } catch (thrown) {
+      const { ortCode, message } = thrown as Error & { ortCode?: number };
+      if (native.cuda && ortCode === ORT_EP_FAIL) throw cudaError(cleanMessage(message), thrown);
       throw toFlaError(thrown);
     }
   }

@@ -1,6 +1,6 @@
-import { mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import type * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
@@ -13,6 +13,7 @@ import {
   modelBytes,
   saveModel,
 } from '../../exporter/ir/index.js';
+import { ortLibrary } from '../../runtime/node/addon.js';
 import { binaryModel } from './support/models.js';
 import { createSession, failureOf, floats } from './support/session.js';
 
@@ -142,6 +143,15 @@ describe('provider options', () => {
   test('a device that is none', async () => {
     const error = await failureOf(createSession(foldable(), {}, { device: 'tpu' as 'cpu' }));
     expect(error.message).toBe("session options: device must be 'cpu' or 'cuda', received tpu");
+  });
+
+  const cuda = join(dirname(ortLibrary()), 'libonnxruntime_providers_cuda.so');
+  test.skipIf(existsSync(cuda))("device 'cuda' where ONNX Runtime has no CUDA", async () => {
+    const error = await failureOf(createSession(foldable(), {}, { device: 'cuda' }));
+    expect(error.code).toBe('unsupported');
+    expect(error.message).toMatch(
+      /device 'cuda' must have .* lacks .*Reinstall onnxruntime-node with/,
+    );
   });
 
   test('a library that is not there', async () => {

@@ -92,18 +92,17 @@ void set_external_data(OrtSessionOptions* out, const Napi::Array& files) {
                                                        lengths.data(), names.size()));
 }
 
-void append_cuda(OrtSessionOptions* out, const Napi::Value& entries) {
+void append_cuda(OrtSessionOptions* out, const Pairs& entries) {
   OrtCUDAProviderOptionsV2* raw = nullptr;
   check(ort().CreateCUDAProviderOptions(&raw));
   const auto cuda = own(raw);
   std::vector<const char*> keys, values;
-  const Pairs pairs = to_pairs(entries);
-  for (const auto& [key, value] : pairs) {
+  for (const auto& [key, value] : entries) {
     keys.push_back(key.c_str());
     values.push_back(value.c_str());
   }
-  check(ort().UpdateCUDAProviderOptions(cuda.get(), keys.data(), values.data(), keys.size()));
-  check(ort().SessionOptionsAppendExecutionProvider_CUDA_V2(out, cuda.get()));
+  check(ort().UpdateCUDAProviderOptions(raw, keys.data(), values.data(), keys.size()));
+  check(ort().SessionOptionsAppendExecutionProvider_CUDA_V2(out, raw));
 }
 
 }  // namespace
@@ -119,7 +118,14 @@ OrtHandle<OrtSessionOptions> read_session_options(const Napi::Object& in) {
       check(ort().AddSessionConfigEntry(raw, key.c_str(), value.c_str()));
   });
   given(in, "externalData", [&](Napi::Value v) { set_external_data(raw, v.As<Napi::Array>()); });
-  given(in, "cuda", [&](Napi::Value v) { append_cuda(raw, v); });
+  given(in, "cuda", [&](Napi::Value v) {
+    const Pairs entries = to_pairs(v);
+    try {
+      append_cuda(raw, entries);
+    } catch (const OrtFailure& failure) {
+      throw OrtFailure(ORT_EP_FAIL, failure.what());
+    }
+  });
   given(in, "library",
         [&](Napi::Value v) { check(ort().RegisterCustomOpsLibrary_V2(raw, to_text(v).c_str())); });
   return out;
