@@ -1,7 +1,7 @@
 import { FlaError } from '../ops/error.js';
 import { type AnalysedSite, type Analysis, analyse } from './analysis.js';
 import { type SiteReport, siteReport } from './inspect.js';
-import type { Graph, Model } from './ir/index.js';
+import type { Graph, Model, NodeProto } from './ir/index.js';
 import { replaceLengths } from './lengths.js';
 import type { Cache, Sdpa } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
@@ -186,7 +186,10 @@ async function convert(
     graph.remove(sdpa.replaced);
     graph.insert(e.nodes);
   }
-  if (removed.length === 0) return { state, attentionMask: null };
+  if (removed.length === 0) {
+    shared.insert();
+    return { state, attentionMask: null };
+  }
   const kept = analysis.sites.find((s) => s.sdpa?.cache && !chosen.includes(s))?.sdpa?.cache;
   const maskInput = shared.maskInput();
   const lengths = {
@@ -198,12 +201,12 @@ async function convert(
     tokens: shared.tokens(),
     currentMask: maskInput && shared.currentMask(maskInput),
   };
-  shared.insert();
   for (const { presentKey, presentValue } of removed) {
     for (const name of [presentKey, presentValue]) if (name) graph.removeOutput(name);
   }
   state.push(...(await replaceLengths(lengths)));
   removeCaches(graph, removed);
+  shared.insert();
   const total = maskInput !== undefined && readsWholeMask(graph, maskInput, shared);
   return { state, attentionMask: kept || total ? 'total' : 'current' };
 }
@@ -275,7 +278,6 @@ class SharedValues {
       value = this.graph.dtype(input) === 'bool' ? mask : this.e.cast(mask, 'bool');
       this.booleans.set(input, value);
     }
-    this.insert();
     return value;
   }
 
@@ -285,15 +287,14 @@ class SharedValues {
     return probed ?? this.graph.inputs.find((i) => roleOf(this.graph, i.name) === 'mask')?.name;
   }
 
-  /** Puts what was written so far into the graph. */
+  /** Puts what was written into the graph, as far as it is not there. */
   insert(): void {
-    this.graph.insert(this.e.nodes.filter((n) => !this.inserted.has(n)));
-    for (const n of this.e.nodes) this.inserted.add(n);
+    const present = new Set(this.graph.proto.node);
+    this.graph.insert(this.e.nodes.filter((n) => !present.has(n)));
   }
-  private readonly inserted = new Set<object>();
 
-  owns(node: object): boolean {
-    return this.inserted.has(node);
+  owns(node: NodeProto): boolean {
+    return this.e.nodes.includes(node);
   }
 }
 

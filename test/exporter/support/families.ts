@@ -525,8 +525,8 @@ export function packedByGemm(w: Writer): [string, string, string] {
 }
 
 /** Llama's mask: 0 where the key is earlier and no padding, the smallest float elsewhere; [B,1,T,T]. */
-export function causalPadding(w: Writer): string {
-  const at = range(w, 'x');
+export function causalPadding(w: Writer, like = 'x'): string {
+  const at = range(w, like);
   const past = w.op('LessOrEqual', [
     w.op('Unsqueeze', [at, w.ints(0)]),
     w.op('Unsqueeze', [at, w.ints(1)]),

@@ -1,0 +1,194 @@
+import type * as ort from 'onnxruntime-node';
+import { describe, expect, it } from 'vitest';
+import {
+  inspectModel,
+  type Model,
+  modelBytes,
+  parseModel,
+  type RewriteOptions,
+  rewriteModel,
+  type StatePair,
+} from '../../exporter/index.js';
+import { type DecoderSpec, decoder, VOCABULARY } from './support/decoder.js';
+import { distance, type Feeds, floats, ints, run, zeros } from './support/run.js';
+
+const BATCH = 2;
+const TOKENS = 9;
+const IDS = Array.from({ length: BATCH * TOKENS }, (_, i) => (i * 7 + 3) % VOCABULARY);
+const LEFT = [
+  [1, 1, 1, 1, 1, 1, 1, 1, 1],
+  [0, 0, 0, 1, 1, 1, 1, 1, 1],
+];
+
+const SPECS: DecoderSpec[] = [
+  { attention: 'decomposed', cache: true, positions: 'cache', padding: false },
+  { attention: 'decomposed', cache: true, positions: 'mask', padding: true },
+  { attention: 'decomposed', cache: true, positions: 'input', padding: true },
+  { attention: 'decomposed', cache: true, positions: 'none', padding: false },
+  { attention: 'Attention', cache: true, positions: 'none', padding: false },
+  { attention: 'Attention', cache: true, positions: 'mask', padding: true },
+  { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
+  { attention: 'MultiHeadAttention', cache: true, positions: 'none', padding: true },
+];
+const named = SPECS.map((spec) => ({
+  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
+  spec,
+}));
+
+/** A running text: what earlier calls left behind. */
+interface Stream {
+  carried: Feeds;
+  done: number;
+}
+
+/** One call of a model on tokens `from` to `to`, with the mask of all tokens or of the new ones. */
+async function call(
+  model: Model,
+  pairs: readonly { past: string; present: string }[],
+  stream: Stream,
+  to: number,
+  maskOf: 'total' | 'current' = 'total',
+): Promise<ort.Tensor> {
+  const from = stream.done;
+  const has = (name: string) => model.graph.inputs.some((i) => i.name === name);
+  const cut = (rows: readonly (readonly number[])[], start: number) =>
+    rows.flatMap((r) => r.slice(start, to));
+  const ids = Array.from({ length: BATCH }, (_, b) => IDS.slice(b * TOKENS, (b + 1) * TOKENS));
+  const feeds: Feeds = { ...stream.carried, input_ids: ints([BATCH, to - from], cut(ids, from)) };
+  if (has('attention_mask')) {
+    const start = maskOf === 'total' ? 0 : from;
+    feeds.attention_mask = ints([BATCH, to - start], cut(LEFT, start));
+  }
+  if (has('position_ids')) {
+    const places = LEFT.map((row) =>
+      row.map((_, j) => Math.max(0, row.slice(0, j + 1).filter((m) => m).length - 1)),
+    );
+    feeds.position_ids = ints([BATCH, to - from], cut(places, from));
+  }
+  const results = await run(model, feeds);
+  stream.done = to;
+  stream.carried = Object.fromEntries(pairs.map((p) => [p.past, results[p.present]!]));
+  return results.y!;
+}
+
+/** Outputs [B, TOKENS, hidden] of visible tokens, put together from calls that end at `ends`. */
+async function stream(
+  model: Model,
+  pairs: readonly { past: string; present: string }[],
+  start: Feeds,
+  ends: readonly number[],
+  maskOf: 'total' | 'current' = 'total',
+): Promise<number[]> {
+  const state: Stream = { carried: start, done: 0 };
+  const padded = model.graph.inputs.some((i) => i.name === 'attention_mask');
+  const rows: number[][][] = Array.from({ length: BATCH }, () => []);
+  for (const end of ends) {
+    const from = state.done;
+    const y = await call(model, pairs, state, end, maskOf);
+    const hidden = y.dims[2]!;
+    for (let b = 0; b < BATCH; b++)
+      for (let t = from; t < end; t++) {
+        if (padded && LEFT[b]![t] === 0) continue;
+        const at = (b * (end - from) + t - from) * hidden;
+        rows[b]!.push([...(y.data as Float32Array).subarray(at, at + hidden)]);
+      }
+  }
+  return rows.flat(2);
+}
+
+const WHOLE = [TOKENS];
+const STEPS = Array.from({ length: TOKENS }, (_, i) => i + 1);
+const CHUNKS = [4, 5, 9];
+
+const cachePairs = ['key', 'value'].map((k) => ({
+  past: `past_key_values.0.${k}`,
+  present: `present.0.${k}`,
+}));
+function emptyCache(model: Model): Feeds {
+  return Object.fromEntries(
+    cachePairs.map(({ past }) => {
+      const dims = model.graph.dims(past)! as (number | string)[];
+      return [past, floats([BATCH, dims[1] as number, 0, dims[3] as number], () => 0)];
+    }),
+  );
+}
+function emptyState(pairs: readonly StatePair[]): Feeds {
+  return Object.fromEntries(pairs.map((p) => [p.past, zeros(p.dtype, p.shape, BATCH)]));
+}
+/** The model as it would be read back from a file. */
+const reread = (model: Model) => parseModel(modelBytes(model));
+
+async function rewritten(spec: DecoderSpec, options: RewriteOptions) {
+  const model = decoder(spec);
+  const report = await rewriteModel(model, options);
+  return { model: reread(model), report };
+}
+
+describe.each(named)('$name', ({ spec }) => {
+  it('is inspected as cached and causal', async () => {
+    const { sites } = await inspectModel(decoder(spec));
+    expect(sites).toMatchObject([
+      { cache: true, mask: spec.padding ? 'causal+padding' : 'causal', rewritable: true },
+    ]);
+  });
+
+  it('survives a round trip, step by step', async () => {
+    const original = decoder(spec);
+    const { model } = await rewritten(spec, { variant: 'none' });
+    const expected = await stream(original, cachePairs, emptyCache(original), CHUNKS);
+    const actual = await stream(model, cachePairs, emptyCache(model), CHUNKS);
+    expect(distance(expected, actual)).toBeLessThan(2e-6);
+  });
+
+  const variants: RewriteOptions[] = [
+    { variant: 'linear' },
+    { variant: 'retention' },
+    {
+      variant: 'gated-delta',
+      gates: { default: { decay: { constant: -0.1 }, beta: { constant: 0.5 } } },
+    },
+  ];
+  it.each(variants)(
+    'carries a state: prefill = chunks = token by token = no cache ($variant)',
+    async (options) => {
+      const { model, report } = await rewritten(spec, options);
+      const { graph } = model;
+      expect(graph.inputs.some((i) => /\.(key|value)$/.test(i.name))).toBe(false);
+      expect(graph.outputs.some((o) => /\.(key|value)$/.test(o.name))).toBe(false);
+      expect(report.attentionMask).toBe('current');
+      const start = emptyState(report.state);
+      const whole = await stream(model, report.state, start, WHOLE);
+      const bare = await rewritten({ ...spec, cache: false }, options);
+      const reference = await stream(bare.model, [], {}, WHOLE);
+      expect(distance(reference, whole)).toBeLessThan(2e-6);
+      expect(distance(whole, await stream(model, report.state, start, CHUNKS))).toBeLessThan(2e-6);
+      expect(distance(whole, await stream(model, report.state, start, STEPS))).toBeLessThan(2e-6);
+      expect(
+        distance(whole, await stream(model, report.state, start, STEPS, 'current')),
+      ).toBeLessThan(2e-6);
+    },
+  );
+
+  it('says in its metadata how it is to be run', async () => {
+    const { model, report } = await rewritten(spec, { variant: 'linear' });
+    expect(JSON.parse(model.metadata('onnx_fla.state')!)).toEqual(report.state);
+    expect(model.metadata('onnx_fla.attention_mask')).toBe('current');
+    expect(model.metadata('onnx_fla.rewind')).toBe('no');
+    expect(report.state[0]).toEqual({
+      past: 'past_key_values.0.state',
+      present: 'present.0.state',
+      shape: ['batch', spec.attention === 'MultiHeadAttention' ? 4 : 2, 3, 4],
+      dtype: 'float32',
+    });
+    const counted = report.state.find((s) => s.past === 'past_key_values.length');
+    const counts = { cache: 'past_key_values.position', mask: 'past_key_values.length' }[
+      spec.positions as string
+    ];
+    expect(report.state.slice(1).map((s) => s.past)).toEqual(counts ? [counts] : []);
+    if (counted) expect(counted).toMatchObject({ dtype: 'int64', shape: ['batch'] });
+    for (const pair of report.state) {
+      expect(model.graph.dims(pair.past)).toEqual(pair.shape);
+      expect(model.graph.dims(pair.present)).toEqual(pair.shape);
+    }
+  });
+});

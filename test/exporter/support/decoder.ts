@@ -1,0 +1,120 @@
+import { DATA_TYPE, type Model } from '../../../exporter/index.js';
+import { causalPadding, repeat, scaled, transposed, Writer } from './families.js';
+import { makeLayer } from './layer.js';
+import { random } from './run.js';
+
+export const VOCABULARY = 23;
+
+/** A decoder of one layer over token ids, with the KV cache that exporters give it or without one. */
+export interface DecoderSpec {
+  readonly attention: 'decomposed' | 'Attention' | 'MultiHeadAttention';
+  readonly cache: boolean;
+  /** Where position embeddings come from: the cache's length, the cumulative mask, an input, or none. */
+  readonly positions: 'cache' | 'mask' | 'input' | 'none';
+  readonly padding: boolean;
+}
+
+export function decoder(spec: DecoderSpec): Model {
+  const grouped = spec.attention !== 'MultiHeadAttention';
+  const w = new Writer(makeLayer(12, 4, grouped ? 2 : 4, 3));
+  const { heads, kvHeads, hidden, dim } = w.layer;
+  delete w.inputs.x;
+  w.inputs.input_ids = ['int64', ['batch', 'sequence']];
+  if (spec.padding) w.maskInput(['batch', spec.cache ? 'total_sequence' : 'sequence']);
+  if (spec.positions === 'input') w.inputs.position_ids = ['int64', ['batch', 'sequence']];
+  if (spec.cache) {
+    for (const what of ['key', 'value']) {
+      const dims = (tokens: string) => ['float32', ['batch', kvHeads, tokens, dim]] as const;
+      w.inputs[`past_key_values.0.${what}`] = dims('past_sequence');
+      w.outputs[`present.0.${what}`] = dims('total_sequence');
+    }
+  }
+  const next = random(5);
+  const table = (n: number) => Array.from({ length: n * hidden }, () => Math.fround(next()));
+  const x = embed(w, spec, table);
+  const q = w.linear('q', x);
+  const [k, v] = [w.linear('k', x), w.linear('v', x)];
+  if (spec.attention === 'decomposed') {
+    const all = (name: string, value: string) => {
+      const current = w.heads(value, kvHeads);
+      if (!spec.cache) return current;
+      const output = `present.0.${name}`;
+      return w.op('Concat', [`past_key_values.0.${name}`, current], { axis: 2 }, { output });
+    };
+    const [keys, values] = [all('key', k), all('value', v)];
+    const scores = scaled(w, w.op('MatMul', [w.heads(q, heads), transposed(w, repeat(w, keys))]));
+    return w.finish(w.weighted(w.op('Add', [scores, mask(w, spec)]), repeat(w, values)));
+  }
+  const past = spec.cache ? ['past_key_values.0.key', 'past_key_values.0.value'] : ['', ''];
+  const present = spec.cache ? ['present.0.key', 'present.0.value'] : ['', ''];
+  if (spec.attention === 'Attention') {
+    const bias = spec.padding ? mask(w, spec) : '';
+    const attrs = { q_num_heads: heads, kv_num_heads: kvHeads, is_causal: spec.padding ? 0 : 1 };
+    w.ops('Attention', [q, k, v, bias, ...past], ['att', ...present], attrs);
+    w.project('att');
+    return w.build(23);
+  }
+  const padding = spec.padding ? w.op('Cast', ['attention_mask'], { to: DATA_TYPE.int32 }) : '';
+  const inputs = [q, k, v, '', padding, '', ...past];
+  w.ops(
+    'MultiHeadAttention',
+    inputs,
+    ['att', ...present],
+    { num_heads: heads, unidirectional: 1 },
+    {
+      domain: 'com.microsoft',
+    },
+  );
+  return w.project('att');
+}
+
+function embed(w: Writer, spec: DecoderSpec, table: (n: number) => number[]): string {
+  const { hidden } = w.layer;
+  const tokens = w.op('Gather', [
+    w.weight('wte', [VOCABULARY, hidden], table(VOCABULARY)),
+    'input_ids',
+  ]);
+  if (spec.positions === 'none') return tokens;
+  const places = w.weight('wpe', [64, hidden], table(64));
+  return w.op('Add', [tokens, w.op('Gather', [places, positions(w, spec)])]);
+}
+
+function positions(w: Writer, spec: DecoderSpec): string {
+  if (spec.positions === 'input') return 'position_ids';
+  const scalar = (value: number) => w.constant('int64', [value], []);
+  if (spec.positions === 'cache') {
+    // GPT-2: arange(past, past + T), viewed as [1,T].
+    const past = spec.cache ? pastLength(w) : scalar(0);
+    const end = w.op('Add', [past, w.op('Squeeze', [w.dim('input_ids', 1), w.ints(0)])]);
+    const row = w.op('Unsqueeze', [w.op('Range', [past, end, scalar(1)]), w.ints(0)]);
+    return w.op('Reshape', [row, w.op('Concat', [w.ints(-1), w.dim('input_ids', 1)], { axis: 0 })]);
+  }
+  // OPT: (cumsum(mask) * mask - 1)[:, past:] + 2
+  const seen = w.op('Mul', [w.op('CumSum', ['attention_mask', scalar(1)]), 'attention_mask']);
+  const at = w.op('Sub', [seen, scalar(1)]);
+  const start = spec.cache ? w.op('Unsqueeze', [pastLength(w), w.ints(0)]) : w.ints(0);
+  const cut = w.op('Slice', [at, start, w.ints(2 ** 31), w.ints(1)]);
+  return w.op('Add', [cut, scalar(2)]);
+}
+
+function pastLength(w: Writer): string {
+  const shape = w.op('Shape', ['past_key_values.0.key']);
+  return w.op('Gather', [shape, w.constant('int64', [2], [])], { axis: 0 });
+}
+
+/** float [B|1,1,T,total]: causal behind the cache, padding hidden if there is any. */
+function mask(w: Writer, spec: DecoderSpec): string {
+  if (!spec.cache && spec.padding) return causalPadding(w, 'input_ids');
+  const scalar = (value: number) => w.constant('int64', [value], []);
+  const past = spec.cache ? pastLength(w) : scalar(0);
+  const end = w.op('Add', [past, w.op('Squeeze', [w.dim('input_ids', 1), w.ints(0)])]);
+  const rows = w.op('Unsqueeze', [w.op('Range', [past, end, scalar(1)]), w.ints(1)]);
+  const columns = w.op('Unsqueeze', [w.op('Range', [scalar(0), end, scalar(1)]), w.ints(0)]);
+  const early = w.op('LessOrEqual', [columns, rows]);
+  let seen = w.op('Unsqueeze', [early, w.ints(0, 1)]);
+  if (spec.padding) {
+    const keys = w.op('Unsqueeze', ['attention_mask', w.ints(1, 2)]);
+    seen = w.op('And', [seen, w.op('Cast', [keys], { to: DATA_TYPE.bool })]);
+  }
+  return w.op('Where', [seen, w.scalar(0), w.scalar(-3.4028234663852886e38)]);
+}
