@@ -2,6 +2,7 @@ import fs from 'node:fs';
 import * as asciichart from 'asciichart';
 import * as vega from 'vega';
 import { compile, type TopLevelSpec } from 'vega-lite';
+import { formatMs } from '../../exporter/cli/format.js';
 import type { CostRow } from '../../exporter/compare/index.js';
 
 interface Point {
@@ -31,7 +32,9 @@ export function terminalChart(cost: readonly CostRow[]): string {
     format: (x) => `${x.toFixed(2)} s`.padStart(9),
   });
   const axis = cost.map((row) => String(row.length).padEnd(STEP)).join('');
-  return `${chart}\n${' '.repeat(10)}${axis}tokens`;
+  const last = (ms: number | null | undefined) => formatMs(ms ?? null);
+  const legend = `original (to ${last(cost.at(-1)?.original_ms)}), rewritten (to ${last(cost.at(-1)?.rewritten_ms)})`;
+  return `Time: ${legend}\n${chart}\n${' '.repeat(10)}${axis}tokens`;
 }
 
 const STEP = 12; // columns from one length to the next

@@ -28,6 +28,9 @@ function streamDemo(model: string): void {
 
 async function costDemo(model: string): Promise<void> {
   title('Time and memory against length: reading a text in pieces of 512 tokens');
+  say(
+    'The original runs in onnxruntime-node as it is, handing its cache back and forth; the rewritten\nmodel through the fla backend. Each is measured in a process of its own, runs taking turns.',
+  );
   const progress = new Progress(io);
   const cost = await measureCost({
     original: { file: TINYLM_CACHED, choice: { backend: 'stock' } },

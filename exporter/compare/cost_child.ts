@@ -1,4 +1,5 @@
 // Runs in a process of its own, so that its peak memory is one model's. Speaks with cost.ts.
+import fs from 'node:fs';
 import { LanguageModel } from '../text/language_model.js';
 import type { CostJob, CostReply, CostRequest } from './cost.js';
 import { feedsFor } from './outputs.js';
@@ -48,6 +49,19 @@ async function plainWorkload(job: CostJob): Promise<Workload> {
   };
 }
 
+/**
+ * Peak resident bytes of this process. Linux counts what the parent had before the child was started
+ * into getrusage's figure, so the kernel's mark for this address space is read instead.
+ */
+function peakMemory(): number {
+  if (process.platform === 'linux') {
+    const status = fs.readFileSync('/proc/self/status', 'utf8');
+    const kib = /^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1];
+    if (kib) return Number(kib) * 1024;
+  }
+  return process.resourceUsage().maxRSS * 1024;
+}
+
 let workload: Workload | undefined;
 
 async function answer(request: CostRequest): Promise<CostReply> {
@@ -61,7 +75,7 @@ async function answer(request: CostRequest): Promise<CostReply> {
     type: 'done',
     ...result,
     stateBytes: workload!.stateBytes(),
-    peakBytes: process.resourceUsage().maxRSS * 1024,
+    peakBytes: peakMemory(),
   };
 }
 
