@@ -34,6 +34,8 @@ export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Pr
   if (sdpa.masks.length === 0) return { kind: sdpa.cache ? 'causal' : 'bidirectional' };
   const values = sdpa.masks.flatMap(stepValues);
   const fixed = fixedTokens(sdpa, facts);
+  const foreign = foreignInput(sdpa, values, fixed, prober);
+  if (foreign) return other(foreign);
   let found: MaskClass | undefined;
   for (const s of situations(sdpa, fixed)) {
     const seen = await visibility(sdpa, values, s, prober);
@@ -249,6 +251,20 @@ function constantsBehind(values: readonly string[], prober: Prober): number[] {
   return [...found].filter(Number.isInteger);
 }
 
+/** A graph input whose values a mask must not depend on: all but padding masks and positions. */
+function foreignInput(
+  sdpa: Sdpa,
+  values: readonly string[],
+  fixed: number | undefined,
+  prober: Prober,
+): string | undefined {
+  const inputs = values.length > 0 ? prober.inputs(values, situations(sdpa, fixed)[0]!) : [];
+  if (typeof inputs === 'string') return `the mask cannot be probed: ${inputs}`;
+  const known = (name: string) => ['mask', 'positions'].includes(roleOf(prober.graph, name));
+  const name = inputs.find((i) => !known(i));
+  return name && `it depends on the values of graph input '${name}'`;
+}
+
 /** Hides some tokens in every mask input that the mask reads, and looks whether exactly those keys vanish. */
 async function withPadding(
   found: MaskClass,
@@ -263,9 +279,7 @@ async function withPadding(
   if (typeof inputs === 'string') return other(`the mask cannot be probed: ${inputs}`);
   let padding: string | undefined;
   for (const name of inputs) {
-    const role = roleOf(prober.graph, name);
-    if (role === 'positions') continue;
-    if (role !== 'mask') return other(`it depends on the values of graph input '${name}'`);
+    if (roleOf(prober.graph, name) !== 'mask') continue;
     const effect = await hides(name, found, sdpa, values, s, prober);
     if (typeof effect === 'string') return other(effect);
     if (!effect) continue;

@@ -1,0 +1,119 @@
+import { describe, expect, it } from 'vitest';
+import {
+  buildModel,
+  inspectModel,
+  type Model,
+  makeNode,
+  makeTensor,
+  type NodeProto,
+  rewriteModel,
+  validateModel,
+} from '../../exporter/index.js';
+import { FlaError } from '../../ops/error.js';
+
+const model = (nodes: NodeProto[], more: Partial<Parameters<typeof buildModel>[0]> = {}): Model =>
+  buildModel({
+    inputs: { x: ['float32', ['B', 4]] },
+    outputs: { y: ['float32', ['B', 4]] },
+    nodes,
+    ...more,
+  });
+
+const MALFORMED: { name: string; build: () => Model; message: RegExp }[] = [
+  {
+    name: 'a cycle',
+    build: () =>
+      model([
+        makeNode('Add', ['x', 'b'], ['a']),
+        makeNode('Relu', ['a'], ['b']),
+        makeNode('Relu', ['b'], ['y']),
+      ]),
+    message: /node 'a' \(Add\) depends on its own output/,
+  },
+  {
+    name: 'a value that nothing produces',
+    build: () => model([makeNode('Add', ['x', 'nowhere'], ['y'])]),
+    message: /node 'y' \(Add\) reads 'nowhere', which nothing produces/,
+  },
+  {
+    name: 'an output that nothing produces',
+    build: () => model([makeNode('Relu', ['x'], ['z'])]),
+    message: /output 'y' is not produced/,
+  },
+  {
+    name: 'a value produced twice',
+    build: () => model([makeNode('Relu', ['x'], ['y']), makeNode('Abs', ['x'], ['y'])]),
+    message: /value 'y' is produced twice, again by node 'y' \(Abs\)/,
+  },
+  {
+    name: 'a node that overwrites an initializer',
+    build: () =>
+      model([makeNode('Relu', ['x'], ['w']), makeNode('Add', ['x', 'w'], ['y'])], {
+        initializers: [makeTensor('w', 'float32', [4], [1, 2, 3, 4])],
+      }),
+    message: /value 'w' is produced twice/,
+  },
+  {
+    name: 'a nested graph that reads what is nowhere',
+    build: () => {
+      const body = (op: string, input: string) => ({
+        graph: {
+          name: 'branch',
+          node: [makeNode(op, [input], [`${op}_out`])],
+          initializer: [],
+          input: [],
+          output: [{ name: `${op}_out` }],
+          valueInfo: [],
+        },
+      });
+      const branches = { then_branch: body('Relu', 'x'), else_branch: body('Abs', 'gone') };
+      return model([makeNode('If', ['c'], ['y'], branches)], {
+        inputs: { x: ['float32', ['B', 4]], c: ['bool', []] },
+      });
+    },
+    message: /graph 'branch': node 'Abs_out' \(Abs\) reads 'gone'/,
+  },
+  {
+    name: 'a permutation of another rank',
+    build: () => model([makeNode('Transpose', ['x'], ['y'], { perm: [0, 2, 1] })]),
+    message: /\(Transpose\): perm must have 2 entries, the rank of 'x', received \[0,2,1\]/,
+  },
+  {
+    name: 'factors that do not fit',
+    build: () =>
+      model([makeNode('MatMul', ['x', 'w'], ['y'])], {
+        initializers: [makeTensor('w', 'float32', [3, 4], Array(12).fill(1))],
+      }),
+    message: /\(MatMul\): inner dimensions must agree, received \[B,4\] and \[3,4\]/,
+  },
+];
+
+describe.each(MALFORMED)('$name', ({ build, message }) => {
+  it('is one clear error of inspect and of rewrite', async () => {
+    for (const attempt of [inspectModel(build()), rewriteModel(build(), { variant: 'linear' })]) {
+      const error = await attempt.then(
+        () => undefined,
+        (e: unknown) => e,
+      );
+      expect(error).toBeInstanceOf(FlaError);
+      expect(error).toMatchObject({ code: 'invalid_model' });
+      expect((error as FlaError).message).toMatch(message);
+      expect((error as FlaError).message).not.toContain('\n');
+    }
+  });
+});
+
+describe('well-formed models', () => {
+  it('may list initializers among their inputs, as before IR version 4', () => {
+    const old = model([makeNode('Add', ['x', 'w'], ['y'])], {
+      inputs: { x: ['float32', ['B', 4]], w: ['float32', [4]] },
+      initializers: [makeTensor('w', 'float32', [4], [1, 2, 3, 4])],
+    });
+    expect(() => validateModel(old)).not.toThrow();
+  });
+
+  it('may be out of order', async () => {
+    const mixed = model([makeNode('Relu', ['a'], ['y']), makeNode('Abs', ['x'], ['a'])]);
+    expect((await inspectModel(mixed)).sites).toEqual([]);
+  });
+});

@@ -1,0 +1,326 @@
+import { describe, expect, it } from 'vitest';
+import {
+  DATA_TYPE,
+  inspectModel,
+  type Model,
+  makeTensor,
+  rewriteModel,
+  type SiteReport,
+} from '../../exporter/index.js';
+import { qkv, range, repeat, scaled, transposed, Writer } from './support/families.js';
+import { makeLayer } from './support/layer.js';
+
+/** Near misses: what looks like attention that can be rewritten, and is not. */
+interface NearMiss {
+  readonly name: string;
+  readonly build: (w: Writer) => Model;
+  readonly reason: RegExp;
+  /** No attention at all. */
+  readonly nothing?: boolean;
+  readonly grouped?: boolean;
+  readonly dim?: number;
+}
+
+const plain = (w: Writer) => {
+  const [q, k, v] = qkv(w);
+  return { q, k, v, scores: scaled(w, w.op('MatMul', [q, transposed(w, k)])) };
+};
+const attend = (w: Writer, bias: string) => {
+  const { scores, v } = plain(w);
+  return w.finish(w.weighted(w.op('Add', [scores, bias]), v));
+};
+/** int64 [T,T]: key position - query position. */
+const offsets = (w: Writer) => {
+  const at = range(w, 'x');
+  return w.op('Sub', [w.op('Unsqueeze', [at, w.ints(0)]), w.op('Unsqueeze', [at, w.ints(1)])]);
+};
+
+const NEAR_MISSES: NearMiss[] = [
+  {
+    name: 'a classifier',
+    nothing: true,
+    reason: /constant weight 'head' \[12,5\]: a classifier/,
+    build(w) {
+      const logits = w.op('MatMul', ['x', w.weight('head', [12, 5], Array(60).fill(0.1))]);
+      w.outputs.y = ['float32', ['batch', 'sequence', 5]];
+      w.op('Softmax', [logits], { axis: -1 }, { output: 'y' });
+      return w.build();
+    },
+  },
+  {
+    name: 'a router of experts, whose weights are multiplied with outputs',
+    nothing: true,
+    reason: /constant weight 'gate'/,
+    build(w) {
+      const logits = w.op('MatMul', ['x', w.weight('gate', [12, 12], Array(144).fill(0.1))]);
+      const weights = w.op('Softmax', [logits], { axis: -1 });
+      w.op(
+        'MatMul',
+        [weights, w.weight('experts', [12, 12], Array(144).fill(0.2))],
+        {},
+        { output: 'y' },
+      );
+      return w.build();
+    },
+  },
+  {
+    name: 'Softmax over another axis',
+    nothing: true,
+    reason: /last axis, received axis 2/,
+    build(w) {
+      const { scores, v } = plain(w);
+      return w.finish(w.op('MatMul', [w.op('Softmax', [scores], { axis: 2 }), v]));
+    },
+  },
+  {
+    name: 'Softmax of what is no product',
+    nothing: true,
+    reason: /no attention scores behind it: 'Sigmoid_node' must be/,
+    build(w) {
+      const { q, v } = plain(w);
+      const scores = w.op('Sigmoid', [w.op('MatMul', [q, transposed(w, v)])]);
+      return w.finish(w.weighted(scores, v));
+    },
+  },
+  {
+    name: 'weights that no values are multiplied with',
+    nothing: true,
+    reason: /not multiplied with values: it goes to ReduceMean/,
+    build(w) {
+      const { scores } = plain(w);
+      w.outputs.y = ['float32', undefined];
+      w.op(
+        'ReduceMean',
+        [w.op('Softmax', [scores], { axis: -1 })],
+        { keepdims: 0 },
+        { output: 'y' },
+      );
+      return w.build();
+    },
+  },
+  {
+    name: 'weights that are a graph output',
+    reason: /'attentions' \(Softmax\) is a graph output/,
+    build(w) {
+      const { scores, v } = plain(w);
+      w.outputs.attentions = ['float32', undefined];
+      w.op('Softmax', [scores], { axis: -1 }, { output: 'attentions' });
+      return w.finish(w.op('MatMul', ['attentions', v]));
+    },
+  },
+  {
+    name: 'scores that something else reads',
+    reason: /\(Div\) is also read by ReduceMax/,
+    build(w) {
+      const { scores, v } = plain(w);
+      w.outputs.peak = ['float32', undefined];
+      w.op('ReduceMax', [scores], { keepdims: 0 }, { output: 'peak' });
+      return w.finish(w.weighted(scores, v));
+    },
+  },
+  {
+    name: 'cross-attention',
+    reason: /cross-attention: queries are made from x, values from encoder/,
+    build(w) {
+      const { heads } = w.layer;
+      w.inputs.encoder = ['float32', ['batch', 'source', w.layer.hidden]];
+      const q = w.heads(w.linear('q'), heads);
+      const [k, v] = [
+        w.heads(w.linear('k', 'encoder'), heads),
+        w.heads(w.linear('v', 'encoder'), heads),
+      ];
+      return w.finish(w.weighted(scaled(w, w.op('MatMul', [q, transposed(w, k)])), v));
+    },
+  },
+  {
+    name: 'ALiBi',
+    reason: /adds up to .* to keys that are seen: a bias/,
+    build(w) {
+      const slope = w.op('Mul', [
+        w.op('Cast', [offsets(w)], { to: DATA_TYPE.float32 }),
+        w.scalar(0.25),
+      ]);
+      const later = w.op('Greater', [offsets(w), w.constant('int64', [0], [])]);
+      return attend(w, w.op('Where', [later, w.scalar(-3.4e38), slope]));
+    },
+  },
+  {
+    name: 'T5: a learned bias by relative position',
+    reason: /a bias \(relative positions, ALiBi\), not a mask/,
+    build(w) {
+      const bucket = w.op('Clip', [
+        w.op('Abs', [offsets(w)]),
+        w.constant('int64', [0], []),
+        w.constant('int64', [3], []),
+      ]);
+      const table = w.weight(
+        'relative',
+        [4, 4],
+        Array.from({ length: 16 }, (_, i) => i / 8),
+      );
+      const bias = w.op('Transpose', [w.op('Gather', [table, bucket])], { perm: [2, 0, 1] });
+      return attend(w, w.op('Unsqueeze', [bias, w.ints(0)]));
+    },
+  },
+  {
+    name: 'a mask with holes',
+    reason: /no causal mask and no window/,
+    build(w) {
+      const odd = w.op('Mod', [w.op('Abs', [offsets(w)]), w.constant('int64', [2], [])]);
+      const early = w.op('LessOrEqual', [offsets(w), w.constant('int64', [0], [])]);
+      const even = w.op('Equal', [odd, w.constant('int64', [0], [])]);
+      return attend(w, w.op('Where', [w.op('And', [even, early]), w.scalar(0), w.scalar(-1e9)]));
+    },
+  },
+  {
+    name: 'an anti-causal mask',
+    reason: /neither causal nor open to all keys/,
+    build(w) {
+      const early = w.op('Less', [offsets(w), w.constant('int64', [0], [])]);
+      return attend(w, w.op('Where', [early, w.scalar(-1e9), w.scalar(0)]));
+    },
+  },
+  {
+    name: 'a mask made from hidden states',
+    reason: /depends on hidden states, through MatMul/,
+    build(w) {
+      const { q, k, v, scores } = plain(w);
+      const other = w.op('MatMul', [k, transposed(w, q)]);
+      return w.finish(w.weighted(w.op('Add', [scores, other]), v));
+    },
+  },
+  {
+    name: 'a mask made from token ids',
+    reason: /depends on the values of graph input 'input_ids'/,
+    build(w) {
+      w.inputs.input_ids = ['int64', ['batch', 'sequence']];
+      const pad = w.op('Equal', ['input_ids', w.constant('int64', [0], [])]);
+      const wide = w.op('Unsqueeze', [pad, w.ints(1, 2)]);
+      return attend(w, w.op('Where', [wide, w.scalar(-1e9), w.scalar(0)]));
+    },
+  },
+  {
+    name: 'a mask that the caller supplies whole',
+    reason: /depends on the values of graph input 'bias'/,
+    build(w) {
+      w.inputs.bias = ['float32', ['batch', 1, 'sequence', 'sequence']];
+      return attend(w, 'bias');
+    },
+  },
+  {
+    name: 'a factor between mask and Softmax',
+    reason: /multiplied by 0\.5 after a mask/,
+    build(w) {
+      const { scores, v } = plain(w);
+      const masked = w.op('Add', [scores, w.extendedMask()]);
+      return w.finish(w.weighted(w.op('Mul', [masked, w.scalar(0.5)]), v));
+    },
+  },
+  {
+    name: 'keys that are not transposed',
+    dim: 4,
+    reason: /must be transposed by perm 0132, 0231 or 021, received 0213/,
+    build(w) {
+      const [q, k, v] = qkv(w);
+      const keys = w.op('Transpose', [k], { perm: [0, 2, 1, 3] });
+      return w.finish(w.weighted(w.op('MatMul', [q, keys]), v));
+    },
+  },
+  {
+    name: 'heads repeated in the wrong order',
+    grouped: true,
+    reason: /keys .* must|keys and values must have as many heads|key heads must divide/,
+    build(w) {
+      const [q, k, v] = qkv(w);
+      const tiled = w.op('Tile', [k, w.ints(1, 2, 1, 1)]);
+      const scores = scaled(w, w.op('MatMul', [q, transposed(w, tiled)]));
+      return w.finish(w.weighted(scores, repeat(w, v)));
+    },
+  },
+  {
+    name: 'keys of a prefix that is a weight',
+    reason: /concatenated with 'prefix', which is not a graph input/,
+    build(w) {
+      const { heads, dim } = w.layer;
+      const [q, k, v] = qkv(w);
+      w.weights.push(
+        makeTensor('prefix', 'float32', [1, heads, 2, dim], Array(2 * heads * dim).fill(0.5)),
+      );
+      const rows = w.op('Concat', [w.dim('x', 0), w.ints(heads), w.ints(2), w.ints(dim)], {
+        axis: 0,
+      });
+      const keys = w.op('Concat', ['prefix', k], { axis: 2 });
+      const values = w.op('Concat', [w.op('Expand', ['prefix', rows]), v], { axis: 2 });
+      return w.finish(w.weighted(scaled(w, w.op('MatMul', [q, transposed(w, keys)])), values));
+    },
+  },
+  {
+    name: 'ai.onnx Attention with softcap',
+    reason: /softcap must be 0, received 30/,
+    build(w) {
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v')];
+      w.project(
+        w.op('Attention', inputs, { q_num_heads: 4, kv_num_heads: 4, softcap: { float: 30 } }),
+      );
+      return w.build(23);
+    },
+  },
+  {
+    name: 'ai.onnx Attention whose scores are used',
+    reason: /qk_matmul_output\) are used/,
+    build(w) {
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v')];
+      w.outputs.scores = ['float32', undefined];
+      w.ops('Attention', inputs, ['att', '', '', 'scores'], { q_num_heads: 4, kv_num_heads: 4 });
+      w.project('att');
+      return w.build(23);
+    },
+  },
+  {
+    name: 'MultiHeadAttention with lengths in place of a mask',
+    reason: /key_padding_mask must be \[B,T\], received \[batch\]/,
+    build(w) {
+      w.inputs.lengths = ['int32', ['batch']];
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v'), '', 'lengths'];
+      return w.project(
+        w.op('MultiHeadAttention', inputs, { num_heads: 4 }, { domain: 'com.microsoft' }),
+      );
+    },
+  },
+  {
+    name: 'GroupQueryAttention',
+    reason: /com\.microsoft\.GroupQueryAttention is not understood/,
+    build(w) {
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v')];
+      const attrs = { num_heads: 4, kv_num_heads: 4 };
+      return w.project(w.op('GroupQueryAttention', inputs, attrs, { domain: 'com.microsoft' }));
+    },
+  },
+];
+
+describe.each(NEAR_MISSES)('$name', (miss) => {
+  const model = () => miss.build(new Writer(makeLayer(12, 4, miss.grouped ? 2 : 4, miss.dim ?? 3)));
+
+  it('is refused with its reason', async () => {
+    const [site, ...others] = (await inspectModel(model())).sites as [SiteReport];
+    expect(others).toEqual([]);
+    expect(site).toMatchObject({ rewritable: false, layer: miss.nothing ? null : 0 });
+    expect(site.reason).toMatch(miss.reason);
+  });
+
+  it('is left alone by rewrite', async () => {
+    const subject = model();
+    const before = subject.graph.nodes.map((n) => n.opType);
+    const report = await rewriteModel(subject, { variant: 'linear' });
+    expect(report.sites[0]).toMatchObject({ rewritten: false });
+    expect(subject.graph.nodes.map((n) => n.opType)).toEqual(before);
+    if (!miss.nothing) {
+      await expect(rewriteModel(model(), { variant: 'linear', layers: [0] })).rejects.toMatchObject(
+        {
+          code: 'unsupported',
+          message: expect.stringMatching(miss.reason),
+        },
+      );
+    }
+  });
+});
