@@ -37,25 +37,44 @@ function isRows(tokens: TokenList | readonly TokenList[]): tokens is readonly To
   return tokens.length > 0 && !isToken(tokens[0]);
 }
 
-/** An integer tensor of the input's type. */
-export function integers(
-  input: ValueInfo,
-  dims: readonly number[],
-  at: (index: number) => number | bigint,
-): Tensor {
+/** Zeros of the input's type, and the conversion of a number to its elements. */
+function allocate(input: ValueInfo, dims: readonly number[]) {
   const type = input.type ?? 'int64';
-  const size = dims.reduce((a, b) => a * b, 1);
   if (!isNumeric(type) || type.includes('float16')) {
     throw new FlaError(
       'unsupported',
       `StatefulSession: input '${input.name}' must hold numbers, the model has ${type}`,
     );
   }
-  const data = zeros(type, size);
-  const convert: (value: number | bigint) => number | bigint =
-    data instanceof BigInt64Array || data instanceof BigUint64Array ? BigInt : Number;
-  for (let i = 0; i < size; i++) (data as { [index: number]: number | bigint })[i] = convert(at(i));
-  return new Tensor(type as Tensor.Type, data as never, [...dims]);
+  const data = zeros(
+    type,
+    dims.reduce((a, b) => a * b, 1),
+  ) as {
+    [index: number]: number | bigint;
+    length: number;
+    fill(value: number | bigint): unknown;
+  };
+  const wide = data instanceof BigInt64Array || data instanceof BigUint64Array;
+  const convert: (value: number | bigint) => number | bigint = wide ? BigInt : Number;
+  return { data, convert, tensor: new Tensor(type as Tensor.Type, data as never, [...dims]) };
+}
+
+/** A tensor of the input's type with whole numbers. */
+export function integers(
+  input: ValueInfo,
+  dims: readonly number[],
+  at: (index: number) => number | bigint,
+): Tensor {
+  const { data, convert, tensor } = allocate(input, dims);
+  for (let i = 0; i < data.length; i++) data[i] = convert(at(i));
+  return tensor;
+}
+
+/** A tensor of the input's type with ones. */
+export function ones(input: ValueInfo, dims: readonly number[]): Tensor {
+  const { data, convert, tensor } = allocate(input, dims);
+  data.fill(convert(1));
+  return tensor;
 }
 
 /** Tokens as a [batch, length] tensor for `input`. */

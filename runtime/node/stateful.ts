@@ -1,7 +1,15 @@
 import { Tensor } from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
 import { arrayOver, type DType, type NumericDType } from './dtypes.js';
-import { type Feeds, feedLength, integers, sliceFeeds, type Tokens, tokenTensor } from './feeds.js';
+import {
+  type Feeds,
+  feedLength,
+  integers,
+  ones,
+  sliceFeeds,
+  type Tokens,
+  tokenTensor,
+} from './feeds.js';
 import { NativeTensor } from './native_tensor.js';
 import type { SessionOptions } from './options.js';
 import { type AnyTensor, FlaSession, type ValueInfo } from './session.js';
@@ -330,7 +338,7 @@ export class StatefulSession {
       if (!AUTOMATIC.has(input.name) || feeds[input.name] !== undefined) continue;
       if (input.name === 'attention_mask') {
         const length = this.session.modelMetadata[MASK_KEY] === 'current' ? count : total;
-        made.attention_mask = integers(input, [this.batch, length], () => 1);
+        made.attention_mask = ones(input, [this.batch, length]);
       } else {
         const dims = input.shape?.length === 1 ? [count] : [this.batch, count];
         made[input.name] = integers(input, dims, (i) => this.#position + (i % count));

@@ -1,7 +1,17 @@
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
-import { afterEach, describe, expect, test } from 'vitest';
-import { buildModel, Emitter, freshNames, modelBytes } from '../../exporter/ir/index.js';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { rewriteModel } from '../../exporter/index.js';
+import {
+  buildModel,
+  Emitter,
+  freshNames,
+  loadModel,
+  modelBytes,
+  saveModel,
+} from '../../exporter/ir/index.js';
 import { type StatefulOptions, StatefulSession } from '../../runtime/node/index.js';
 import { TINYLM } from '../support/models.js';
 import { collect, resident } from './support/memory.js';
@@ -407,5 +417,48 @@ describe('a language model with an ordinary KV cache', () => {
     expect(session.stateBytes).toBe(0);
     await session.load(saved);
     expect(session.position).toBe(150);
+  });
+});
+
+describe('the same language model with linear attention', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'onnx-fla-stateful-'));
+  const model = join(folder, 'linear.onnx');
+  const ids = Array.from({ length: 100 }, (_, i) => (i * 37 + 5) % 2048);
+  beforeAll(async () => {
+    const original = loadModel(TINYLM.modelKv);
+    await rewriteModel(original, { variant: 'linear' });
+    saveModel(original, model);
+  });
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  async function logits(options: StatefulOptions, chunk: number): Promise<Float32Array> {
+    const session = await StatefulSession.create(model, options);
+    await session.prefill(ids.slice(0, 90), { chunk });
+    const bytes = session.stateBytes;
+    for (const id of ids.slice(90, 99)) await session.step(id, { outputs: 'none' });
+    const last = await session.step(ids[99]);
+    expect(session.stateBytes).toBe(bytes);
+    await session.dispose();
+    return last.logits.data as Float32Array;
+  }
+
+  test('chunks of any size, kernels or function bodies, in place or not', async () => {
+    const whole = await logits({}, 90);
+    const probe = await StatefulSession.create(model);
+    const states = probe.pairs.filter(({ shape }) => shape.length === 4).map(({ past }) => past);
+    await probe.dispose();
+    expect(states).toHaveLength(4);
+    const bodies = [{ name: 'fla', library: false }] as const;
+    const others = [
+      await logits({}, 7),
+      await logits({ inPlace: states }, 32),
+      await logits({ executionProviders: bodies }, 32),
+    ];
+    const scale = Math.max(...whole.map(Math.abs));
+    for (const other of others) {
+      for (let i = 0; i < whole.length; i++) {
+        expect(Math.abs(other[i] - whole[i])).toBeLessThan(2e-5 * scale);
+      }
+    }
   });
 });
