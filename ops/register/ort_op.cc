@@ -8,8 +8,9 @@
 namespace fla {
 namespace {
 
-// Older releases crash while they prepare the shape inference of a node that lacks an optional
-// input or output.
+// Older releases can crash while they prepare the shape inference of a node that lacks an optional
+// input (microsoft/onnxruntime#26199) or output. There, only types are inferred; ORT does that
+// itself.
 constexpr int kShapeInferenceMinor = 30;
 
 const RegisteredOp& self(const OrtCustomOp* op) { return *static_cast<const RegisteredOp*>(op); }

@@ -1,0 +1,255 @@
+import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { buildModel, DATA_TYPE, makeNode, modelBytes } from '../../exporter/ir/index.js';
+import {
+  causalConvWithState,
+  linearAttention,
+  ops,
+  type Tensor64,
+  zeros,
+} from '../../ops/index.js';
+import { linearAttentionReference } from '../../ops/linear_attention/reference.js';
+import { nativeFile, OPS_LIBRARY } from '../../runtime/native.js';
+import { load, nativeInfo } from '../../runtime/node/addon.js';
+import { decode, encode, Random, relativeError, rounded } from '../cases/tensors.js';
+import { type KernelCall, openCall, refusalOf, runCall } from '../support/kernels.js';
+import { ROOT } from '../support/models.js';
+
+const random = new Random('register');
+const normal = (...shape: number[]) =>
+  rounded(
+    random.tensor(shape, () => random.normal()),
+    'float32',
+  );
+
+const attributes = { q_num_heads: 2, kv_num_heads: 2, update_rule: 'linear' } as const;
+const inputs = { query: normal(1, 40, 8), key: normal(1, 40, 8), value: normal(1, 40, 6) };
+const past_state = normal(1, 2, 4, 3);
+
+const callOf = (tensors: Record<string, Tensor64>, more: Partial<KernelCall> = {}): KernelCall => ({
+  op: linearAttention,
+  attributes,
+  inputs: tensors,
+  dtypes: Object.fromEntries(Object.keys(tensors).map((name) => [name, 'float32'])),
+  ...more,
+});
+
+function expectClose(actual: Tensor64, expected: Tensor64): void {
+  expect(actual.shape).toEqual(expected.shape);
+  expect(relativeError(actual.data, expected.data)).toBeLessThanOrEqual(3e-6);
+}
+
+describe('the operator library', () => {
+  it('says what it is', () => {
+    const { version } = JSON.parse(readFileSync(`${ROOT}/package.json`, 'utf8'));
+    expect(nativeInfo().ops).toEqual({
+      version,
+      isa: expect.stringMatching(/^(portable|avx2|avx512)$/),
+      ops: Object.keys(ops).map((name) => `com.fla.${name}`),
+      cuda: false,
+    });
+  });
+
+  it('exports RegisterCustomOps and fla_ops_info, nothing else', () => {
+    const symbols = execFileSync('nm', ['-D', '--defined-only', nativeFile(OPS_LIBRARY)], {
+      encoding: 'utf8',
+    });
+    const names = symbols
+      .trim()
+      .split('\n')
+      .map((line) => line.split(' ').at(-1));
+    expect(names.sort()).toEqual(['RegisterCustomOps', 'fla_ops_info']);
+  });
+
+  it('fills in the defaults of attributes that the node lacks', async () => {
+    const tensors = {
+      ...inputs,
+      decay: zeros([1, 40, 2]),
+      beta: { shape: [1, 40, 1], data: new Float64Array(40).fill(0.1) },
+    };
+    const heads = { q_num_heads: 2, kv_num_heads: 2 };
+    const actual = await runCall(callOf(tensors, { attributes: heads }));
+    expectClose(actual.output, linearAttentionReference(heads, tensors).output);
+  });
+
+  it.each([
+    [
+      'a required one is missing',
+      { kv_num_heads: 2 },
+      'q_num_heads must be of type int, received none',
+    ],
+    ['a string is an int', { ...attributes, read: 1 }, 'read must be of type string, received int'],
+    [
+      'an int is a string',
+      { ...attributes, normalize: 'yes' },
+      'normalize must be of type int, received string',
+    ],
+  ])('refuses attributes when %s', async (_, bad, message) => {
+    expect(await refusalOf(callOf(inputs, { attributes: bad }))).toContain(
+      `LinearAttention: ${message}`,
+    );
+  });
+
+  it('refuses types that no registration has', async () => {
+    const dtypes = { query: 'float32', key: 'float32', value: 'float16' } as const;
+    expect(await refusalOf(callOf(inputs, { dtypes }))).toMatch(/LinearAttention/);
+  });
+
+  it('leaves out outputs that the node does not have', async () => {
+    const expected = linearAttentionReference(attributes, inputs);
+    const first = await runCall(callOf(inputs, { outputs: ['output'] }));
+    expectClose(first.output, expected.output);
+    const last = await runCall(callOf(inputs, { outputs: ['output', ''] }));
+    expectClose(last.output, expected.output);
+  });
+
+  it('gives the same on one thread and on many', async () => {
+    const tensors = {
+      query: normal(1, 300, 64),
+      key: normal(1, 300, 64),
+      value: normal(1, 300, 64),
+    };
+    const call = callOf(tensors, { attributes: { ...attributes, feature_map: 'softmax' } });
+    const one = await runCall(call, { threads: 1 });
+    const many = await runCall(call, { threads: 4 });
+    expectClose(many.output, one.output);
+    expectClose(many.present_state, one.present_state);
+  });
+});
+
+describe('shape inference', () => {
+  const shapesOf = async (call: KernelCall) => {
+    const session = await openCall(call);
+    const shapes = Object.fromEntries(session.outputs.map(({ name, shape }) => [name, shape]));
+    session.dispose();
+    return shapes;
+  };
+
+  it('gives sizes, and the names the model has for unknown ones', async () => {
+    const declared = {
+      query: ['batch', 'tokens', 8],
+      key: ['batch', 'tokens', 8],
+      value: ['batch', 'tokens', 6],
+    };
+    expect(await shapesOf(callOf(inputs, { declared }))).toEqual({
+      output: ['batch', 'tokens', 6],
+      present_state: ['batch', 2, 4, 3],
+    });
+  });
+
+  it('knows about groups and the normalizer', async () => {
+    const call = callOf(
+      { ...inputs, value: normal(1, 40, 12) },
+      { attributes: { ...attributes, kv_num_heads: 4, normalize: 1 } },
+    );
+    expect(await shapesOf(call)).toEqual({ output: [1, 40, 12], present_state: [1, 4, 4, 4] });
+  });
+
+  it('works with a hole among the inputs', async () => {
+    const beta = normal(1, 40, 2);
+    const call = callOf(
+      { ...inputs, beta },
+      { attributes: { ...attributes, update_rule: 'delta' } },
+    );
+    expect(await shapesOf(call)).toEqual({ output: [1, 40, 6], present_state: [1, 2, 4, 3] });
+  });
+
+  it('of CausalConvWithState', async () => {
+    const tensors = { input: normal(2, 5, 9), weight: normal(5, 1, 4) };
+    const declared = { input: ['batch', 5, 'tokens'], weight: [5, 1, 4] };
+    expect(
+      await shapesOf(callOf(tensors, { op: causalConvWithState, attributes: {}, declared })),
+    ).toEqual({
+      output: ['batch', 5, 'tokens'],
+      present_state: ['batch', 5, 3],
+    });
+  });
+});
+
+describe('in-place state', () => {
+  const state = (tensor: Tensor64) => {
+    const value = new (load().addon.Value)(DATA_TYPE.float32, tensor.shape);
+    value.write(encode(tensor.data, 'float32'), 0);
+    return value;
+  };
+  const contents = (value: {
+    read(offset: number, length: number): ArrayBuffer;
+    byteLength: number;
+  }) => decode(new Uint8Array(value.read(0, value.byteLength)), 'float32');
+
+  it('the same tensor as past_state and present_state', async () => {
+    const call = callOf({ ...inputs, past_state });
+    const session = await openCall(call);
+    const carried = state(past_state);
+    const feeds = session.inputs.map(({ name }) =>
+      name === 'past_state'
+        ? carried
+        : {
+            type: DATA_TYPE.float32,
+            dims: call.inputs[name].shape,
+            data: encode(call.inputs[name].data, 'float32'),
+          },
+    );
+    await session.run([0, 1, 2, 3], feeds, [0, 1], [undefined, carried]);
+    const expected = linearAttentionReference(attributes, { ...inputs, past_state });
+    expect(relativeError(contents(carried), expected.presentState.data)).toBeLessThanOrEqual(3e-6);
+    session.dispose();
+  });
+
+  it('ONNX Runtime never overwrites a state that is read later', async () => {
+    // Copies of past_state on both sides of the op: one may be reused, the other is still needed.
+    const names = ['query', 'key', 'value', 'past_state'];
+    const shapes: Record<string, readonly number[]> = {
+      ...Object.fromEntries(Object.entries(inputs).map(([n, t]) => [n, t.shape])),
+      past_state: past_state.shape,
+    };
+    const model = buildModel({
+      opsets: { '': 17, 'com.fla': 1 },
+      inputs: Object.fromEntries(names.map((name) => [name, ['float32', shapes[name]]])),
+      outputs: { output: ['float32'], present: ['float32'], before: ['float32'] },
+      nodes: [
+        makeNode('Neg', ['past_state'], ['negative']),
+        makeNode('Neg', ['negative'], ['copy']),
+        makeNode(
+          'LinearAttention',
+          ['query', 'key', 'value', 'copy'],
+          ['output', 'after'],
+          attributes,
+          {
+            domain: 'com.fla',
+          },
+        ),
+        makeNode('Neg', ['after'], ['present']),
+        makeNode('Neg', ['copy'], ['before']),
+      ],
+    });
+    const session = await load().addon.createSession(modelBytes(model), {
+      library: nativeFile(OPS_LIBRARY),
+    });
+    const tensors: Record<string, Tensor64> = { ...inputs, past_state };
+    const feeds = names.map((name) => ({
+      type: DATA_TYPE.float32,
+      dims: tensors[name].shape,
+      data: encode(tensors[name].data, 'float32'),
+    }));
+    const results = await session.run(
+      [0, 1, 2, 3],
+      feeds,
+      [0, 1, 2],
+      [undefined, undefined, undefined],
+    );
+    const [, present, before] = results.map((result) =>
+      decode(new Uint8Array((result as { data: ArrayBuffer }).data), 'float32'),
+    );
+    const expected = linearAttentionReference(attributes, { ...inputs, past_state });
+    expect(
+      relativeError(
+        present.map((x) => -x),
+        expected.presentState.data,
+      ),
+    ).toBeLessThanOrEqual(3e-6);
+    expect(before.map((x) => -x)).toEqual(past_state.data);
+    session.dispose();
+  });
+});
