@@ -37,7 +37,12 @@ namespace fla {
 namespace {
 
 constexpr float kEps = 1e-6f;
+constexpr int RB = VL == 16 ? 16 : 8;        // rows that a triangular solve holds in registers
+constexpr int kRowStep = RS > RB ? RS : RB;  // chunks shorter than C are padded to this
+static_assert(C % kRowStep == 0 && kRowStep % RT == 0 && kRowStep % RS == 0, "row tiles must nest");
 constexpr int kMaxPanel = 64;  // columns
+constexpr int ND =
+    2 * NT;  // registers of a state row that decode takes at once: long runs of memory
 
 // ---- feature maps
 
@@ -112,6 +117,7 @@ struct Plan {
   int group;     // states per work item, neighbours in memory
   int groups;    // per batch entry
   bool delta, per_key, per_head;
+  bool plain;    // float32 output as it comes, through the caches
   bool stream;   // write output past the caches
   bool direct;   // decode
   size_t bytes;  // scratch per item
@@ -121,13 +127,17 @@ struct Plan {
 // One state and the columns [v0, v1) of it that the current work item owns.
 struct Item {
   int64_t b, hv, panels, v0, v1;
-  bool first;  // also owns the normaliser
+  int64_t hk, hq, ho;  // its key head, and its first query and output heads of nq
+  bool first;          // also owns the normaliser
 };
 
 FLA_INLINE Item item_at(const Plan& s, int64_t b, int64_t hv, int64_t part) {
   Item it;
   it.b = b;
   it.hv = hv;
+  it.hk = hv / (s.p.HV / s.p.Hk);
+  it.hq = s.p.Hq >= s.p.HV ? hv * s.nq : hv / (s.p.HV / s.p.Hq);
+  it.ho = s.p.Hq >= s.p.HV ? hv * s.nq : hv;
   it.panels = imin(s.per_item, s.panels - part * s.per_item);
   it.v0 = part * s.per_item * s.width;
   it.v1 = imin(it.v0 + it.panels * s.width, s.p.V);
@@ -135,12 +145,6 @@ FLA_INLINE Item item_at(const Plan& s, int64_t b, int64_t hv, int64_t part) {
   return it;
 }
 
-FLA_INLINE int64_t query_head(const Plan& s, int64_t hv, int i) {
-  return s.p.Hq >= s.p.HV ? hv * s.nq + i : hv / (s.p.HV / s.p.Hq);
-}
-FLA_INLINE int64_t output_head(const Plan& s, int64_t hv, int i) {
-  return s.p.Hq >= s.p.HV ? hv * s.nq + i : hv;
-}
 FLA_INLINE int64_t state_offset(const Plan& s, const Item& it) {
   return (it.b * s.p.HV + it.hv) * s.p.K * s.state_v;
 }
@@ -160,14 +164,13 @@ inline void map_row(const Plan& s, float* row) {
 
 inline void load_query(const Plan& s, const Item& it, int64_t t, int i, float* dst) {
   const auto& p = s.p;
-  load_row(dst, p.query, ((it.b * p.T + t) * p.Hq + query_head(s, it.hv, i)) * p.K, p.K, p.io);
+  load_row(dst, p.query, ((it.b * p.T + t) * p.Hq + it.hq + i) * p.K, p.K, p.io);
   map_row(s, dst);
 }
 
 inline void load_key(const Plan& s, const Item& it, int64_t t, float* dst) {
   const auto& p = s.p;
-  const int64_t hk = it.hv / (p.HV / p.Hk);
-  load_row(dst, p.key, ((it.b * p.T + t) * p.Hk + hk) * p.K, p.K, p.io);
+  load_row(dst, p.key, ((it.b * p.T + t) * p.Hk + it.hk) * p.K, p.K, p.io);
   map_row(s, dst);
 }
 
@@ -204,7 +207,7 @@ inline bool visible(const Plan& s, const Item& it, int64_t t) {
 inline void store_output(const Plan& s, const Item& it, int64_t t, int i, int64_t v0, int64_t n,
                          const float* src) {
   const auto& p = s.p;
-  const int64_t at = ((it.b * p.T + t) * s.heads_out + output_head(s, it.hv, i)) * p.V + v0;
+  const int64_t at = ((it.b * p.T + t) * s.heads_out + it.ho + i) * p.V + v0;
   if (!s.stream) return store_row(p.output, at, src, n, p.io);
   for (int64_t d = 0; d < n; d += VL) stream(static_cast<float*>(p.output) + at + d, load(src + d));
 }
@@ -328,6 +331,8 @@ template <typename TS>
 inline void step(const Token& x, const TS* src, TS* dst, int64_t stride, float* v, float* o,
                  int64_t o_stride, int64_t columns) {
   int64_t c = 0;
+  for (; c + ND * VL <= columns; c += ND * VL)
+    step_columns<ND, false>(x, src + c, dst + c, stride, v + c, o + c, o_stride, VL);
   for (; c + NT * VL <= columns; c += NT * VL)
     step_columns<NT, false>(x, src + c, dst + c, stride, v + c, o + c, o_stride, VL);
   for (; c + VL <= columns; c += VL)
@@ -523,14 +528,13 @@ inline void prefetch_next(const Plan& s, Work& w) {
   const auto& p = s.p;
   const Item& it = *w.next;
   const int64_t token = it.b * p.T + w.ahead++;
-  prefetch_row(p.key, (token * p.Hk + it.hv / (p.HV / p.Hk)) * p.K, p.K, p.io);
+  prefetch_row(p.key, (token * p.Hk + it.hk) * p.K, p.K, p.io);
   prefetch_row(p.value, (token * p.HV + it.hv) * p.V + it.v0, it.v1 - it.v0, p.io);
   if (s.per_key) prefetch_row(p.decay, (token * p.HV + it.hv) * p.K, p.K, p.decay_dtype);
   for (int i = 0; i < s.nq; i++) {
-    prefetch_row(p.query, (token * p.Hq + query_head(s, it.hv, i)) * p.K, p.K, p.io);
+    prefetch_row(p.query, (token * p.Hq + it.hq + i) * p.K, p.K, p.io);
     if (s.stream) continue;
-    prefetch_row<1>(p.output, (token * s.heads_out + output_head(s, it.hv, i)) * p.V + it.v0,
-                    it.v1 - it.v0, p.io);
+    prefetch_row<1>(p.output, (token * s.heads_out + it.ho + i) * p.V + it.v0, it.v1 - it.v0, p.io);
   }
 }
 
@@ -647,6 +651,27 @@ inline void score(const Plan& s, const Work& w, const float* A, const float* row
   }
 }
 
+// x = (I + M)^-1 x for one register of columns, RB rows of x at a time in registers.
+inline void substitute(const float* M, float* x, int64_t stride, int rows) {
+  for (int r0 = 0; r0 < rows; r0 += RB) {
+    Vec row[RB];
+    FLA_UNROLL
+    for (int r = 0; r < RB; r++) row[r] = load(x + (r0 + r) * stride);
+    for (int k = 0; k < r0; k++) {
+      const Vec known = load(x + k * stride);
+      FLA_UNROLL
+      for (int r = 0; r < RB; r++) row[r] -= M[(r0 + r) * C + k] * known;
+    }
+    FLA_UNROLL
+    for (int k = 0; k < RB; k++) {
+      FLA_UNROLL
+      for (int r = k + 1; r < RB; r++) row[r] -= M[(r0 + r) * C + r0 + k] * row[k];
+    }
+    FLA_UNROLL
+    for (int r = 0; r < RB; r++) store(x + (r0 + r) * stride, row[r]);
+  }
+}
+
 // The delta rule for one panel: V -> U in place.
 inline void solve_panel(const Plan& s, const Work& w, const float* S, float* v, int64_t v_stride,
                         int rows) {
@@ -667,24 +692,12 @@ inline void solve_panel(const Plan& s, const Work& w, const float* S, float* v, 
       }
     }
   });
-  for_columns(s.width, [&](auto n, int col) {
-    constexpr int N = decltype(n)::value;
-    for (int r = 1; r < rows; r++) {
-      Vec acc[1][N] = {};
-      fma_tile<1, N>(acc, w.M + r * C, C, 1, v + col, v_stride, r);
-      FLA_UNROLL
-      for (int j = 0; j < N; j++) {
-        float* cell = v + r * v_stride + col + j * VL;
-        store(cell, load(cell) - acc[0][j]);
-      }
-    }
-  });
+  for (int col = 0; col < s.width; col += VL) substitute(w.M, v + col, v_stride, rows);
 }
 
-// o = row_scale . (q S) + P u for one query head and panel; P null: the state alone.
+// o = row_scale . (q S) + P u for one query head and panel; u null: the state alone.
 inline void read_panel(const Plan& s, Work& w, int i, const float* S, const float* u,
-                       int64_t u_stride, int rows, bool within) {
-  float* o = w.o + i * C * s.width;
+                       int64_t u_stride, int rows, float* o, int64_t o_stride) {
   const float* q = w.q + i * C * s.kp;
   const float* P = w.P + i * C * C;
   for_columns(s.width, [&](auto n, int col) {
@@ -698,11 +711,11 @@ inline void read_panel(const Plan& s, Work& w, int i, const float* S, const floa
         FLA_UNROLL
         for (int j = 0; j < N; j++) acc[r][j] *= w.row_scale[r0 + r];
       }
-      if (within) fma_tile<RT, N>(acc, P + r0 * C, C, 1, u + col, u_stride, r0 + RT);
+      if (u) fma_tile<RT, N>(acc, P + r0 * C, C, 1, u + col, u_stride, r0 + RT);
       FLA_UNROLL
       for (int r = 0; r < RT; r++) {
         FLA_UNROLL
-        for (int j = 0; j < N; j++) store(o + (r0 + r) * s.width + col + j * VL, acc[r][j]);
+        for (int j = 0; j < N; j++) store(o + (r0 + r) * o_stride + col + j * VL, acc[r][j]);
       }
     }
   });
@@ -759,13 +772,24 @@ inline void chunk_normalizer(const Plan& s, Work& w, int c, bool read) {
   }
 }
 
-inline void write_panel(const Plan& s, const Item& it, const Work& w, int64_t t0, int c,
-                        int64_t j) {
-  const int64_t v0 = it.v0 + j * s.width, n = imin(s.width, s.p.V - v0);
-  for (int r = 0; r < c; r++) {
-    for (int i = 0; i < s.nq; i++) {
-      float* o = w.o + (i * C + r) * s.width;
-      if (s.p.normalize) normalize_row(o, s.width, w.den[i * C + r]);
+// All query heads of a chunk and panel: read, normalise, write. u null: the state alone.
+inline void output_panel(const Plan& s, const Item& it, Work& w, int64_t t0, int c, int rows,
+                         int64_t j, const float* u, int64_t u_stride) {
+  const auto& p = s.p;
+  const float* S = w.S + j * s.kp * s.width;
+  const int64_t v0 = it.v0 + j * s.width, n = imin(s.width, p.V - v0);
+  const bool straight = s.plain && c == rows && n == s.width;  // no need to go through w.o
+  for (int i = 0; i < s.nq; i++) {
+    if (straight) {
+      float* o =
+          static_cast<float*>(p.output) + ((it.b * p.T + t0) * s.heads_out + it.ho + i) * p.V + v0;
+      read_panel(s, w, i, S, u, u_stride, rows, o, s.heads_out * p.V);
+      continue;
+    }
+    read_panel(s, w, i, S, u, u_stride, rows, w.o, s.width);
+    for (int r = 0; r < c; r++) {
+      float* o = w.o + r * s.width;
+      if (p.normalize) normalize_row(o, s.width, w.den[i * C + r]);
       store_output(s, it, t0 + r, i, v0, n, o);
     }
   }
@@ -800,7 +824,7 @@ inline void prepare_chunk(const Plan& s, Work& w, int rows, bool read) {
 }
 
 inline void run_chunk(const Plan& s, const Item& it, Work& w, int64_t t0, int c, bool read) {
-  const int rows = static_cast<int>(round_up(c, RS > RT ? RS : RT));
+  const int rows = static_cast<int>(round_up(c, kRowStep));
   const int64_t columns = it.panels * s.width;
   prepare_chunk(s, w, rows, read);
   if (s.p.normalize) chunk_normalizer(s, w, c, read);
@@ -808,9 +832,8 @@ inline void run_chunk(const Plan& s, const Item& it, Work& w, int64_t t0, int c,
     float* S = w.S + j * s.kp * s.width;
     float* v = w.v + j * s.width;
     if (s.delta) solve_panel(s, w, S, v, columns, rows);
-    for (int i = 0; read && i < s.nq; i++) read_panel(s, w, i, S, v, columns, rows, true);
+    if (read) output_panel(s, it, w, t0, c, rows, j, v, columns);
     update_panel(s, w, S, v, columns, c);
-    if (read) write_panel(s, it, w, t0, c, j);
   }
 }
 
@@ -858,11 +881,7 @@ inline void read_range(const Plan& s, const Item& it, Work& w, int64_t t0, int64
     pack_queries(s, it, w, t, c);
     for (int i = 0; s.p.normalize && i < s.nq * C; i++)
       w.den[i] = s.p.scale * dot(w.q + i * s.kp, w.z, s.p.K);
-    for (int64_t j = 0; j < it.panels; j++) {
-      for (int i = 0; i < s.nq; i++)
-        read_panel(s, w, i, w.S + j * s.kp * s.width, nullptr, 0, C, false);
-      write_panel(s, it, w, t, c, j);
-    }
+    for (int64_t j = 0; j < it.panels; j++) output_panel(s, it, w, t, c, C, j, nullptr, 0);
   }
 }
 
@@ -991,6 +1010,7 @@ inline Plan make_plan(const LinearAttentionParams& p, int threads) {
   s.stream = p.io == DType::kFloat32 && p.V % VL == 0 &&
              reinterpret_cast<uintptr_t>(p.output) % 64 == 0 &&
              p.B * p.T * s.heads_out * p.V * 4 >= kStreamBytes;
+  s.plain = p.io == DType::kFloat32 && !p.normalize && !s.stream;
   plan_items(s, threads);
   Work w;
   s.bytes = carve(s, nullptr, &w);
