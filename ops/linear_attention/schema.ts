@@ -7,7 +7,8 @@ export const linearAttention = defineOp({
   summary:
     'Attention whose whole past is one matrix per head: constant memory per token, linear time in the length. ' +
     'A superset of `ai.onnx` LinearAttention (opset 27) and of `com.microsoft` LinearAttention: their inputs, attributes ' +
-    'and defaults keep their meaning, so a model moves between the domains by changing the domain of its nodes.',
+    'and defaults keep their meaning, so a model moves between the domains by changing the domain of its nodes. Stricter in one thing: ' +
+    'decay and beta must be absent where the update rule has no use for them.',
   semantics: [
     'Per batch row and value head, with state `S` (K x V, zeros or `past_state` before the first token), for every token in order, ' +
       '`q`, `k`, `v` being the head vectors and `g`, `beta` the decay and beta of that token:',
@@ -42,7 +43,7 @@ export const linearAttention = defineOp({
       'written, in their own types. With T = 0 the output is empty and `present_state` equals `past_state`. ' +
       '`present_state` may share memory with `past_state`.',
     '**Beyond the standard:** `mask`, `bonus`, `feature_map`, `normalize`, `causal`, `qk_l2norm`, `read`, bfloat16, float32 decay and beta beside 16-bit ' +
-      'tensors.',
+      'tensors. **Not in version 1:** `state_window` of newer `com.microsoft` versions.',
   ],
   papers: [
     {
