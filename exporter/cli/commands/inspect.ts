@@ -1,4 +1,5 @@
 import type { Command } from 'commander';
+import { namingFile } from '../../compare/session.js';
 import { inspectModel, loadModel, type SiteReport } from '../../index.js';
 import { type Io, printJson, printTable, withProgress } from '../io.js';
 
@@ -15,10 +16,12 @@ export function addInspect(program: Command, io: Io): void {
     .action(async (file: string, options: { json?: boolean }) => {
       const model = loadModel(file);
       const report = await withProgress(io, (update) =>
-        inspectModel(model, {
-          signal: io.signal,
-          onProgress: (done, total) => update('sites', done, total),
-        }),
+        namingFile(file, () =>
+          inspectModel(model, {
+            signal: io.signal,
+            onProgress: (done, total) => update('sites', done, total),
+          }),
+        ),
       );
       if (options.json) return printJson(io, report);
       printSites(io, report.sites);

@@ -2,6 +2,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { type Command, Option } from 'commander';
 import { FlaError } from '../../../ops/error.js';
+import { namingFile } from '../../compare/session.js';
 import {
   externalFiles,
   loadModel,
@@ -90,13 +91,16 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
   }
   const model = loadModel(file);
   if (output) checkOutput(model, file, output);
+  const layerGates = gates ? loadGates(gates) : undefined;
   const report = await withProgress(io, async (update) => {
-    const done = await rewriteModel(model, {
-      ...rest,
-      gates: gates ? loadGates(gates) : undefined,
-      signal: io.signal,
-      onProgress: (n, total) => update('sites', n, total),
-    });
+    const done = await namingFile(file, () =>
+      rewriteModel(model, {
+        ...rest,
+        gates: layerGates,
+        signal: io.signal,
+        onProgress: (n, total) => update('sites', n, total),
+      }),
+    );
     io.signal.throwIfAborted();
     if (output && !flags.dryRun) {
       saveModel(model, output, {
