@@ -228,7 +228,11 @@ async function widen(
   if (found.kind !== 'causal' || fixed || values.length === 0) return found;
   const suspects = constantsBehind(values, prober).filter((c) => c > 7 && c <= LONGEST_PROBE);
   if (suspects.length === 0) return found;
-  const s: Situation = { batch: batchOf(prober.graph), tokens: Math.max(...suspects) + 2, past: 0 };
+  const s: Situation = {
+    batch: batchOf(prober.graph, 1),
+    tokens: Math.max(...suspects) + 2,
+    past: 0,
+  };
   const seen = await visibility(sdpa, values, s, prober);
   // A constant may just as well be the size of a table that the mask is cut from.
   return typeof seen === 'string' ? found : classOf(seen, s);

@@ -31,11 +31,11 @@ export function roleOf(graph: Graph, name: string): Role {
   return rank === 2 && !isFloat(dtype) ? 'tokens' : 'data';
 }
 
-/** The batch size that a model's inputs fix, or 2. */
-export function batchOf(graph: Graph): number {
+/** The batch size that a model's inputs fix, or the one wanted. */
+export function batchOf(graph: Graph, wanted = 2): number {
   const fixed = graph.inputs.map(({ name }) => graph.dims(name)?.[0]);
   const number = fixed.find((d) => typeof d === 'number' && d > 0);
-  return (number as number | undefined) ?? 2;
+  return (number as number | undefined) ?? wanted;
 }
 
 /** Shapes of all graph inputs in a situation; inputs without a declared shape are left out. */

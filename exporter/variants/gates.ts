@@ -103,7 +103,9 @@ function project(
 /** The hidden states [B,T,hidden] that queries and values are projected from. */
 function layerInput(e: SiteEmitter, sdpa: Sdpa, layer: number): string {
   const ofQuery = projectionInputs(sdpa.q.value, e.facts);
-  const shared = [...projectionInputs(sdpa.v.value, e.facts)].filter((x) => ofQuery.has(x));
+  const shared = [...projectionInputs(sdpa.v.value, e.facts)]
+    .filter((x) => ofQuery.has(x))
+    .map((x) => beforeFlattening(x, e));
   const [x] = shared.filter((s) => e.facts.rank(s) === 3);
   if (x === undefined) {
     throw new FlaError(
@@ -112,4 +114,10 @@ function layerInput(e: SiteEmitter, sdpa: Sdpa, layer: number): string {
     );
   }
   return x;
+}
+
+/** Gemm takes rows [B*T,hidden]: the value that they were reshaped from. */
+function beforeFlattening(x: string, e: SiteEmitter): string {
+  const node = e.facts.rank(x) === 2 ? e.graph.producer(x) : undefined;
+  return node?.is('Reshape') ? node.inputs[0]! : x;
 }

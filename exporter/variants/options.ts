@@ -38,7 +38,7 @@ export interface RewriteOptions {
   /** Element type of the carried states: float32 (default), or the model's own type. */
   dtype?: 'float32' | 'same';
   /** For `gla` and `gated-delta`: by layer, with `default` for all others. */
-  gates?: Readonly<Record<number | 'default', LayerGates>>;
+  gates?: { readonly [layer: number]: LayerGates; readonly default?: LayerGates };
   /** For `retention`: log decay per head; default log(1 - 2^(-5-h)). */
   decay?: readonly number[];
   /** What the function body calls: com.microsoft.LinearAttention where it fits (`auto`, the default), or standard ops. */

@@ -122,3 +122,58 @@ function matmul(
         out[r * columns + c]! += a[r * inner + i]! * b[i * columns + c]!;
   return out;
 }
+
+/** Gates of a token: log decay of each state row, and the step size. */
+export interface TokenGates {
+  readonly decay: (b: number, t: number, h: number, k: number) => number;
+  readonly beta?: (b: number, t: number, h: number) => number;
+}
+
+/**
+ * The layer as a gated recurrence in float64, token by token: S = exp(g) S, then S += k v' or, with beta, the delta
+ * step S += beta k (v - S' k)' on keys and queries of unit length; the output is scale S' q.
+ */
+export function recur(layer: Layer, call: Call, gates: TokenGates): Float64Array {
+  const { heads, kvHeads, dim, hidden } = layer;
+  const q = project(call, layer.wq, layer.bq, hidden, heads * dim);
+  const k = project(call, layer.wk, layer.bk, hidden, kvHeads * dim);
+  const v = project(call, layer.wv, layer.bv, hidden, kvHeads * dim);
+  const out = new Float64Array(call.batch * call.tokens * heads * dim);
+  const scale = call.scale ?? 1 / Math.sqrt(dim);
+  const vector = (m: Float64Array, row: number) => {
+    const x = [...m.subarray(row * dim, (row + 1) * dim)];
+    if (!gates.beta || m === v) return x;
+    const length = Math.sqrt(x.reduce((sum, c) => sum + c * c, 0) + 1e-6);
+    return x.map((c) => c / length);
+  };
+  for (let b = 0; b < call.batch; b++)
+    for (let h = 0; h < kvHeads; h++) {
+      const state = Array.from({ length: dim }, () => new Float64Array(dim));
+      for (let t = 0; t < call.tokens; t++) {
+        const row = (b * call.tokens + t) * kvHeads + h;
+        if (call.sees(b, t, t)) {
+          const [key, value] = [vector(k, row), vector(v, row)];
+          state.forEach((s, i) => {
+            const factor = Math.exp(gates.decay(b, t, h, i));
+            for (let c = 0; c < dim; c++) s[c]! *= factor;
+          });
+          const beta = gates.beta?.(b, t, h) ?? 1;
+          const target = value.map((x, c) => {
+            const known = state.reduce((sum, s, i) => sum + s[c]! * key[i]!, 0);
+            return gates.beta ? beta * (x - known) : x;
+          });
+          state.forEach((s, i) => {
+            for (let c = 0; c < dim; c++) s[c]! += key[i]! * target[c]!;
+          });
+        }
+        const groups = heads / kvHeads;
+        for (let g = h * groups; g < (h + 1) * groups; g++) {
+          const at = (b * call.tokens + t) * heads + g;
+          const query = vector(q, at);
+          for (let c = 0; c < dim; c++)
+            out[at * dim + c] = scale * state.reduce((sum, s, i) => sum + s[c]! * query[i]!, 0);
+        }
+      }
+    }
+  return matmul(out, layer.wo, call.batch * call.tokens, heads * dim, hidden);
+}

@@ -1,0 +1,214 @@
+import { describe, expect, it } from 'vitest';
+import {
+  type Gate,
+  type Model,
+  modelBytes,
+  parseModel,
+  type RewriteOptions,
+  rewriteModel,
+} from '../../exporter/index.js';
+import { FAMILIES, Writer } from './support/families.js';
+import { type Call, makeLayer, recur, type TokenGates } from './support/layer.js';
+import { distance, floats, ints, random, run } from './support/run.js';
+
+const family = (start: string) => FAMILIES.find((f) => f.name.startsWith(start))!;
+const gpt2 = family('GPT-2: packed');
+const llama = family('Llama');
+
+const BATCH = 2;
+const TOKENS = 11;
+const MASK = [Array(TOKENS).fill(1), Array.from({ length: TOKENS }, (_, t) => (t < 4 ? 0 : 1))];
+
+/** A rewritten layer's output against the recurrence, tokens of padding left out. */
+async function error(
+  source: typeof gpt2,
+  options: RewriteOptions,
+  gates: (x: Float32Array) => TokenGates,
+) {
+  const layer = source.layer?.() ?? makeLayer();
+  const model = source.build(new Writer(layer));
+  await rewriteModel(model, options);
+  const next = random(11);
+  const x = floats([BATCH, TOKENS, layer.hidden], () => next() * 1.5);
+  const feeds = {
+    x,
+    ...(source.padding && { attention_mask: ints([BATCH, TOKENS], MASK.flat()) }),
+  };
+  const { y } = await run(parseModel(modelBytes(model)), feeds);
+  const visible = (b: number, t: number) => !source.padding || MASK[b]![t] === 1;
+  const data = x.data as Float32Array;
+  const call: Call = { batch: BATCH, tokens: TOKENS, x: data, sees: (b, _, j) => visible(b, j) };
+  const expected = recur(layer, call, gates(data));
+  const keep = (values: ArrayLike<number>) =>
+    Array.from(values).filter((_, i) => {
+      const token = Math.floor(i / layer.hidden);
+      return visible(Math.floor(token / TOKENS), token % TOKENS);
+    });
+  const size = Math.max(1, ...expected.map(Math.abs));
+  return distance(keep(y!.data as Float32Array), keep(expected)) / size;
+}
+
+/** A random projection of the layer's input, and the same in float64. */
+function projection(hidden: number, columns: number, seed: number) {
+  const next = random(seed);
+  const weight = Float32Array.from({ length: hidden * columns }, () => next() * 0.5);
+  const bias = Float32Array.from({ length: columns }, () => next());
+  const at = (x: Float32Array, b: number, t: number, c: number) => {
+    let sum = bias[c]!;
+    for (let i = 0; i < hidden; i++)
+      sum += x[(b * TOKENS + t) * hidden + i]! * weight[i * columns + c]!;
+    return sum;
+  };
+  return { gate: { weight, bias } satisfies Gate, at };
+}
+const logSigmoid = (z: number) => -Math.log1p(Math.exp(-z));
+const sigmoid = (z: number) => 1 / (1 + Math.exp(-z));
+
+describe.each([gpt2, llama])('$name', (source) => {
+  const { kvHeads, hidden, dim } = source.layer?.() ?? makeLayer();
+
+  it('retention decays each head by 1 - 2^(-5-h)', async () => {
+    const gates = () => ({
+      decay: (_b: number, _t: number, h: number) => Math.log(1 - 2 ** (-5 - h)),
+    });
+    expect(await error(source, { variant: 'retention' }, gates)).toBeLessThan(2e-6);
+  });
+
+  it('retention takes decays of the caller', async () => {
+    const decay = Array.from({ length: kvHeads }, (_, h) => -0.1 - h);
+    const gates = () => ({ decay: (_b: number, _t: number, h: number) => decay[h]! });
+    expect(await error(source, { variant: 'retention', decay }, gates)).toBeLessThan(2e-6);
+  });
+
+  it.each(['head', 'key'] as const)(
+    'gla decays by a projection of the layer input, per %s',
+    async (per) => {
+      const { gate, at } = projection(hidden, per === 'head' ? kvHeads : kvHeads * dim, 21);
+      const options: RewriteOptions = { variant: 'gla', gates: { 0: { decay: gate } } };
+      const gates = (x: Float32Array) => ({
+        decay: (b: number, t: number, h: number, k: number) =>
+          logSigmoid(at(x, b, t, per === 'head' ? h : h * dim + k)) / 16,
+      });
+      expect(await error(source, options, gates)).toBeLessThan(2e-6);
+    },
+  );
+
+  it('gated-delta takes projected decay and beta', async () => {
+    const decay = projection(hidden, kvHeads, 31);
+    const beta = projection(hidden, kvHeads, 32);
+    const options: RewriteOptions = {
+      variant: 'gated-delta',
+      gates: { default: { decay: decay.gate, beta: beta.gate, temperature: 4 } },
+    };
+    const gates = (x: Float32Array) => ({
+      decay: (b: number, t: number, h: number) => logSigmoid(decay.at(x, b, t, h)) / 4,
+      beta: (b: number, t: number, h: number) => sigmoid(beta.at(x, b, t, h)),
+    });
+    expect(await error(source, options, gates)).toBeLessThan(2e-6);
+  });
+
+  it('gated-delta takes one beta for all heads, and constants', async () => {
+    const beta = projection(hidden, 1, 33);
+    const options: RewriteOptions = {
+      variant: 'gated-delta',
+      gates: { default: { decay: { constant: -0.2 }, beta: beta.gate } },
+    };
+    const gates = (x: Float32Array) => ({
+      decay: () => -0.2,
+      beta: (b: number, t: number) => sigmoid(beta.at(x, b, t, 0)),
+    });
+    expect(await error(source, options, gates)).toBeLessThan(2e-6);
+  });
+});
+
+describe('options', () => {
+  const model = (): Model => gpt2.build(new Writer(makeLayer()));
+  const bad: { options: RewriteOptions; message: RegExp }[] = [
+    {
+      options: { variant: 'quadratic' as 'linear' },
+      message: /variant must be one of none, linear, .* received quadratic/,
+    },
+    {
+      options: { variant: 'linear', layers: [0, 3] },
+      message: /layer must be one of the model's \(0\.\.0\), received 3/,
+    },
+    { options: { variant: 'linear', keepSoftmax: [-1] }, message: /received -1/ },
+    { options: { variant: 'gla' }, message: /gla needs gates\.decay for layer 0/ },
+    {
+      options: { variant: 'gated-delta', gates: { 0: { decay: { constant: -1 } } } },
+      message: /gated-delta needs gates\.beta for layer 0/,
+    },
+    {
+      options: { variant: 'gla', gates: { 0: { decay: { constant: 0.5 } } } },
+      message: /decay must be 4 numbers <= 0 \(log decay\), received 0.5,0.5,0.5,0.5/,
+    },
+    {
+      options: { variant: 'gla', gates: { 0: { decay: { constant: [-1, -2] } } } },
+      message: /decay must be 4 numbers <= 0 .* received -1,-2/,
+    },
+    {
+      options: { variant: 'gla', gates: { 0: { decay: { weight: new Float32Array(7) } } } },
+      message: /decay weight must be \[12, 4 or 12\] .* received 7 weights/,
+    },
+    { options: { variant: 'retention', decay: [-1] }, message: /decay must be 4 numbers/ },
+    { options: { variant: 'none', featureMap: 'relu' }, message: /none takes no feature map/ },
+    {
+      options: {
+        variant: 'gated-delta',
+        normalize: true,
+        gates: { default: { decay: { constant: -1 }, beta: { constant: 1 } } },
+      },
+      message: /normalize must be false for gated-delta/,
+    },
+  ];
+  it.each(bad)('refuses $options.variant: $message', async ({ options, message }) => {
+    await expect(rewriteModel(model(), options)).rejects.toMatchObject({
+      code: 'invalid_argument',
+      message: expect.stringMatching(message),
+    });
+  });
+
+  it('leaves the model as it is in a dry run, and reports what it would do', async () => {
+    const subject = model();
+    const before = modelBytes(subject);
+    const report = await rewriteModel(subject, { variant: 'linear', dryRun: true });
+    expect(report.sites).toMatchObject([{ layer: 0, rewritten: true, kept: null }]);
+    expect(modelBytes(subject)).toEqual(before);
+  });
+
+  it('leaves layers alone that were asked to stay', async () => {
+    const subject = model();
+    const before = modelBytes(subject);
+    const report = await rewriteModel(subject, { variant: 'linear', keepSoftmax: [0] });
+    expect(report.sites).toMatchObject([
+      { rewritten: false, kept: 'it was asked to stay softmax' },
+    ]);
+    expect(modelBytes(subject)).toEqual(before);
+  });
+
+  it('stops when interrupted', async () => {
+    const signal = AbortSignal.abort();
+    await expect(rewriteModel(model(), { variant: 'linear', signal })).rejects.toMatchObject({
+      code: 'aborted',
+    });
+  });
+
+  it('keeps a window unless the layer is asked for', async () => {
+    const window = family('Mistral').build(new Writer(makeLayer()));
+    const report = await rewriteModel(window, { variant: 'linear' });
+    expect(report.sites).toMatchObject([
+      {
+        mask: 'window 3',
+        rewritable: true,
+        rewritten: false,
+        kept: expect.stringContaining('window of 3 keys'),
+      },
+    ]);
+  });
+
+  it('reports progress up to the number of sites', async () => {
+    const seen: [number, number][] = [];
+    await rewriteModel(model(), { variant: 'linear', onProgress: (...at) => seen.push(at) });
+    expect(seen.at(-1)).toEqual([1, 1]);
+  });
+});
