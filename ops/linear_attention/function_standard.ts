@@ -3,9 +3,10 @@ import type { LinearAttentionCall } from './function.js';
 import { finish, type Prepared, prepare } from './function_features.js';
 
 /**
- * Tokens per step. A decay per key dimension needs one weight per pair of tokens and key dimension, so its chunks are short.
+ * Tokens per step. The delta rules invert a c x c matrix per chunk, and a decay per key dimension needs a weight for every pair of
+ * tokens and key dimension, so their chunks are shorter.
  */
-const CHUNK = { head: 64, key: 16 } as const;
+const CHUNK = { plain: 64, delta: 32, perKey: 16 } as const;
 
 /**
  * Log decays below this are raised to it: exp(-200) is 0 in float32 too, and a decay of -Infinity would turn into NaN where it is
@@ -70,7 +71,8 @@ function chunkLayout(e: BodyEmitter, call: LinearAttentionCall, T: string): Layo
   const one = e.ints(1);
   const tokens = e.larger(T, one);
   if (!call.attributes.causal) return { n: one, c: tokens, padded: tokens, most: 0 };
-  const most = CHUNK[(call.present.decay && call.decayKind) || 'head'];
+  const isPerKey = call.present.decay && call.decayKind === 'key';
+  const most = CHUNK[isPerKey ? 'perKey' : call.present.beta ? 'delta' : 'plain'];
   const c = e.smaller(tokens, e.ints(most));
   const n = e.div(e.sub(e.add(tokens, c), one), c);
   return { n, c, padded: e.mul(n, c), most };

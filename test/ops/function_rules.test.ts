@@ -8,7 +8,7 @@ import {
   linearAttentionFunction,
 } from '../../ops/linear_attention/function.js';
 import { linearAttention } from '../../ops/linear_attention/schema.js';
-import { sharedCase } from './function_cases.js';
+import { branchCases, sharedCase } from './function_cases.js';
 import {
   bodyOf,
   compare,
@@ -71,6 +71,19 @@ describe.each(TARGETS)('%s body', (target) => {
     expect(read.functions[0].overload).toBe(body.overload);
     compare(site, await runOnce(ort, read, site));
   });
+
+  it.each(['disabled', 'basic', 'extended', 'all'] as const)(
+    'runs with graph optimization %s',
+    async (graphOptimizationLevel) => {
+      for (const testCase of branchCases) {
+        const each = linearAttentionSite(testCase);
+        const isPlain = each.attributes.causal === 1 && each.attributes.read === 'after';
+        if (target === 'com.microsoft' && !isPlain) continue;
+        const model = siteModel(each, bodyOf(each, 17, { target }));
+        compare(each, await runOnce(ort, model, each, { graphOptimizationLevel }));
+      }
+    },
+  );
 
   it('is read under the opset of the model, not its own', async () => {
     // A body for opset 26 gives axes as inputs, which opset 9 has as attributes.

@@ -98,8 +98,12 @@ export async function runOnce(
   ort: Ort,
   model: Model,
   { inputs, types }: Pick<Site, 'inputs' | 'types'>,
+  options: object = {},
 ): Promise<Record<string, Tensor64>> {
-  const session = await ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 4 });
+  const session = await ort.InferenceSession.create(modelBytes(model), {
+    logSeverityLevel: 4,
+    ...options,
+  });
   try {
     const results = await session.run(feedsOf(ort, inputs, types));
     return Object.fromEntries(
