@@ -178,11 +178,16 @@ FLA_INLINE void keep(Vec& x) {
 // ---- arithmetic
 
 FLA_INLINE float sum(Vec x) {
-  float lanes[VL];
-  store(lanes, x);
-  for (int w = VL / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; i++) lanes[i] += lanes[i + w];
-  return lanes[0];
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(x));
+#elif defined(__AVX2__)
+  const __m256 y = reinterpret_cast<__m256>(x);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
+  return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
 }
 
 FLA_INLINE float max_lane(Vec x) {

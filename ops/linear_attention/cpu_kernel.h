@@ -1,27 +1,31 @@
 // LinearAttention, the kernel proper. Compiled once per ISA by cpu_{portable,avx2,avx512}.cc.
 //
-//   S_t = a_t S_{t-1} + k_t u_t'      u_t = v_t, or beta_t (v_t - (a_t S_{t-1})' k_t) for the delta
-//   rules o_t = scale q_t' S_t              a_t = e^{g_t}: 1, one number per head, or one per key
-//   dimension
+//   S_t = a_t S_{t-1} + k_t u_t'
+//   u_t = v_t, or for the delta rules beta_t (v_t - (a_t S_{t-1})' k_t)
+//   o_t = scale q_t' S_t
+//   a_t = e^{g_t}: one number per head, one per key dimension, or 1
 //
 // Prefill walks chunks of C = 16 tokens, so that S is read and written once per chunk and all the
-// work is products of small matrices held in registers. With p_r = a_1 .. a_r inside the chunk,
-// D_rs = p_r / p_s:
+// work is products of small matrices held in registers. With p_r = a_1 .. a_r inside the chunk and
+// D_rs = p_r / p_s, and "." scaling rows or multiplying element by element:
 //
-//   M = strict_tril(beta K K' . D)    U = (I + M)^-1 beta (V - p . K S0)      (delta; otherwise U =
-//   V) P = tril(Q K' . D)                O = scale (p . Q S0 + P U) S1 = p_C S0 + (K . p_C / p)' U
+//   M = strict_tril(beta K K' . D)
+//   U = (I + M)^-1 beta (V - p . K S0)      for the delta rules, otherwise V
+//   P = tril(Q K' . D)
+//   O = scale (p . Q S0 + P U)
+//   S1 = p_C S0 + (K . p_C / p)' U
 //
 // D comes from running products of a, never from differences of cumulated logs, so a = 0 (a hard
 // reset, or g = -inf) is exact. With decay per key dimension D does not factor out of K and Q: they
 // are scaled to Q.p and K/p first, which holds while every p stays within [1e-30, 1e30]; a chunk
 // that leaves that range is retried in pieces of 4 tokens and then token by token.
 //
-// Ownership: one work item = one state (b, hv) x some of its columns; columns never interact. S
-// lives in scratch as panels of up to 64 columns, [panel][K][width], float32. The normaliser z is a
-// column of S whose v is 1 and is carried as a separate vector.
+// Ownership: one work item = a group of neighbouring states (b, hv) x some of their columns;
+// columns never interact. S lives in scratch as panels of up to 64 columns, [panel][K][width],
+// float32. The normaliser z is a column of S whose v is 1 and is carried as a separate vector.
 //
-// Decode (T = 1, or a few tokens) skips all that: two fused passes over S from past_state straight
-// to present_state.
+// Decode (T = 1, or a few tokens) skips all that: one pass over S (two for the delta rules) from
+// past_state straight to present_state.
 //
 // Papers: Yang et al. 2024 (GLA, arXiv:2312.06635; DeltaNet, arXiv:2406.06484; Gated DeltaNet,
 // arXiv:2412.06464); Sun et al. 2023 (RetNet, arXiv:2307.08621).
@@ -41,8 +45,7 @@ constexpr int RB = VL == 16 ? 16 : 8;        // rows that a triangular solve hol
 constexpr int kRowStep = RS > RB ? RS : RB;  // chunks shorter than C are padded to this
 static_assert(C % kRowStep == 0 && kRowStep % RT == 0 && kRowStep % RS == 0, "row tiles must nest");
 constexpr int kMaxPanel = 64;  // columns
-constexpr int ND =
-    2 * NT;  // registers of a state row that decode takes at once: long runs of memory
+constexpr int ND = 2 * NT;     // registers of a state row that decode takes at once
 
 // ---- feature maps
 
@@ -749,19 +752,22 @@ inline void update_panel(const Plan& s, Work& w, float* S, const float* u, int64
 
 // u and den of the normaliser; then z moves on to the end of the chunk.
 inline void chunk_normalizer(const Plan& s, Work& w, int c, bool read) {
-  for (int r = 0; r < c; r++) {
-    w.u_z[r] = 1.0f;
-    if (!s.delta) continue;
-    const float seen = dot(w.kq + r * s.kp, w.z, s.p.K) * (s.per_head ? w.p[r + 1] : 1.0f);
-    float u = w.beta[r] * (1.0f - seen);
+  for (int r = 0; r < C; r++) w.u_z[r] = r < c ? 1.0f : 0.0f;
+  for (int r = 0; s.delta && r < c; r++) {
+    const float kept = s.per_head ? w.p[r + 1] : 1.0f;
+    float u = w.beta[r] * (1.0f - kept * dot(w.kq + r * s.kp, w.z, s.p.K));
     for (int j = 0; j < r; j++) u -= w.M[r * C + j] * w.u_z[j];
     w.u_z[r] = u;
   }
   for (int i = 0; read && i < s.nq; i++) {
     for (int r = 0; r < c; r++) {
-      float den = w.row_scale[r] * dot(w.q + (i * C + r) * s.kp, w.z, s.p.K);
-      for (int j = 0; j <= r; j++) den += w.P[(i * C + r) * C + j] * w.u_z[j];
-      w.den[i * C + r] = den;
+      const float* q = w.q + (i * C + r) * s.kp;
+      const float* P = w.P + (i * C + r) * C;
+      Vec acc{};
+      for (int64_t d = 0; d < s.p.K; d += VL) acc += load(q + d) * load(w.z + d);
+      acc *= w.row_scale[r];
+      for (int j = 0; j < C; j += VL) acc += load(P + j) * load(w.u_z + j);
+      w.den[i * C + r] = sum(acc);
     }
   }
   for (int64_t d = 0; d < s.p.K; d += VL) {
