@@ -54,6 +54,12 @@ describe.each(TARGETS)('%s body', (target) => {
     }
   });
 
+  it('runs with absent trailing inputs left out', async () => {
+    const input = node.input.slice(0, node.input.findLastIndex(Boolean) + 1);
+    expect(input.length).toBeLessThan(body.fn.input.length);
+    compare(site, await runOnce(ort, siteModel(site, body, { ...node, input }), site));
+  });
+
   it('needs the full output list: onnxruntime refuses a shorter one', async () => {
     const model = siteModel(site, body, { ...node, output: node.output.slice(0, 1) });
     await expect(load(model)).rejects.toThrow();
