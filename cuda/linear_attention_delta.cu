@@ -1,5 +1,5 @@
-// LinearAttention on a CUDA device, rules delta and gated_delta, many tokens: plan, scan over the segments,
-// launcher. The kernel that walks a segment, and the algebra: linear_attention_delta.cuh.
+// LinearAttention on a CUDA device, rules delta and gated_delta, many tokens: plan, scan over the
+// segments, launcher. The kernel that walks a segment, and the algebra: linear_attention_delta.cuh.
 #include <algorithm>
 
 #include "cuda/linear_attention_delta.cuh"
@@ -9,8 +9,8 @@ namespace fla::cuda {
 namespace delta {
 namespace {
 
-// Segments are made until this many thread blocks walk at once: three for each of the 132 multiprocessors of
-// an H100. A constant, so that results do not depend on the device.
+// Segments are made until this many thread blocks walk at once: three for each of the 132
+// multiprocessors of an H100. A constant, so that results do not depend on the device.
 constexpr int64_t kWantedBlocks = 396;
 constexpr int64_t kShortestSegment = 256;  // tokens
 constexpr int64_t kMostWorkspace = 60 << 20;
@@ -31,7 +31,8 @@ size_t workspace_bytes(const Plan& plan) {
          sizeof(float);
 }
 
-// Everything but the workspace's pointers; a function of shapes and options, and of pointers' alignment.
+// Everything but the workspace's pointers; a function of shapes and options, and of pointers'
+// alignment.
 Plan make_plan(const LinearAttentionParams& p) {
   Plan plan;
   plan.p = p;
@@ -56,7 +57,8 @@ Plan make_plan(const LinearAttentionParams& p) {
   return plan;
 }
 
-// S_{i+1} = Map_i S_i + N_i over the segments of one head, for kScanColumns columns, in float. S_0 is past_state.
+// S_{i+1} = Map_i S_i + N_i over the segments of one head, for kScanColumns columns, in float. S_0
+// is past_state.
 template <int Panels>
 __global__ void __launch_bounds__(kThreads)
     linear_attention_delta_scan_kernel(const __grid_constant__ Plan plan) {
@@ -75,7 +77,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto copy = [&](int i) {
     if (i < total) {
       for (int at = threadIdx.x * 4; at < kSlice; at += kThreads * 4) {
-        copy_async_16(slices + i % kScanStages * kSlice + at, maps + int64_t{i} * kSlice + at, true);
+        copy_async_16(slices + i % kScanStages * kSlice + at, maps + int64_t{i} * kSlice + at,
+                      true);
       }
     }
     copy_async_commit();

@@ -1,25 +1,29 @@
-// LinearAttention on a CUDA device, rules delta and gated_delta, many tokens: the kernel that walks a
-// segment of the sequence.
+// LinearAttention on a CUDA device, rules delta and gated_delta, many tokens: the kernel that walks
+// a segment of the sequence.
 //
-//   S = diag(e^g) S + beta k (v - (diag(e^g) S)' k)',  o = scale S'q      (g = 0 for the rule delta)
+//   S = diag(e^g) S + beta k (v - (diag(e^g) S)' k)',  o = scale S'q      (g = 0 for the rule
+//   delta)
 //
 // Within a block of 16 tokens, with G the decay summed from the block's start (inclusive):
-//   M_rs = beta_r sum_d k_rd k_sd e^{G_rd - G_sd}  for s < r,   A_rs = sum_d q_rd k_sd e^{G_rd - G_sd}  for s <= r
-//   U = (I + M)^-1 (beta (V - (K e^G) S)),  O = scale ((Q e^G) S + A U),  S = e^{G_15} S + (K e^{G_15 - G})' U
-// (Yang et al. 2024, arXiv 2406.06484 and 2412.06464; per-key decay: Kimi Linear, arXiv 2510.26692.)
-// The inverse is forward substitution in float, exact for any keys. Every exponent that is formed is <= 0; only
-// the 16x16 products with per-key decay multiply by e^{-G_15}, and dimensions where that would overflow are
-// summed pair by pair instead.
+//   M_rs = beta_r sum_d k_rd k_sd e^{G_rd - G_sd}  for s < r,   A_rs = sum_d q_rd k_sd e^{G_rd -
+//   G_sd}  for s <= r U = (I + M)^-1 (beta (V - (K e^G) S)),  O = scale ((Q e^G) S + A U),  S =
+//   e^{G_15} S + (K e^{G_15 - G})' U
+// (Yang et al. 2024, arXiv 2406.06484 and 2412.06464; per-key decay: Kimi Linear, arXiv
+// 2510.26692.) The inverse is forward substitution in float, exact for any keys. Every exponent
+// that is formed is <= 0; only the 16x16 products with per-key decay multiply by e^{-G_15}, and
+// dimensions where that would overflow are summed pair by pair instead.
 //
-// A thread block of 4 warps owns 64 columns of the state and keeps them, transposed, in registers: warp w the
-// columns 16w..16w+15 as mma accumulators [column x key dim], which are also the A operand of the next product.
-// So R, U and O [column x token] never leave the warp; K and Q are the B operands, in shared memory. M, A and
-// the inverse belong to a block of tokens, not to columns: warp w makes those of block w of each chunk of up
-// to 64 tokens, then all four warps walk the blocks. Two barriers per chunk.
+// A thread block of 4 warps owns 64 columns of the state and keeps them, transposed, in registers:
+// warp w the columns 16w..16w+15 as mma accumulators [column x key dim], which are also the A
+// operand of the next product. So R, U and O [column x token] never leave the warp; K and Q are the
+// B operands, in shared memory. M, A and the inverse belong to a block of tokens, not to columns:
+// warp w makes those of block w of each chunk of up to 64 tokens, then all four warps walk the
+// blocks. Two barriers per chunk.
 //
-// Parallel in the sequence: a segment maps the state affinely, S_out = Map S_in + N. With Output = false the
-// kernel walks a segment from S = 0 (giving N) and from S = I with v = 0 (giving Map); a scan over the segments
-// gives each its initial state; with Output = true the kernel then walks each segment from there.
+// Parallel in the sequence: a segment maps the state affinely, S_out = Map S_in + N. With Output =
+// false the kernel walks a segment from S = 0 (giving N) and from S = I with v = 0 (giving Map); a
+// scan over the segments gives each its initial state; with Output = true the kernel then walks
+// each segment from there.
 #ifndef FLA_CUDA_LINEAR_ATTENTION_DELTA_CUH_
 #define FLA_CUDA_LINEAR_ATTENTION_DELTA_CUH_
 
@@ -37,15 +41,16 @@ constexpr float kSmallestBlockDecay = -100.f;
 // What a launch needs besides the call itself.
 struct Plan {
   LinearAttentionParams p;
-  int64_t HO = 0;              // output heads, max(Hq, HV)
-  int panels = 1;              // key dims are padded to 64 panels: 1, 2 or 4
-  int value_tiles = 0;         // tiles of 64 columns; with normalize a tile holds 60 values and z 4 times
-  int segments = 1;            // per head
+  int64_t HO = 0;       // output heads, max(Hq, HV)
+  int panels = 1;       // key dims are padded to 64 panels: 1, 2 or 4
+  int value_tiles = 0;  // tiles of 64 columns; with normalize a tile holds 60 values and z 4 times
+  int segments = 1;     // per head
   int64_t segment_tokens = 0;  // a multiple of 64
   bool scan = false;           // initial states come from `states`
   bool vectorised = false;     // rows of query, key, value, output are whole aligned 16-byte pieces
-  float* states = nullptr;     // [B*HV, segments, 64 value_tiles, 64 panels]: N of segment i-1, then S_i
-  float* maps = nullptr;       // [B*HV, segments - 1, 64 panels (input), 64 panels (output)]
+  float* states =
+      nullptr;            // [B*HV, segments, 64 value_tiles, 64 panels]: N of segment i-1, then S_i
+  float* maps = nullptr;  // [B*HV, segments - 1, 64 panels (input), 64 panels (output)]
 
   __host__ __device__ int64_t state_size() const {
     return int64_t{kColumns} * value_tiles * kColumns * panels;
@@ -69,7 +74,8 @@ struct Shape {
   using E = typename Mma::Element;
   static constexpr bool kPerKey = PerKey_, kOutput = Output_;
   static constexpr int kK = 64 * Panels_;  // padded key dims
-  // Without output there are two kinds of column, N and Map; where registers allow a warp takes both.
+  // Without output there are two kinds of column, N and Map; where registers allow a warp takes
+  // both.
   static constexpr int kKinds = !kOutput && Panels_ == 1 ? 2 : 1;
 
   static constexpr int kKeyTiles = 1 + kOutput + kPerKey;
@@ -81,11 +87,13 @@ struct Shape {
   static constexpr int kKeyElements = kTokens * kK;
   static constexpr int kValueElements = kTokens * kColumns;
   static constexpr int kStageElements = (1 + kOutput) * kKeyElements + kValueElements;
-  static constexpr int kOperand = 32 * 8;  // elements of a 16x16 B operand, in the order of the lanes
+  static constexpr int kOperand =
+      32 * 8;  // elements of a 16x16 B operand, in the order of the lanes
   static constexpr int kScratchStride = 20;
   static constexpr int kScratch = kBlock * kScratchStride * 4;  // bytes
-  static constexpr int kBlockBytes =
-      2 * kOperand * int(sizeof(E)) > kScratch ? 2 * kOperand * int(sizeof(E)) : kScratch;
+  static constexpr int kBlockBytes = 2 * kOperand * int(sizeof(E)) > kScratch
+                                         ? 2 * kOperand* int(sizeof(E))
+                                         : kScratch;
 
   static constexpr int kEndKeysAt = kStages * kStageElements * int(sizeof(E));
   static constexpr int kBlocksAt = kEndKeysAt + (kPerKey ? kKeyElements * int(sizeof(E)) : 0);
@@ -143,6 +151,12 @@ __device__ __forceinline__ Operand<E> operand_of(const float (&left)[4], const f
           raw_b<E>(left[2], left[3], right[2], right[3])};
 }
 
+template <class S>
+struct Walk;
+template <class S>
+__device__ void add_exact(const Walk<S> w, int stage, int block, int64_t t0, int d, uint32_t seen,
+                          bool x_in_range, bool y_in_range);
+
 // One thread block's walk over one segment.
 template <class S>
 struct Walk {
@@ -184,9 +198,7 @@ struct Walk {
     return reinterpret_cast<E*>(shared) + stage * S::kStageElements;
   }
   __device__ E* queries(int stage) const { return keys(stage) + S::kKeyElements; }
-  __device__ E* values(int stage) const {
-    return keys(stage) + (1 + S::kOutput) * S::kKeyElements;
-  }
+  __device__ E* values(int stage) const { return keys(stage) + (1 + S::kOutput) * S::kKeyElements; }
   // Keys times e^{G_15 - G}; the keys themselves when decay is per head.
   __device__ E* end_keys(int stage) const {
     return S::kPerKey ? reinterpret_cast<E*>(shared + S::kEndKeysAt) : keys(stage);
@@ -205,9 +217,7 @@ struct Walk {
   __device__ float* block_decay(int block) const {
     return reinterpret_cast<float*>(shared + S::kDecayAt) + block * (S::kPerKey ? kK : 1);
   }
-  __device__ float* block_growth(int block) const {
-    return block_decay(block) + S::kBlocks * kK;
-  }
+  __device__ float* block_growth(int block) const { return block_decay(block) + S::kBlocks * kK; }
 
   __device__ bool is_map(int kind) const { return kind == 1 || tile >= plan.value_tiles; }
   __device__ int map_tile(int kind) const { return kind == 1 ? tile : tile - plan.value_tiles; }
@@ -240,8 +250,8 @@ struct Walk {
                               int64_t size) const {
     if constexpr (sizeof(IO) == sizeof(E)) {
       if (plan.vectorised) {
-        load_tile<E, S::kTokens, Width, kThreads>(dst, static_cast<const E*>(src), stride, valid_rows,
-                                                  static_cast<int>(size), true);
+        load_tile<E, S::kTokens, Width, kThreads>(dst, static_cast<const E*>(src), stride,
+                                                  valid_rows, static_cast<int>(size), true);
         return;
       }
     }
@@ -303,45 +313,8 @@ struct Walk {
     return make_float2(x.x * kLog2e, x.y * kLog2e);
   }
 
-  // Adds to the scratch, pair by pair, the terms of key dims (d, d+1) that are not `in_range`:
-  // sum_d k_r k_s e^{G_r - G_s} at [r][s], sum_d q_r k_s e^{..} at [s][r].
-  __device__ __noinline__ void add_exact(int stage, int block, int64_t t0, int d, uint32_t seen,
-                                         bool x_in_range, bool y_in_range) const {
-    float* sums = scratch(block);
-    const int row0 = block * kBlock;
-    const bool before = p.read != ReadMode::kAfter;
-#pragma unroll 1
-    for (int s = 0; s < kBlock; ++s) {
-      const float2 ks = load2(keys(stage) + tile_offset<E, kK>(row0 + s, d));
-      const float2 from = {x_in_range ? 0.f : ks.x, y_in_range ? 0.f : ks.y};
-      float2 exponent = {0.f, 0.f};
-#pragma unroll 1
-      for (int r = s; r < kBlock; ++r) {
-        const float2 earlier = exponent;
-        if (r > s && (seen >> r & 1)) {
-          const float2 step = key_decay(t0 + row0 + r, d);
-          exponent.x += step.x;
-          exponent.y += step.y;
-        }
-        if (r > s) {
-          const float2 kr = load2(keys(stage) + tile_offset<E, kK>(row0 + r, d));
-          const float sum = lane_sum<32>(kr.x * from.x * fast_exp2(exponent.x) +
-                                         kr.y * from.y * fast_exp2(exponent.y));
-          if (lane == 0) sums[r * S::kScratchStride + s] += sum;
-        }
-        if constexpr (S::kOutput) {
-          const float2 q = load2(queries(stage) + tile_offset<E, kK>(row0 + r, d));
-          const float2 e = before ? earlier : exponent;
-          const float sum =
-              lane_sum<32>(q.x * from.x * fast_exp2(e.x) + q.y * from.y * fast_exp2(e.y));
-          if (lane == 0) sums[s * S::kScratchStride + r] += sum;
-        }
-      }
-    }
-  }
-
-  // Per-key decay: keys and queries times e^G in place, keys times e^{G_15 - G} to end_keys, the block's decay.
-  // Returns whether the scratch holds sums to add.
+  // Per-key decay: keys and queries times e^G in place, keys times e^{G_15 - G} to end_keys, the
+  // block's decay. Returns whether the scratch holds sums to add.
   __device__ bool decay_rows(int stage, int block, int64_t t0, uint32_t seen) const {
     const int row0 = block * kBlock;
     const bool before = p.read != ReadMode::kAfter;
@@ -367,7 +340,7 @@ struct Walk {
           __syncwarp();
         }
         exact = true;
-        add_exact(stage, block, t0, d, seen, x_in_range, y_in_range);
+        add_exact<S>(*this, stage, block, t0, d, seen, x_in_range, y_in_range);
       }
 #pragma unroll
       for (int i = 0; i < kBlock; ++i) {
@@ -395,7 +368,8 @@ struct Walk {
     return exact;
   }
 
-  // x (I + M) = I by forward substitution; lane i % 16 has column i. `m` is M transposed, in the scratch.
+  // x (I + M) = I by forward substitution; lane i % 16 has column i. `m` is M transposed, in the
+  // scratch.
   __device__ void invert(const float* m, float (&x)[kBlock]) const {
 #pragma unroll
     for (int i = 0; i < kBlock; ++i) x[i] = i == (lane & 15) ? 1.f : 0.f;
@@ -510,8 +484,7 @@ struct Walk {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 y =
-          load2(m + (g + 8 * (i & 1)) * S::kScratchStride + 8 * (i >> 1) + 2 * c);
+      const float2 y = load2(m + (g + 8 * (i & 1)) * S::kScratchStride + 8 * (i >> 1) + 2 * c);
       kk[i >> 1][2 * (i & 1)] = y.x;
       kk[i >> 1][2 * (i & 1) + 1] = y.y;
     }
@@ -640,8 +613,7 @@ struct Walk {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int r = 8 * (i >> 2) + 2 * c + (i & 1);
-      const int64_t column =
-          plan.column(tile * kColumns + 16 * warp + g + 8 * (i >> 1 & 1));
+      const int64_t column = plan.column(tile * kColumns + 16 * warp + g + 8 * (i >> 1 & 1));
       if (t + r < p.T && column >= 0 && column < p.V) {
         out[r * plan.HO * p.V + column] = from_float<IO>(o[i >> 2][i & 3]);
       }
@@ -656,8 +628,7 @@ struct Walk {
     for (int i = 0; i < 2 * kSteps; ++i) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        f(16 * warp + g + 8 * e, 8 * i + 2 * c, state[kind][i][2 * e],
-          state[kind][i][2 * e + 1]);
+        f(16 * warp + g + 8 * e, 8 * i + 2 * c, state[kind][i][2 * e], state[kind][i][2 * e + 1]);
       }
     }
   }
@@ -709,10 +680,10 @@ struct Walk {
       for (int kind = 0; kind < S::kKinds; ++kind) {
         if (!exists(kind)) continue;
         float* const at =
-            is_map(kind) ? plan.maps +
-                               ((b * p.HV + h) * (plan.segments - 1) + segment) * plan.map_size() +
-                               int64_t{map_tile(kind)} * kColumns * kK
-                         : segment_state(segment + 1);
+            is_map(kind)
+                ? plan.maps + ((b * p.HV + h) * (plan.segments - 1) + segment) * plan.map_size() +
+                      int64_t{map_tile(kind)} * kColumns * kK
+                : segment_state(segment + 1);
         for_each_pair(state, kind,
                       [&](int j, int d, float x, float y) { store2(at + j * kK + d, x, y); });
       }
@@ -761,6 +732,47 @@ struct Walk {
   }
 };
 
+// Adds to the block's scratch, pair by pair, the terms of key dims (d, d+1) that are not in range:
+// sum_d k_r k_s e^{G_r - G_s} at [r][s], sum_d q_r k_s e^{..} at [s][r]. Rare and out of line;
+// takes a copy so that the caller's members stay in registers.
+template <class S>
+__device__ __noinline__ void add_exact(const Walk<S> w, int stage, int block, int64_t t0, int d,
+                                       uint32_t seen, bool x_in_range, bool y_in_range) {
+  constexpr int kK = S::kK;
+  using E = typename S::E;
+  float* sums = w.scratch(block);
+  const int row0 = block * kBlock;
+  const bool before = w.p.read != ReadMode::kAfter;
+#pragma unroll 1
+  for (int s = 0; s < kBlock; ++s) {
+    const float2 ks = load2(w.keys(stage) + tile_offset<E, kK>(row0 + s, d));
+    const float2 from = {x_in_range ? 0.f : ks.x, y_in_range ? 0.f : ks.y};
+    float2 exponent = {0.f, 0.f};
+#pragma unroll 1
+    for (int r = s; r < kBlock; ++r) {
+      const float2 earlier = exponent;
+      if (r > s && (seen >> r & 1)) {
+        const float2 step = w.key_decay(t0 + row0 + r, d);
+        exponent.x += step.x;
+        exponent.y += step.y;
+      }
+      if (r > s) {
+        const float2 kr = load2(w.keys(stage) + tile_offset<E, kK>(row0 + r, d));
+        const float sum = lane_sum<32>(kr.x * from.x * fast_exp2(exponent.x) +
+                                       kr.y * from.y * fast_exp2(exponent.y));
+        if (w.lane == 0) sums[r * S::kScratchStride + s] += sum;
+      }
+      if constexpr (S::kOutput) {
+        const float2 q = load2(w.queries(stage) + tile_offset<E, kK>(row0 + r, d));
+        const float2 e = before ? earlier : exponent;
+        const float sum =
+            lane_sum<32>(q.x * from.x * fast_exp2(e.x) + q.y * from.y * fast_exp2(e.y));
+        if (w.lane == 0) sums[s * S::kScratchStride + r] += sum;
+      }
+    }
+  }
+}
+
 template <class S>
 __global__ void __launch_bounds__(kThreads, S::kResident)
     linear_attention_delta_chunk_kernel(const __grid_constant__ Plan plan, int tiles,
@@ -772,8 +784,8 @@ __global__ void __launch_bounds__(kThreads, S::kResident)
 template <class S>
 cudaError_t launch(const Plan& plan, cudaStream_t stream) {
   const auto kernel = linear_attention_delta_chunk_kernel<S>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   if (error != cudaSuccess) return error;
   const int map_tiles = plan.panels;
   const int tiles = S::kOutput       ? plan.value_tiles
@@ -782,12 +794,13 @@ cudaError_t launch(const Plan& plan, cudaStream_t stream) {
   const int segments = S::kOutput ? plan.segments : plan.segments - 1;
   const int64_t heads = plan.p.B * (S::kOutput ? plan.HO : plan.p.HV);
   const int64_t blocks = heads * tiles * segments;
-  kernel<<<static_cast<unsigned>(blocks), kThreads, S::kSharedBytes, stream>>>(plan, tiles, segments);
+  kernel<<<static_cast<unsigned>(blocks), kThreads, S::kSharedBytes, stream>>>(plan, tiles,
+                                                                               segments);
   return cudaGetLastError();
 }
 
-// Walks every segment: Output = false writes plan.states (N) and plan.maps, Output = true the results.
-// Defined, one element type each, in linear_attention_delta_{bf16,f16,f32}.cu.
+// Walks every segment: Output = false writes plan.states (N) and plan.maps, Output = true the
+// results. Defined, one element type each, in linear_attention_delta_{bf16,f16,f32}.cu.
 template <typename IO>
 cudaError_t launch_walk(const Plan& plan, bool output, cudaStream_t stream);
 
