@@ -1,4 +1,4 @@
-import type { Graph } from './ir/index.js';
+import type { Graph, Node } from './ir/index.js';
 import { Facts } from './match/facts.js';
 import type { Prober } from './match/probe.js';
 import type { Cache } from './match/sdpa.js';
@@ -255,12 +255,15 @@ function redirectShapes(ctx: LengthContext, states: StatePair[]): void {
     const batch = source ? e.dim(source, 0) : e.ints(1);
     const shape = e.shape([batch, heads, state.past, dim]);
     for (const node of shapes) {
-      const from = node.int('start') ?? 0;
-      const whole = from === 0 && node.attribute('end') === undefined;
-      const value = whole ? shape : e.slice(shape, 0, from, node.int('end') ?? 4);
-      graph.replaceUses(node.outputs[0]!, value);
+      graph.replaceUses(node.outputs[0]!, partOfShape(e, shape, node));
     }
     graph.insert(e.nodes);
     graph.removeDead();
   }
+}
+
+/** What a Shape node answers, start and end minded, when the shape is `shape` [4]. */
+export function partOfShape(e: SiteEmitter, shape: string, node: Node): string {
+  const [start, end] = [node.int('start') ?? 0, node.int('end')];
+  return start === 0 && end === undefined ? shape : e.slice(shape, 0, start, end ?? 4);
 }

@@ -2,7 +2,7 @@ import { FlaError } from '../ops/error.js';
 import { type AnalysedSite, type Analysis, analyse } from './analysis.js';
 import { type SiteReport, siteReport } from './inspect.js';
 import type { Graph, Model, NodeProto } from './ir/index.js';
-import { replaceLengths } from './lengths.js';
+import { partOfShape, replaceLengths } from './lengths.js';
 import type { Cache, Sdpa } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { declareState, removeCaches, type StatePair } from './states.js';
@@ -186,6 +186,7 @@ async function convert(
     graph.remove(sdpa.replaced);
     graph.insert(e.nodes);
   }
+  for (const { sdpa } of chosen) replaceScoreShapes(graph, sdpa!, analysis);
   if (removed.length === 0) {
     shared.insert();
     return { state, attentionMask: null };
@@ -209,6 +210,34 @@ async function convert(
   shared.insert();
   const total = maskInput !== undefined && readsWholeMask(graph, maskInput, shared);
   return { state, attentionMask: kept || total ? 'total' : 'current' };
+}
+
+/**
+ * Readers of the scores' shape get it from the queries: the scores are gone.
+ *
+ * @throws FlaError `unsupported` when there is a cache, whose length nothing knows any more
+ */
+function replaceScoreShapes(graph: Graph, sdpa: Sdpa, { facts }: Analysis): void {
+  graph.removeDead();
+  const { q, cache } = sdpa;
+  for (const value of sdpa.interior.flatMap((n) => n.outputs)) {
+    const readers = graph.uses(value).filter((u) => u.node.is('Shape'));
+    if (readers.length === 0) continue;
+    if (cache || facts.rank(value) !== 4) {
+      throw new FlaError(
+        'unsupported',
+        `'${readers[0]!.node.name}' reads the shape of scores '${value}', which are gone`,
+      );
+    }
+    const e = new SiteEmitter(graph, facts, sdpa.anchor.name);
+    const tokens = e.dim(q.value, q.layout === 'bhtd' ? 2 : 1);
+    const shape = e.shape([e.dim(q.value, 0), q.heads, tokens, tokens]);
+    for (const { node } of readers) {
+      graph.replaceUses(node.outputs[0]!, partOfShape(e, shape, node));
+    }
+    graph.insert(e.nodes);
+    graph.removeDead();
+  }
 }
 
 /** Does anything but the cut to the new tokens still read the padding mask? */

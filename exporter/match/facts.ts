@@ -1,5 +1,12 @@
 import { FlaError } from '../../ops/error.js';
-import { type Dim, type DTypeName, dtypeName, type Graph, type Node } from '../ir/index.js';
+import {
+  type Dim,
+  type DTypeName,
+  dtypeName,
+  type Graph,
+  type Node,
+  tensorNumbers,
+} from '../ir/index.js';
 
 /** A small tensor known at rewrite time, element by element; a symbol stands for a dimension. */
 export interface Known {
@@ -158,6 +165,8 @@ export class Facts {
         return [x && transposed(x, node)];
       case 'Reshape':
         return [this.reshape(x, b ? this.known(b) : undefined, node.int('allowzero') === 1)];
+      case 'Flatten':
+        return [[undefined, undefined]];
       case 'Expand': {
         const target = b ? this.known(b) : undefined;
         return [target && x ? broadcast([x, [...target.items]]) : undefined];
@@ -331,10 +340,7 @@ export class Facts {
         const n = x?.items.length === 1 ? x.items[0] : undefined;
         if (typeof n !== 'number' || n > LIMIT) return undefined;
         const t = node.tensor('value');
-        const fill = t ? [...(t.int64Data ?? []), ...(t.floatData ?? [])][0] : 0;
-        const raw = t?.rawData?.length ? new DataView(t.rawData.slice().buffer) : undefined;
-        const value =
-          raw && t?.dataType === 7 ? Number(raw.getBigInt64(0, true)) : Number(fill ?? 0);
+        const value = t ? tensorNumbers(t, this.graph.model.external)[0] : 0;
         return { rank: 1, items: Array(n).fill(value), integer: t?.dataType === 7 };
       }
       case 'Sqrt':

@@ -14,6 +14,7 @@ import {
   tensorBytes,
   tensorDims,
   tensorDtype,
+  toNumber,
   type ValueSpec,
 } from '../ir/index.js';
 import type { Facts } from './facts.js';
@@ -105,10 +106,10 @@ function assemble(
     nodes: [...nodes, ...casts],
     initializers: [...weights.values()],
     opsets: Object.fromEntries(
-      graph.model.proto.opsetImport.map((o) => [o.domain ?? '', Number(o.version)]),
+      graph.model.proto.opsetImport.map((o) => [o.domain ?? '', toNumber(o.version)]),
     ),
     functions: graph.model.functions,
-    irVersion: Math.max(8, Number(graph.model.proto.irVersion)),
+    irVersion: Math.max(8, toNumber(graph.model.proto.irVersion)),
   });
   model.graph.sort();
   return { bytes: modelBytes(model), inputs: [...inputs], outputs };

@@ -1,7 +1,7 @@
 import { FlaError } from '../../ops/error.js';
 import { linearAttentionFunction } from '../../ops/linear_attention/function.js';
 import type { LinearAttentionAttributes, UpdateRule } from '../../ops/linear_attention/schema.js';
-import type { AttributeValue, Model } from '../ir/index.js';
+import { type AttributeValue, type Model, toNumber } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
 import { constantGate, type EmittedGate, emitBeta, emitDecay } from './gates.js';
@@ -163,5 +163,5 @@ function declare(model: Model, body: ReturnType<typeof linearAttentionFunction>)
   for (const [domain, version] of Object.entries(body.opsets)) model.requireOpset(domain, version);
   model.addFunction(body.fn);
   // Overloads came with IR version 10.
-  if (Number(model.proto.irVersion) < 10) model.proto.irVersion = 10;
+  if (toNumber(model.proto.irVersion) < 10) model.proto.irVersion = 10;
 }

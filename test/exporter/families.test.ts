@@ -105,6 +105,8 @@ describe.each(FAMILIES)('$name', (family) => {
       expect(model.graph.nodes.some((n) => /^(Softmax|Attention|MultiHead)/.test(n.opType))).toBe(
         false,
       );
+      const products = model.graph.nodes.filter((n) => n.is('MatMul'));
+      expect(products.filter((n) => n.inputs.every((v) => !model.graph.constant(v)))).toEqual([]);
       const call = model.graph.nodes.find((n) => n.is('LinearAttention', 'com.fla'))!;
       expect(call.proto.attribute).toHaveLength(10);
       expect(call.outputs).toHaveLength(2);

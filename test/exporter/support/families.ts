@@ -16,14 +16,21 @@ export class Writer extends Emitter {
   readonly inputs: Record<string, ValueSpec> = {};
   readonly outputs: Record<string, ValueSpec> = {};
 
-  constructor(readonly layer: Layer) {
+  constructor(
+    readonly layer: Layer,
+    readonly dtype: 'float32' | 'float16' = 'float32',
+  ) {
     super(freshNames());
-    this.inputs.x = ['float32', ['batch', 'sequence', layer.hidden]];
-    this.outputs.y = ['float32', ['batch', 'sequence', layer.hidden]];
+    this.inputs.x = [dtype, ['batch', 'sequence', layer.hidden]];
+    this.outputs.y = [dtype, ['batch', 'sequence', layer.hidden]];
+  }
+
+  override scalar(value: number): string {
+    return super.scalar(value, this.dtype);
   }
 
   weight(name: string, dims: readonly number[], values: ArrayLike<number>): string {
-    this.weights.push(makeTensor(name, 'float32', dims, values));
+    this.weights.push(makeTensor(name, this.dtype, dims, values));
     return name;
   }
   maskInput(dims: readonly (string | number)[] = ['batch', 'sequence']): string {
@@ -88,7 +95,7 @@ export class Writer extends Emitter {
   /** BERT's extended mask: (1 - mask[:, None, None, :]) * -10000. */
   extendedMask(mask = this.maskInput()): string {
     const wide = this.op('Unsqueeze', [this.op('Unsqueeze', [mask, this.ints(1)]), this.ints(2)]);
-    const float = this.op('Cast', [wide], { to: DATA_TYPE.float32 });
+    const float = this.op('Cast', [wide], { to: DATA_TYPE[this.dtype] });
     return this.op('Mul', [this.op('Sub', [this.scalar(1), float]), this.scalar(-10000)]);
   }
   /** bool [1,1,T,T], true on and below the diagonal: a buffer cut to length, as in GPT-2. */
@@ -132,7 +139,7 @@ const scaled = (w: Writer, scores: string) =>
   w.op('Div', [scores, w.scalar(Math.sqrt(w.layer.dim))]);
 const rootScale = (w: Writer, q: string) => {
   const size = w.op('Slice', [w.op('Shape', [q]), w.ints(-1), w.ints(2 ** 53), w.ints(0)]);
-  const root = w.op('Sqrt', [w.op('Cast', [size], { to: DATA_TYPE.float32 })]);
+  const root = w.op('Sqrt', [w.op('Cast', [size], { to: DATA_TYPE[w.dtype] })]);
   return w.op('Sqrt', [w.op('Div', [w.scalar(1), root])]);
 };
 
@@ -204,7 +211,7 @@ export const FAMILIES: readonly Family[] = [
         { axis: 0 },
       );
       const wide = w.op('Expand', [w.op('Reshape', [zero, shape]), w.op('Shape', [scores])]);
-      const fill = w.op('Cast', [w.scalar(-3.4028234663852886e38)], { to: DATA_TYPE.float32 });
+      const fill = w.op('Cast', [w.scalar(-3.4028234663852886e38)], { to: DATA_TYPE[w.dtype] });
       return w.finish(w.weighted(w.op('Where', [wide, fill, scores]), v));
     },
   },
@@ -256,7 +263,7 @@ export const FAMILIES: readonly Family[] = [
       const keys = w.op('Mul', [transposed(w, k), root]);
       const scores = w.op('MatMul', [w.op('Mul', [q, root]), keys]);
       const shape = w.op('Concat', [w.dim(q, 2), w.dim(k, 2)], { axis: 0 });
-      const ones = w.op('Expand', [w.constant('float32', [1], [1, 1]), shape]);
+      const ones = w.op('Expand', [w.constant(w.dtype, [1], [1, 1]), shape]);
       const tril = w.op('Trilu', [ones], { upper: 0 });
       const blocked = w.op('Equal', [tril, w.scalar(0)]);
       const bias = w.op('Where', [blocked, w.scalar(Number.NEGATIVE_INFINITY), w.scalar(0)]);
@@ -406,6 +413,23 @@ export const FAMILIES: readonly Family[] = [
       ]);
       const scores = scaled(w, w.op('MatMul', [q, transposed(w, k)]));
       return w.finish(w.weighted(w.op('Add', [scores, bias]), v));
+    },
+  },
+  {
+    name: 'the shape of the weights is read afterwards',
+    visible: 'all',
+    padding: false,
+    mask: 'bidirectional',
+    build(w) {
+      const { heads, dim } = w.layer;
+      const [q, k, v] = qkv(w);
+      const scores = scaled(w, w.op('MatMul', [q, transposed(w, k)]));
+      const weights = w.op('Softmax', [scores], { axis: -1 });
+      const out = w.op('Transpose', [w.op('MatMul', [weights, v])], { perm: [0, 2, 1, 3] });
+      const shape = w.op('Concat', [w.dim(weights, 0), w.dim(weights, 3), w.ints(heads * dim)], {
+        axis: 0,
+      });
+      return w.project(w.op('Reshape', [out, shape]));
     },
   },
   {

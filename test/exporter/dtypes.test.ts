@@ -1,0 +1,96 @@
+import { getFloat16, setFloat16 } from '@petamoriken/float16';
+import * as ort from 'onnxruntime-node';
+import { describe, expect, it } from 'vitest';
+import {
+  DATA_TYPE,
+  modelBytes,
+  parseModel,
+  type RewriteOptions,
+  rewriteModel,
+} from '../../exporter/index.js';
+import {
+  FAMILIES,
+  type Family,
+  qkv,
+  range,
+  scaled,
+  transposed,
+  Writer,
+} from './support/families.js';
+import { type Call, evaluate, makeLayer } from './support/layer.js';
+import { distance, random, run } from './support/run.js';
+
+const BATCH = 2;
+const TOKENS = 7;
+
+function halves(dims: readonly number[], values: readonly number[]): ort.Tensor {
+  const view = new DataView(new ArrayBuffer(values.length * 2));
+  values.forEach((v, i) => {
+    setFloat16(view, i * 2, v, true);
+  });
+  return new ort.Tensor('float16', new Uint16Array(view.buffer), dims);
+}
+function numbers(t: ort.Tensor): number[] {
+  const { buffer, byteOffset, length } = t.data as Uint16Array;
+  const view = new DataView(buffer, byteOffset, length * 2);
+  return Array.from({ length }, (_, i) => getFloat16(view, i * 2, true));
+}
+
+const named = ['ViT: separate', 'GPT-2: packed', 'scaled_dot'].map(
+  (start) => FAMILIES.find((f) => f.name.startsWith(start))!,
+);
+const upcast: Family = {
+  name: 'mask and Softmax in float32',
+  visible: 'causal',
+  padding: false,
+  mask: 'causal',
+  build(w) {
+    const [q, k, v] = qkv(w);
+    const scores = w.op('Cast', [scaled(w, w.op('MatMul', [q, transposed(w, k)]))], {
+      to: DATA_TYPE.float32,
+    });
+    const at = range(w, 'x');
+    const early = w.op('LessOrEqual', [
+      w.op('Unsqueeze', [at, w.ints(0)]),
+      w.op('Unsqueeze', [at, w.ints(1)]),
+    ]);
+    const bias = w.op('Where', [
+      early,
+      w.constant('float32', [0], []),
+      w.constant('float32', [-3.4e38], []),
+    ]);
+    const weights = w.op('Softmax', [w.op('Add', [scores, bias])], { axis: -1 });
+    return w.finish(w.op('MatMul', [w.op('Cast', [weights], { to: DATA_TYPE.float16 }), v]));
+  },
+};
+
+describe.each([...named, upcast])('$name, in float16', (family) => {
+  const layer = makeLayer();
+  const next = random(17);
+  const x = Array.from({ length: BATCH * TOKENS * layer.hidden }, () => next());
+  const call: Call = {
+    batch: BATCH,
+    tokens: TOKENS,
+    x,
+    sees: (_, i, j) => family.visible === 'all' || j <= i,
+  };
+
+  const error = async (options: RewriteOptions) => {
+    const model = family.build(new Writer(layer, 'float16'));
+    const report = await rewriteModel(model, options);
+    expect(report.sites).toMatchObject([{ rewritten: true }]);
+    const feeds = { x: halves([BATCH, TOKENS, layer.hidden], x) };
+    const { y } = await run(parseModel(modelBytes(model)), feeds);
+    const expected = evaluate(layer, call, options.variant === 'none' ? 'softmax' : 'elu1');
+    return distance(numbers(y!), expected) / Math.max(...expected.map(Math.abs));
+  };
+
+  // A few roundings to 11 bits.
+  it.each<RewriteOptions>([
+    { variant: 'none' },
+    { variant: 'linear' },
+    { variant: 'linear', body: 'standard' },
+  ])('%j', async (options) => {
+    expect(await error(options)).toBeLessThan(5e-3);
+  });
+});
