@@ -29,9 +29,13 @@ export function docPage(schema: OpSchema): string {
   return `${parts.join('\n\n')}\n`;
 }
 
+/** A Markdown table, its columns padded as Biome would. */
 function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const line = (cells: readonly string[]) => `| ${cells.join(' | ')} |`;
-  return [line(head), line(head.map(() => '---')), ...rows.map(line)].join('\n');
+  const widths = head.map((_, i) => Math.max(3, ...[head, ...rows].map((row) => row[i].length)));
+  const line = (cells: readonly string[]) =>
+    `| ${cells.map((cell, i) => cell.padEnd(widths[i])).join(' | ')} |`;
+  const rule = widths.map((width) => '-'.repeat(width));
+  return [line(head), line(rule), ...rows.map(line)].join('\n');
 }
 
 const shapeText = (shape: readonly string[]) => `[${shape.join(',')}]`;

@@ -11,14 +11,12 @@ export const linearAttention = defineOp({
     'decay and beta must be absent where the update rule has no use for them.',
   semantics: [
     'Per batch row and value head, with state `S` (K x V, zeros or `past_state` before the first token), for every token in order, ' +
-      '`q`, `k`, `v` being the head vectors and `g`, `beta` the decay and beta of that token:',
+      '`q`, `k`, `v` being the head vectors and `g`, `beta` the decay and beta of that token, `update_rule` says how the state changes:',
     [
-      '| update_rule | state after the token |',
-      '|---|---|',
-      "| `linear` | `S += k v'` |",
-      "| `gated` | `S = exp(g) S + k v'` |",
-      "| `delta` | `S += beta k (v - S' k)'` |",
-      '| `gated_delta` | `S = exp(g) S`, then the delta step on the decayed `S` |',
+      "- `linear`: `S += k v'`",
+      "- `gated`: `S = exp(g) S + k v'`",
+      "- `delta`: `S += beta k (v - S' k)'`",
+      '- `gated_delta`: `S = exp(g) S`, then the delta step on the decayed `S`',
     ].join('\n'),
     "The token's output is `o = scale * S' q`, with the state after the token (`read=after`) or before it, undecayed " +
       '(`read=before`: the token does not see itself). `read=bonus` reads the state before the token plus the token itself, ' +
