@@ -522,7 +522,7 @@ function allNames(graph: Graph): Set<string> {
   };
   add(graph);
   for (const node of graph.walk()) {
-    for (const v of [...node.inputs, ...node.outputs]) names.add(v);
+    for (const v of [...node.inputs, ...node.outputs, node.proto.name ?? '']) names.add(v);
     for (const sub of node.subgraphs) add(sub);
   }
   return names;
