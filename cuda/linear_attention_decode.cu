@@ -6,7 +6,8 @@
 // decayed and both sums over dk running over the lanes at once:
 //   linear, gated   w = v                       o = S'q + (q.k) w
 //   delta rules     w = beta (v - S'k)          o = S'q + (q.k) w,   S += k w'
-// The normaliser is one more column, carried by every warp of the head and written by the first.
+// The normaliser is one more column, carried by every warp of the head and written by the first; a block then
+// walks all columns of one head, so that nobody still reads it.
 #include <algorithm>
 #include <cmath>
 
@@ -75,19 +76,17 @@ __device__ __forceinline__ float row_sum(float x) {
   return x;
 }
 
+// All tokens, for columns [part * kColumns, (part + 1) * kColumns) of state `state_index` = b * HV + h. Leaves the
+// normaliser in state[.][4], unwritten.
 template <int R>
-__global__ void __launch_bounds__(256) decode_kernel(const __grid_constant__ DecodeArgs p) {
-  const int warps = blockDim.x / 32, lane = threadIdx.x & 31;
-  const int64_t unit = static_cast<int64_t>(blockIdx.x) * warps + threadIdx.x / 32;
-  const int64_t state_index = unit / p.warps_per_head;  // b * HV + h
-  const int part = static_cast<int>(unit % p.warps_per_head);
+__device__ __forceinline__ void run_columns(const DecodeArgs& p, int64_t state_index, int part,
+                                            float (&state)[R][5]) {
+  const int lane = threadIdx.x & 31;
   const int b = static_cast<int>(state_index / p.HV), h = static_cast<int>(state_index % p.HV);
   const int first_row = lane >> 1, col = part * kColumns + (lane & 1) * 4;
   const int hk = h / (p.HV / p.Hk);
   const int64_t state_at = state_index * p.K * p.W;
 
-  // The last column slot is the normaliser's.
-  float state[R][5];
 #pragma unroll
   for (int i = 0; i < R; ++i) {
     const int row = first_row + 16 * i;
@@ -113,8 +112,6 @@ __global__ void __launch_bounds__(256) decode_kernel(const __grid_constant__ Dec
       state[i][4] = load_as_float(p.past_state, p.state, state_at + static_cast<int64_t>(row) * p.W + p.V);
     }
   }
-  // In place: all of the head's warps (one block then) have read z before one of them writes it.
-  if (p.normalize) __syncthreads();
 
   const auto read_out = [&](int64_t t, bool with_self, const float (&k)[R], const float (&w)[5]) {
     for (int n = 0; n < p.group; ++n) {
@@ -161,8 +158,7 @@ __global__ void __launch_bounds__(256) decode_kernel(const __grid_constant__ Dec
     }
     w[4] = p.normalize ? 1.f : 0.f;
     // Read before the update: the state is still undecayed, the bonus adds the token itself.
-    if (p.causal && p.before && !p.delta) read_out(t, p.bonus, k, w);
-    if (p.causal && p.before && p.delta) read_out(t, false, k, w);
+    if (p.causal && p.before) read_out(t, p.bonus, k, w);
 
     if (p.decays && seen) {
       const bool per_key = p.decay_kind == DecayKind::kPerKey;
@@ -225,20 +221,39 @@ __global__ void __launch_bounds__(256) decode_kernel(const __grid_constant__ Dec
         if (col + j < p.V) store_from_float(p.present_state, p.state, at + j, state[i][j]);
       }
     }
-    if (p.normalize && col == 0) {
-      store_from_float(p.present_state, p.state, state_at + static_cast<int64_t>(row) * p.W + p.V,
-                       state[i][4]);
+  }
+}
+
+template <int R>
+__global__ void __launch_bounds__(256) decode_kernel(const __grid_constant__ DecodeArgs p) {
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  float state[R][5];
+  if (!p.normalize) {
+    const int64_t unit = static_cast<int64_t>(blockIdx.x) * warps + warp;
+    run_columns<R>(p, unit / p.warps_per_head, static_cast<int>(unit % p.warps_per_head), state);
+    return;
+  }
+  for (int part = warp; part < p.warps_per_head; part += warps) {
+    run_columns<R>(p, blockIdx.x, part, state);
+  }
+  __syncthreads();
+  if (p.present_state && threadIdx.x < 32 && threadIdx.x % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      const int row = threadIdx.x / 2 + 16 * i;
+      const int64_t at = (static_cast<int64_t>(blockIdx.x) * p.K + row) * p.W + p.V;
+      if (row < p.K) store_from_float(p.present_state, p.state, at, state[i][4]);
     }
   }
 }
 
 template <int R>
 cudaError_t launch(const DecodeArgs& args, int64_t heads, cudaStream_t stream) {
-  // A block holds whole heads when the normaliser is carried, otherwise any warps.
   const int64_t warps = heads * args.warps_per_head;
-  int per_block = args.normalize ? args.warps_per_head : 4;
+  int per_block = args.normalize ? std::min(args.warps_per_head, 8) : 4;
   while (!args.normalize && warps % per_block != 0) per_block /= 2;
-  decode_kernel<R><<<static_cast<unsigned>(warps / per_block), per_block * 32, 0, stream>>>(args);
+  const int64_t blocks = args.normalize ? heads : warps / per_block;
+  decode_kernel<R><<<static_cast<unsigned>(blocks), per_block * 32, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
