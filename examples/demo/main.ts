@@ -17,7 +17,7 @@ import { readLineDemo } from './read_line.js';
 const LENGTHS = [1024, 2048, 4096, 8192, 16384];
 
 function streamDemo(model: string): void {
-  title('200,000 tokens in one stream');
+  title('200,000 tokens in one stream, all layers rewritten (gated delta rule)');
   const here = fileURLToPath(import.meta.url);
   const script = path.join(path.dirname(here), `stream${path.extname(here)}`);
   const { status } = spawnSync(process.execPath, [...process.execArgv, script, model], {

@@ -89,6 +89,20 @@ describe('rewrite', () => {
     const { sites } = await runJson<InspectReport>('inspect', out);
     expect(sites.filter((s) => s.rewritable)).toHaveLength(2);
   });
+  test('takes what it wrote again: a layer of one kind, the rest of another', async () => {
+    const gates = at('gates.json');
+    fs.writeFileSync(
+      gates,
+      JSON.stringify({ default: { decay: { constant: -0.1 }, beta: { constant: 1 } } }),
+    );
+    const [first, second] = [at('first.onnx'), at('second.onnx')];
+    const delta = ['--variant', 'gated-delta', '--gates', gates, '--layers', '0'];
+    await runJson('rewrite', TINYLM.modelKv, '-o', first, ...delta);
+    const report = await runJson<RewriteReport>('rewrite', first, '-o', second);
+    expect(report.sites.map((s) => s.rewritten)).toEqual([true, true, true]);
+    const { outputs } = await runJson<Comparison>('compare', TINYLM.modelKv, second);
+    expect(outputs.logits!.cosine).toBeGreaterThan(0.5);
+  });
   test('--dry-run writes nothing', async () => {
     const before = fs.readdirSync(folder);
     const args = ['rewrite', TINYLM.model, '-o', at('dry.onnx'), '--dry-run'];
