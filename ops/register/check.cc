@@ -143,13 +143,14 @@ Dims known_dims(const OpTable& op, const Attributes& attributes) {
 
 std::string check_shape(const OpTable& op, const InputTable& input, const TensorSpec& spec,
                         Dims* dims) {
-  std::vector<std::string> expected;
   for (int i = 0; i < input.shape_count; ++i) {
     Dims trial = *dims;
-    if (solve_shape(op, input.shapes[i], spec.shape, &trial)) {
-      *dims = trial;
-      return "";
-    }
+    if (!solve_shape(op, input.shapes[i], spec.shape, &trial)) continue;
+    *dims = trial;
+    return "";
+  }
+  std::vector<std::string> expected;
+  for (int i = 0; i < input.shape_count; ++i) {
     expected.push_back(describe(op, input.shapes[i], *dims));
   }
   return check_message(op, input.name, join(expected, " or "), list(spec.shape));
@@ -235,13 +236,14 @@ std::string check_presence(const OpTable& op, const Attributes& attributes,
   }
   for (const RuleTable& rule : op.rules) {
     if (!applies(rule, attributes)) continue;
-    const std::string suffix = " " + when(op, rule, attributes);
     for (int i : rule.needs) {
-      if (!inputs[i].present) return check_message(op, op.inputs[i].name, "given" + suffix, "none");
+      if (!inputs[i].present)
+        return check_message(op, op.inputs[i].name, "given " + when(op, rule, attributes), "none");
     }
     for (int i : rule.refuses) {
       if (!inputs[i].present) continue;
-      return check_message(op, op.inputs[i].name, "absent" + suffix, list(inputs[i].shape));
+      return check_message(op, op.inputs[i].name, "absent " + when(op, rule, attributes),
+                           list(inputs[i].shape));
     }
   }
   return "";

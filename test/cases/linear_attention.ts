@@ -314,6 +314,30 @@ const masked = [
   ...everyRule('mask, one token', { mask: 'none', T: 1, state: true }),
 ];
 
+const long = [
+  makeCase('normalize, mask', 'linear', {
+    attributes: positive,
+    mask: 'random',
+    T: 130,
+    state: true,
+    B: 2,
+  }),
+  ...gatedRules('decay per key, groups, read before', {
+    attributes: { read: 'before' },
+    decay: perKey,
+    HQ: 4,
+    HV: 2,
+    T: 130,
+    state: true,
+  }),
+  makeCase('bonus, decay per key', 'gated', {
+    attributes: { read: 'bonus' },
+    decay: perKey,
+    T: 130,
+    state: true,
+  }),
+];
+
 const bidirectional = [
   makeCase('causal 0', 'linear', { attributes: { causal: 0 }, B: 2 }),
   makeCase('causal 0, normalize', 'linear', {
@@ -339,7 +363,12 @@ const bonusReads = [
     makeCase('bonus, one token', rule, { attributes: bonus, T: 1, state: true }),
     makeCase('bonus, mask', rule, { attributes: bonus, mask: 'left', K: 60, V: 64 }),
   ]),
-  makeCase('bonus, decay per key', 'gated', { attributes: bonus, decay: perKey, K: 64, V: 64 }),
+  makeCase('bonus, decay per key, K = 64', 'gated', {
+    attributes: bonus,
+    decay: perKey,
+    K: 64,
+    V: 64,
+  }),
   makeCase('bonus, queries share states', 'gated', {
     attributes: bonus,
     HQ: 4,
@@ -378,6 +407,7 @@ export const linearAttentionCases: readonly LinearAttentionCase[] = [
   ...featureMaps,
   ...normalized,
   ...masked,
+  ...long,
   ...bidirectional,
   ...bonusReads,
   ...others,

@@ -76,6 +76,18 @@ export function rounded(tensor: Tensor64, dtype: DType): Tensor64 {
   return { shape: tensor.shape, data: decode(encode(tensor.data, dtype), dtype) };
 }
 
+/** Tokens from..to of a [B,T,...] tensor. */
+export function sliceTokens({ shape, data }: Tensor64, from: number, to: number): Tensor64 {
+  const [B, T, ...rest] = shape;
+  const width = sizeOf(rest);
+  const rows = Array.from({ length: B }, (_, b) =>
+    data.subarray((b * T + from) * width, (b * T + to) * width),
+  );
+  const out = new Float64Array(B * (to - from) * width);
+  for (const [b, row] of rows.entries()) out.set(row, b * (to - from) * width);
+  return { shape: [B, to - from, ...rest], data: out };
+}
+
 function bytesOf(array: ArrayBufferView): Uint8Array {
   return new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
 }

@@ -7,7 +7,7 @@ import {
   linearAttentionReference,
   type Tensor64,
 } from '../../ops/index.js';
-import { maxAbsError, Random } from '../cases/tensors.js';
+import { maxAbsError, Random, sliceTokens } from '../cases/tensors.js';
 
 const ruleNames = ['linear', 'gated', 'delta', 'gated_delta'] as const;
 const features = ['identity', 'elu1', 'relu', 'exp', 'silu', 'l2norm', 'softmax'] as const;
@@ -85,28 +85,14 @@ const run = ({ attributes, inputs }: Pick<Call, 'attributes' | 'inputs'>) =>
   linearAttentionReference(attributes, inputs);
 
 /** Tokens from..to of every [B,T,...] input. */
-function tokens({ B, T, inputs }: Call, from: number, to: number): LinearAttentionInputs {
+function tokens({ inputs }: Call, from: number, to: number): LinearAttentionInputs {
   const sliced = Object.entries(inputs as unknown as Record<string, Tensor64>).map(
     ([name, tensor]) => [
       name,
-      name === 'past_state' || name === 'bonus' ? tensor : sliceTokens(tensor, B, T, from, to),
+      name === 'past_state' || name === 'bonus' ? tensor : sliceTokens(tensor, from, to),
     ],
   );
   return Object.fromEntries(sliced) as unknown as LinearAttentionInputs;
-}
-
-function sliceTokens(
-  { shape, data }: Tensor64,
-  B: number,
-  T: number,
-  from: number,
-  to: number,
-): Tensor64 {
-  const width = shape.slice(2).reduce((a, b) => a * b, 1);
-  const rows = Array.from({ length: B }, (_, b) => [
-    ...data.subarray((b * T + from) * width, (b * T + to) * width),
-  ]);
-  return { shape: [B, to - from, ...shape.slice(2)], data: Float64Array.from(rows.flat()) };
 }
 
 function expectSame(actual: Tensor64, expected: Tensor64, limit = 1e-11): void {
@@ -135,9 +121,8 @@ describe('the LinearAttention reference', () => {
         const rest = tokens(call, at, call.T);
         const second = run({ ...call, inputs: { ...rest, past_state: first.presentState } });
         expectSame(second.presentState, whole.presentState);
-        const { B, T } = call;
-        expectSame(first.output, sliceTokens(whole.output, B, T, 0, at));
-        expectSame(second.output, sliceTokens(whole.output, B, T, at, T));
+        expectSame(first.output, sliceTokens(whole.output, 0, at));
+        expectSame(second.output, sliceTokens(whole.output, at, call.T));
       }),
       { numRuns: 200, seed: 20261 },
     );
@@ -259,40 +244,38 @@ describe('the LinearAttention reference', () => {
       const masked = run({ ...call, inputs: { ...unmasked, mask } });
       const deleted = run({ ...call, inputs: pick({ ...call, inputs: unmasked }, kept) });
       expectSame(masked.presentState, deleted.presentState);
-      expectSame(pickTokens(masked.output, B, T, kept), deleted.output);
+      expectSame(pickTokens(masked.output, kept), deleted.output);
     });
   });
 
   it('causal=0 gives every token what the last causal token reads', () => {
     holds((call) => {
-      const { B, T } = call;
+      const { T } = call;
       if (T === 0) return;
       const { past_state: _, ...inputs } = call.inputs;
-      const query = pickTokens(inputs.query, B, T, Array<number>(T).fill(T - 1));
+      const query = pickTokens(inputs.query, Array<number>(T).fill(T - 1));
       const attributes = { ...call.attributes, read: 'after' } as const;
       const causal = run({ attributes, inputs: { ...inputs, query } });
       const both = run({ attributes: { ...attributes, causal: 0 }, inputs: { ...inputs, query } });
       expectSame(both.presentState, causal.presentState);
-      expectSame(pickTokens(both.output, B, T, [0]), pickTokens(causal.output, B, T, [T - 1]));
+      expectSame(pickTokens(both.output, [0]), pickTokens(causal.output, [T - 1]));
     }, withRule('linear'));
   });
 
   it('read=before is read=after with the queries one token later', () => {
     holds((call) => {
-      const { B, T } = call;
+      const { T } = call;
       if (T < 2) return;
       const before = run({ ...call, attributes: { ...call.attributes, read: 'before' } });
       const later = pickTokens(
         call.inputs.query,
-        B,
-        T,
         Array.from({ length: T }, (_, t) => Math.min(t + 1, T - 1)),
       );
       const after = run({
         attributes: { ...call.attributes, read: 'after' },
         inputs: { ...call.inputs, query: later },
       });
-      expectSame(sliceTokens(before.output, B, T, 1, T), sliceTokens(after.output, B, T, 0, T - 1));
+      expectSame(sliceTokens(before.output, 1, T), sliceTokens(after.output, 0, T - 1));
     });
   });
 
@@ -327,8 +310,9 @@ describe('the LinearAttention reference', () => {
 });
 
 /** Tokens in the given order. */
-function pickTokens(tensor: Tensor64, B: number, T: number, order: readonly number[]): Tensor64 {
-  const parts = order.map((t) => sliceTokens(tensor, B, T, t, t + 1));
+function pickTokens(tensor: Tensor64, order: readonly number[]): Tensor64 {
+  const [B] = tensor.shape;
+  const parts = order.map((t) => sliceTokens(tensor, t, t + 1));
   const width = tensor.shape.slice(2).reduce((a, b) => a * b, 1);
   const data = new Float64Array(B * order.length * width);
   for (let b = 0; b < B; b += 1) {
@@ -339,9 +323,9 @@ function pickTokens(tensor: Tensor64, B: number, T: number, order: readonly numb
   return { shape: [B, order.length, ...tensor.shape.slice(2)], data };
 }
 
-function pick({ B, T, inputs }: Call, order: readonly number[]): LinearAttentionInputs {
+function pick({ inputs }: Call, order: readonly number[]): LinearAttentionInputs {
   const picked = Object.entries(inputs as unknown as Record<string, Tensor64>).map(
-    ([name, tensor]) => [name, name === 'past_state' ? tensor : pickTokens(tensor, B, T, order)],
+    ([name, tensor]) => [name, name === 'past_state' ? tensor : pickTokens(tensor, order)],
   );
   return Object.fromEntries(picked) as unknown as LinearAttentionInputs;
 }

@@ -3,6 +3,7 @@ import {
   type CausalConvWithStateInputs,
   causalConvWithState,
   causalConvWithStateReference,
+  type LinearAttentionInputs,
   linearAttention,
   type Tensor64,
 } from '../../../ops/index.js';
@@ -20,7 +21,7 @@ import {
   typesOf,
   typesText,
 } from '../../cases/linear_attention.js';
-import { relativeError, rounded } from '../../cases/tensors.js';
+import { relativeError, rounded, sliceTokens } from '../../cases/tensors.js';
 import { runCall } from '../../support/kernels.js';
 
 const isas = ['portable', 'avx2', 'avx512'];
@@ -36,7 +37,9 @@ export function kernelSuite(isa?: string): void {
     if (isa) expect(actual).toBeLessThanOrEqual(isas.indexOf(isa));
   });
 
-  describe.each(caseTypes.map((types) => [typesText(types), types] as const))(
+  // Lower instruction sets run each conversion once; the best one runs every combination.
+  const types = isa ? [caseTypes[0], caseTypes[1], caseTypes[4]] : caseTypes;
+  describe.each(types.map((types) => [typesText(types), types] as const))(
     'LinearAttention, %s',
     (_, types) => {
       const cases = linearAttentionCases.filter((testCase) => typesOf(testCase).includes(types));
@@ -54,6 +57,38 @@ export function kernelSuite(isa?: string): void {
       });
     },
   );
+
+  describe('LinearAttention in parts is LinearAttention in one', () => {
+    // Splits on and off chunk borders, with a last part of one token.
+    const borders = [0, 64, 93, 129, 130];
+    const long = linearAttentionCases.filter(
+      ({ sizes, state, attributes }) => sizes.T === 130 && state && attributes.causal !== 0,
+    );
+    it.each(long)('$name', async (testCase) => {
+      const [float32] = caseTypes;
+      const whole = inputsIn(testCase, float32);
+      const call = (inputs: LinearAttentionInputs) =>
+        runCall({
+          op: linearAttention,
+          attributes: testCase.attributes,
+          inputs: inputs as unknown as Record<string, Tensor64>,
+          dtypes: inputDtypes(inputs, float32),
+        });
+      const expected = await call(whole);
+      let state = whole.past_state;
+      for (const [i, from] of borders.slice(0, -1).entries()) {
+        const to = borders[i + 1];
+        const part = await call({ ...tokensOf(whole, from, to), past_state: state });
+        expectClose(
+          part.output,
+          sliceTokens(expected.output, from, to),
+          tolerance(testCase, 'float32'),
+        );
+        state = part.present_state;
+      }
+      expectClose(state!, expected.present_state, tolerance(testCase, 'float32'));
+    });
+  });
 
   describe.each(causalConvTypes)('CausalConvWithState, %s', (dtype) => {
     it.each(causalConvCases)('$name', async ({ attributes, inputs: draw }) => {
@@ -81,6 +116,20 @@ export function kernelSuite(isa?: string): void {
       }
     });
   });
+}
+
+/** Tokens from..to of every input that has tokens. */
+function tokensOf(inputs: LinearAttentionInputs, from: number, to: number): LinearAttentionInputs {
+  const { past_state, bonus, ...sequences } = inputs;
+  const parts = Object.entries(sequences).map(([name, tensor]) => [
+    name,
+    sliceTokens(tensor, from, to),
+  ]);
+  return {
+    ...Object.fromEntries(parts),
+    ...(bonus && { bonus }),
+    ...(past_state && { past_state }),
+  };
 }
 
 function inputDtypes(inputs: object, types: CaseTypes) {
