@@ -32,7 +32,7 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
   model.graph.sort();
   const facts = new Facts(model.graph);
   const prober = new Prober(model.graph, options.runner ?? nodeRunner);
-  const found = findSites(model.graph, RULES, facts);
+  const found = await matchSites(model, facts, prober);
   const known = new Map<string, MaskClass>();
   const sites: AnalysedSite[] = [];
   for (const site of found) {
@@ -49,6 +49,21 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
     options.onProgress?.(sites.length, found.length);
   }
   return { sites, facts, prober };
+}
+
+/** Applies the rules; shapes that they miss are looked up by running the model on a few tokens. */
+async function matchSites(model: Model, facts: Facts, prober: Prober): Promise<Site[]> {
+  const asked = new Set<string>();
+  for (;;) {
+    const sites = findSites(model.graph, RULES, facts);
+    const wanted = [...new Set(sites.flatMap((s) => s.wanted))].filter((v) => !asked.has(v));
+    const shapes = wanted.length > 0 ? await prober.shapes(wanted) : 'nothing is missing';
+    if (typeof shapes === 'string') return sites;
+    for (const [i, value] of wanted.entries()) {
+      asked.add(value);
+      facts.assume(value, shapes[i]!);
+    }
+  }
 }
 
 function maskKey(sdpa: Sdpa): string {

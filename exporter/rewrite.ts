@@ -151,8 +151,9 @@ function reEmit(site: AnalysedSite, { facts }: Analysis): void {
   graph.remove(site.sdpa!.replaced);
   graph.insert(e.nodes);
   for (const value of site.sdpa!.interior.flatMap((n) => n.outputs)) {
-    const sameShape = facts.rank(value) === 4;
-    if (sameShape) graph.replaceUses(value, product, (use) => !use.node.is('Shape'));
+    const asked = graph.uses(value).some((u) => u.node.is('Shape'));
+    if (asked && facts.rank(value) === 4)
+      graph.replaceUses(value, product, (use) => !use.node.is('Shape'));
   }
 }
 

@@ -23,7 +23,7 @@ const SAME_SHAPE = new Set(
     'Abs Cast Ceil Clip Cos CumSum Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsNaN ' +
     'LayerNormalization LeakyRelu Log LogSoftmax Neg Not Reciprocal Relu Round RMSNormalization Selu Sigmoid ' +
     'SimplifiedLayerNormalization Sin Softmax Softplus Sqrt Tanh Trilu BatchNormalization QuickGelu FastGelu ' +
-    'RotaryEmbedding Sign SkipLayerNormalization SkipSimplifiedLayerNormalization BiasGelu'
+    'RotaryEmbedding ScatterElements ScatterND Sign SkipLayerNormalization SkipSimplifiedLayerNormalization BiasGelu'
   ).split(' '),
 );
 const BROADCAST = new Set(
@@ -43,6 +43,8 @@ export class Facts {
   private readonly shapes = new Map<string, Dim[]>();
   private readonly knowns = new Map<string, Known | undefined>();
   private readonly types = new Map<string, DTypeName | undefined>();
+  /** Values whose shape a rule asked for in vain. */
+  readonly wanted = new Set<string>();
 
   /**
    * @param graph a graph whose nodes are in topological order
@@ -89,6 +91,13 @@ export class Facts {
     return items?.every((d) => typeof d === 'number') ? (items as number[]) : undefined;
   }
 
+  /** Notes a shape that was found in another way; the rules see it from now on. */
+  assume(value: string, found: readonly (number | undefined)[]): void {
+    const known = this.dims(value);
+    const dims = found.map((d, i) => d ?? (known?.length === found.length ? known[i] : undefined));
+    this.shapes.set(value, dims);
+  }
+
   private declared(value: string): Dim[] | undefined {
     const given = this.inputDims?.[value];
     if (given) return [...given];
@@ -124,7 +133,8 @@ export class Facts {
     }
     for (const name of node.outputs)
       this.types.set(name, this.declaredType(name) ?? this.typeOf(node));
-    if (!node.is('Constant')) this.knowns.set(out, this.evaluate(node));
+    if (node.is('Split')) this.splitKnown(node);
+    else if (!node.is('Constant')) this.knowns.set(out, this.evaluate(node));
   }
 
   private typeOf(node: Node): DTypeName | undefined {
@@ -165,6 +175,10 @@ export class Facts {
         return [x && transposed(x, node)];
       case 'Reshape':
         return [this.reshape(x, b ? this.known(b) : undefined, node.int('allowzero') === 1)];
+      case 'Range':
+        return [[this.rangeLength(node)]];
+      case 'NonZero':
+        return [[x?.length, undefined]];
       case 'Flatten':
         return [[undefined, undefined]];
       case 'Expand': {
@@ -215,6 +229,12 @@ export class Facts {
     const rest = out.filter((_, i) => i !== open);
     out[open] = x ? quotient(x, rest) : undefined;
     return out;
+  }
+
+  private rangeLength(node: Node): Dim {
+    const [start, limit, step] = node.inputs.map((v) => this.scalar(v));
+    if (start === undefined || limit === undefined || !step) return undefined;
+    return Math.max(0, Math.ceil((limit - start) / step));
   }
 
   private attention(node: Node, x: Dim[] | undefined): Dim[] | undefined {
@@ -278,6 +298,18 @@ export class Facts {
       const length = parts?.[i] ?? even;
       return x.map((d, j) => (j === axis ? length : d));
     });
+  }
+
+  /** ONNX Runtime's optimizer takes shapes apart with Split. */
+  private splitKnown(node: Node): void {
+    const x = this.known(node.inputs[0]!);
+    let at = 0;
+    for (const out of node.outputs) {
+      const length = this.shapes.get(out)?.[0];
+      if (x?.rank !== 1 || typeof length !== 'number') return;
+      this.knowns.set(out, { ...x, items: x.items.slice(at, at + length) });
+      at += length;
+    }
   }
 
   private reduce(node: Node, x: Dim[] | undefined): Dim[] | undefined {

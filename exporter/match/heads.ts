@@ -65,6 +65,7 @@ export function untransposeKeys(
 export function unflatten(value: string, facts: Facts): string | undefined {
   const { node } = lookThrough(value, facts);
   const source = node?.is('Reshape') ? node.inputs[0]! : undefined;
+  if (source && facts.rank(source) === undefined) facts.wanted.add(source);
   return source && facts.rank(source) === 4 ? source : undefined;
 }
 
@@ -90,6 +91,7 @@ export function unrepeat(value: string, facts: Facts): string {
     typeof from[1] === 'number' &&
     typeof groups === 'number' &&
     to[1] === from[1] * groups;
+  if (!fits) for (const v of [source, value, expand!.outputs[0]!]) facts.wanted.add(v);
   return fits ? source : value;
 }
 
@@ -98,7 +100,10 @@ export function headsOf(value: string, layout: 'bhtd' | 'bthd', facts: Facts): H
   const dims = facts.dims(value);
   const heads = dims?.[layout === 'bhtd' ? 1 : 2];
   const dim = dims?.[3];
-  if (dims?.length !== 4 || typeof heads !== 'number' || typeof dim !== 'number') return undefined;
+  if (dims?.length !== 4 || typeof heads !== 'number' || typeof dim !== 'number') {
+    facts.wanted.add(value);
+    return undefined;
+  }
   if (layout === 'bthd')
     return packedSource(value, heads, dim, facts) ?? { value, layout, heads, dim };
   const { node } = lookThrough(value, facts);

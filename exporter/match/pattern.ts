@@ -50,7 +50,7 @@ export function number<S>(name: string): Pattern<S> {
 }
 
 /**
- * An operator of the default domain with these operands. Casts, Identity and Dropout above the operator are looked
+ * An operator with these operands; several are written 'Mul|Div', other domains 'com.microsoft.FusedMatMul'. Casts, Identity and Dropout above the operator are looked
  * through, and Add and Mul match in either order.
  */
 export function op<S>(
@@ -66,8 +66,9 @@ export function op<S>(
         found,
         `'${value}' must come from ${opTypes}, received a graph input or constant`,
       );
-    if (!types.includes(node.opType) || node.domain !== '') {
-      return miss(found, `'${node.name}' must be ${opTypes}, received ${node.opType}`);
+    const name = node.domain === '' ? node.opType : `${node.domain}.${node.opType}`;
+    if (!types.includes(name)) {
+      return miss(found, `'${node.name}' must be ${opTypes}, received ${name}`);
     }
     const failed = check?.(node, facts);
     if (failed) return miss(found, failed);

@@ -1,8 +1,8 @@
 import type { Graph, Node } from '../ir/index.js';
 import { Facts } from './facts.js';
 import type { Runner } from './runner.js';
-import { feedsFor, inputShapes, type Situation } from './situation.js';
-import { cutOut } from './submodel.js';
+import { batchOf, feedsFor, inputShapes, type Situation } from './situation.js';
+import { cutOut, type Submodel } from './submodel.js';
 
 /** A computed value: row-major numbers. */
 export interface Probed {
@@ -12,6 +12,8 @@ export interface Probed {
 
 /** Runs parts of a model on made-up inputs, to learn what its masks and positions are. */
 export class Prober {
+  private readonly factsOf = new Map<string, Facts>();
+
   constructor(
     readonly graph: Graph,
     readonly runner: Runner,
@@ -20,12 +22,37 @@ export class Prober {
   /** Which graph inputs the values of `values` depend on (not those of which only the shape matters), or why unknown. */
   inputs(values: readonly string[], s: Situation): readonly string[] | string {
     const sub = this.cut(values, s);
-    return typeof sub === 'string' ? sub : sub.inputs;
+    return typeof sub === 'string' ? sub : sub.valueInputs;
   }
 
   /** Computes values in a situation. @returns them in order, or why that is impossible */
   async run(values: readonly string[], s: Situation): Promise<Probed[] | string> {
-    const sub = this.cut(values, s);
+    return this.execute(this.cut(values, s), values, s);
+  }
+
+  /** Shapes of values, dimensions that change with batch or length being undefined; or why they are not known. */
+  async shapes(values: readonly string[]): Promise<(number | undefined)[][] | string> {
+    const runs: Probed[][] = [];
+    for (const s of [
+      { batch: batchOf(this.graph, 2), tokens: 5, past: 2 },
+      { batch: batchOf(this.graph, 3), tokens: 7, past: 4 },
+    ]) {
+      const sub = cutOut(this.graph, { values, shapes: true }, this.facts(s));
+      const run = await this.execute(sub, values, s);
+      if (typeof run === 'string') return run;
+      runs.push(run);
+    }
+    const [first, second] = runs;
+    return first!.map(({ data }, v) =>
+      [...data].map((d, i) => (second![v]!.data[i] === d ? d : undefined)),
+    );
+  }
+
+  private async execute(
+    sub: Submodel | string,
+    values: readonly string[],
+    s: Situation,
+  ): Promise<Probed[] | string> {
     if (typeof sub === 'string') return sub;
     const feeds = feedsFor(this.graph, sub.inputs, inputShapes(this.graph, s), s);
     if (typeof feeds === 'string') return feeds;
@@ -38,8 +65,17 @@ export class Prober {
     }
   }
 
-  private cut(values: readonly string[], s: Situation) {
-    return cutOut(this.graph, values, new Facts(this.graph, inputShapes(this.graph, s)), heavy);
+  private cut(values: readonly string[], s: Situation): Submodel | string {
+    return cutOut(this.graph, { values }, this.facts(s), heavy);
+  }
+
+  /** Shapes in a situation; kept, since many values are probed in the same ones. */
+  private facts({ batch, tokens, past }: Situation): Facts {
+    const key = `${batch},${tokens},${past}`;
+    const shapes = () => inputShapes(this.graph, { batch, tokens, past });
+    const known = this.factsOf.get(key) ?? new Facts(this.graph, shapes());
+    this.factsOf.set(key, known);
+    return known;
   }
 }
 

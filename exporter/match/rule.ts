@@ -1,6 +1,6 @@
 import type { Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
-import type { RuleResult } from './sdpa.js';
+import type { Refusal, RuleResult } from './sdpa.js';
 
 /** One way in which models write attention. */
 export interface Rule {
@@ -20,7 +20,7 @@ export function notAttention(reason: string): RuleResult {
 /** Attention that this rule cannot bring to the common form. */
 export function unsupported(
   reason: string,
-  partial: NonNullable<Extract<RuleResult, { reason: string }>['partial']> = {},
+  partial: NonNullable<Refusal['partial']> = {},
 ): RuleResult {
   return { reason, attention: true, partial };
 }

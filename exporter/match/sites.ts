@@ -11,6 +11,8 @@ export interface Site {
   readonly layer: number | null;
   readonly sdpa?: Sdpa;
   readonly refusal?: Refusal;
+  /** Values whose shape would have told more. */
+  readonly wanted: readonly string[];
 }
 
 /** Applies rules to every anchor of a graph, in graph order; nested graphs are listed as refused. */
@@ -20,12 +22,17 @@ export function findSites(graph: Graph, rules: readonly Rule[], facts: Facts): S
   for (const node of graph.walk()) {
     const rule = rules.find((r) => r.anchors(node));
     if (!rule) continue;
+    facts.wanted.clear();
     const result =
       node.graph === graph
         ? rule.match(node, facts)
         : { reason: 'it lies in a nested graph (the body of If, Loop or Scan)', attention: false };
-    if ('sdpa' in result) sites.push({ node, rule, layer: layers++, sdpa: result.sdpa });
-    else sites.push({ node, rule, layer: result.attention ? layers++ : null, refusal: result });
+    const wanted = [...facts.wanted];
+    if ('sdpa' in result) sites.push({ node, rule, layer: layers++, sdpa: result.sdpa, wanted });
+    else {
+      const layer = result.attention ? layers++ : null;
+      sites.push({ node, rule, layer, refusal: result, wanted });
+    }
   }
   return sites;
 }

@@ -27,69 +27,84 @@ export interface Submodel {
   readonly bytes: Uint8Array;
   /** Graph inputs of the larger model that it reads. */
   readonly inputs: readonly string[];
+  /** Those among them whose values matter, not only their shape. */
+  readonly valueInputs: readonly string[];
   /** Name in the submodel of each value asked for; all of them are float32 there. */
   readonly outputs: ReadonlyMap<string, string>;
 }
 
+/** What to cut out: values, or their shapes. */
+export interface Wanted {
+  readonly values: readonly string[];
+  /** Ask for the values' shapes instead. */
+  readonly shapes?: boolean;
+}
+
 /**
  * Cuts out what computes `values`. Shapes that `facts` knows as numbers become constants, so that what is
- * only needed for its shape is left out.
+ * only needed for its shape is left out, as far as possible.
  *
- * @param refuse names what must not be cut out (a reason), such as nodes that are too heavy
+ * @param refuse names what the values must not depend on (a reason), such as hidden states; shapes may
  * @returns the submodel, or why there is none
  */
 export function cutOut(
   graph: Graph,
-  values: readonly string[],
+  wanted: Wanted,
   facts: Facts,
   refuse: (node: Node) => string | undefined = () => undefined,
 ): Submodel | string {
-  const nodes: NodeProto[] = [];
+  const nodes = new Map<NodeProto, NodeProto>();
   const inputs = new Set<string>();
+  const valueInputs = new Set<string>();
   const weights = new Map<string, TensorProto>();
-  const seen = new Set<string>();
-  const stack = [...values];
+  const seen = { value: new Set<string>(), shape: new Set<string>() };
+  const stack = wanted.values.map((value) => ({ value, forShape: wanted.shapes ?? false }));
   let bytes = 0;
   while (stack.length > 0) {
-    const value = stack.pop()!;
-    if (!value || seen.has(value)) continue;
-    seen.add(value);
+    const { value, forShape } = stack.pop()!;
+    if (!value || seen.value.has(value) || (forShape && seen.shape.has(value))) continue;
+    (forShape ? seen.shape : seen.value).add(value);
     const init = graph.initializer(value);
     const node = graph.producer(value);
     if (init) {
-      bytes += byteLength(tensorDtype(init), elementCount(tensorDims(init))) ?? 0;
+      if (!weights.has(value))
+        bytes += byteLength(tensorDtype(init), elementCount(tensorDims(init))) ?? 0;
       if (bytes > BYTE_LIMIT) return `more than ${BYTE_LIMIT} bytes of weights lie behind it`;
       weights.set(value, inlined(init, graph));
     } else if (!node) {
       inputs.add(value);
-    } else if (!nodes.includes(node.proto)) {
+      if (!forShape) valueInputs.add(value);
+    } else {
       const constant = shapeConstant(node, facts);
-      const reason = constant ? undefined : refuse(node);
+      const reason = constant || forShape ? undefined : refuse(node);
       if (reason) return reason;
-      nodes.push(constant ?? node.proto);
-      for (const out of node.outputs) if (out) seen.add(out);
-      if (!constant) stack.push(...node.inputs, ...node.subgraphs.flatMap(outerValues));
-      if (nodes.length > NODE_LIMIT) return `more than ${NODE_LIMIT} nodes lie behind it`;
+      nodes.set(node.proto, constant ?? node.proto);
+      if (nodes.size > NODE_LIMIT) return `more than ${NODE_LIMIT} nodes lie behind it`;
+      if (constant) continue;
+      const read = [...node.inputs, ...node.subgraphs.flatMap(outerValues)];
+      stack.push(...read.map((v) => ({ value: v, forShape: forShape || node.is('Shape') })));
     }
   }
-  return assemble(graph, values, nodes, inputs, weights);
+  const model = assemble(graph, wanted, [...nodes.values()], inputs, weights);
+  return typeof model === 'string' ? model : { ...model, valueInputs: [...valueInputs] };
 }
 
 function assemble(
   graph: Graph,
-  values: readonly string[],
+  { values, shapes }: Wanted,
   nodes: readonly NodeProto[],
   inputs: ReadonlySet<string>,
   weights: ReadonlyMap<string, TensorProto>,
-): Submodel | string {
+): Omit<Submodel, 'valueInputs'> | string {
   const unknown = [...inputs].find(
     (i) => graph.dtype(i) === undefined || graph.dtype(i) === 'undefined',
   );
   if (unknown !== undefined) return `'${unknown}' has no declared type`;
   const outputs = new Map(values.map((v, i) => [v, `probe_output_${i}`]));
-  const casts = [...outputs].map(([v, name]) =>
-    makeNode('Cast', [v], [name], { to: DATA_TYPE.float32 }),
-  );
+  const casts = [...outputs].flatMap(([v, name]) => [
+    ...(shapes ? [makeNode('Shape', [v], [`${name}_shape`])] : []),
+    makeNode('Cast', [shapes ? `${name}_shape` : v], [name], { to: DATA_TYPE.float32 }),
+  ]);
   const model = buildModel({
     inputs: Object.fromEntries(
       [...inputs].map((i): [string, ValueSpec] => {

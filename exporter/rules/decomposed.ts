@@ -39,6 +39,12 @@ type P = Pattern<Step>;
 const scores: P = lazy(() =>
   either<Step>(
     op('MatMul', [any('q'), any('keys')]),
+    // ONNX Runtime's optimizer folds the scale and the transposition of keys into the product.
+    op('com.microsoft.FusedMatMul', [any('q'), any('keys')], (node) =>
+      ['transA', 'transBatchA', 'transBatchB'].some((a) => node.int(a) === 1)
+        ? `'${node.name}' must not transpose its first factor or batches`
+        : undefined,
+    ),
     note(op('Div', [scores, number('factor')]), (v, facts) => ({
       kind: 'scale',
       factor: 1 / facts.scalar(v.factor!)!,
@@ -159,7 +165,11 @@ function normalise(
   { values, notes: steps, nodes }: Found<Step>,
   facts: Facts,
 ): RuleResult {
-  const keys = untransposeKeys(values.keys!, facts);
+  const fused = nodes.find((n) => n.is('FusedMatMul', 'com.microsoft'));
+  const keys =
+    fused?.int('transB') === 1
+      ? { ...unscale(values.keys!, facts), layout: facts.rank(values.keys!) === 3 ? 'ntd' : 'bhtd' }
+      : untransposeKeys(values.keys!, facts);
   if (typeof keys === 'string') return unsupported(keys);
   const query = unscale(values.q!, facts);
   const rank = facts.rank(query.value);
@@ -193,7 +203,7 @@ function normalise(
   if (cross) return unsupported(cross, partial);
   const { scale, masks, reason } = scoreSteps(
     steps,
-    query.scale * inner.scale * keys.scale,
+    query.scale * inner.scale * keys.scale * (fused?.float('alpha') ?? 1),
     is3d,
     facts,
   );

@@ -109,6 +109,7 @@ function headsOfInputs(node: Node, facts: Facts): { q: Heads; k: Heads; v: Heads
   }
   const [q, k, v] = found;
   if (!q || !k || !v) {
+    for (const x of [query, key, value]) if (x) facts.wanted.add(x);
     return `query, key, value must have known widths that num_heads=${heads} divides, received ${received()}`;
   }
   return bias ? withBias(q, k, v, bias) : { q, k, v };

@@ -213,6 +213,41 @@ describe('tinylm', () => {
   });
 });
 
+describe.each(['basic', 'extended'] as const)(
+  "tinylm as ONNX Runtime's optimizer writes it, level %s",
+  (level) => {
+    const optimized = async (source: string) => {
+      const file = path.join(folder, `${path.basename(source, '.onnx')}.${level}.onnx`);
+      if (!fs.existsSync(file)) {
+        const options = {
+          graphOptimizationLevel: level,
+          optimizedModelFilePath: file,
+          logSeverityLevel: 3,
+        } as const;
+        await (await ort.InferenceSession.create(source, options)).release();
+      }
+      return file;
+    };
+
+    it('is the same after a round trip', async () => {
+      const source = await optimized(TINYLM.model);
+      const { file, report } = await rewritten(source, { variant: 'none' });
+      expect(report.sites.map((s) => s.rewritten)).toEqual([true, true, true, true]);
+      expect(
+        distance(await logits(source, whole(IDS)), await logits(file, whole(IDS))),
+      ).toBeLessThan(1e-4);
+    });
+
+    it('becomes the same linear attention as the plain file', async () => {
+      const plain = await rewritten(TINYLM.model, { variant: 'linear' });
+      const expected = await logits(plain.file, whole(IDS));
+      const cached = await rewritten(await optimized(TINYLM.modelKv), { variant: 'linear' });
+      expect(cached.report.attentionMask).toBe('current');
+      expect(distance(expected, await stream(cached, CHUNKS, 'current'))).toBeLessThan(1e-4);
+    });
+  },
+);
+
 describe('the text recogniser of PP-OCRv4', () => {
   const image = () => floats([1, 3, 48, 200], (i) => Math.sin(i / 7) * Math.cos(i / 311));
   const read = async (file: string) =>

@@ -392,29 +392,34 @@ export const FAMILIES: readonly Family[] = [
       return w.finish(w.op('Reshape', [out, shape]));
     },
   },
-  {
-    name: 'Mistral: causal window from Range and comparisons',
-    visible: { window: 3 },
-    padding: false,
-    mask: 'window 3',
-    build(w) {
-      const [q, k, v] = qkv(w);
-      const at = range(w, 'x');
-      const [rows, columns] = [
-        w.op('Unsqueeze', [at, w.ints(1)]),
-        w.op('Unsqueeze', [at, w.ints(0)]),
-      ];
-      const past = w.op('LessOrEqual', [columns, rows]);
-      const near = w.op('Greater', [columns, w.op('Sub', [rows, w.constant('int64', [3], [])])]);
-      const bias = w.op('Where', [
-        w.op('And', [past, near]),
-        w.scalar(0),
-        w.scalar(-3.4028234663852886e38),
-      ]);
-      const scores = scaled(w, w.op('MatMul', [q, transposed(w, k)]));
-      return w.finish(w.weighted(w.op('Add', [scores, bias]), v));
-    },
-  },
+  ...[3, 20].map(
+    (size): Family => ({
+      name: `Mistral: causal window of ${size} from Range and comparisons`,
+      visible: { window: size },
+      padding: false,
+      mask: `window ${size}`,
+      build(w) {
+        const [q, k, v] = qkv(w);
+        const at = range(w, 'x');
+        const [rows, columns] = [
+          w.op('Unsqueeze', [at, w.ints(1)]),
+          w.op('Unsqueeze', [at, w.ints(0)]),
+        ];
+        const past = w.op('LessOrEqual', [columns, rows]);
+        const near = w.op('Greater', [
+          columns,
+          w.op('Sub', [rows, w.constant('int64', [size], [])]),
+        ]);
+        const bias = w.op('Where', [
+          w.op('And', [past, near]),
+          w.scalar(0),
+          w.scalar(-3.4028234663852886e38),
+        ]);
+        const scores = scaled(w, w.op('MatMul', [q, transposed(w, k)]));
+        return w.finish(w.weighted(w.op('Add', [scores, bias]), v));
+      },
+    }),
+  ),
   {
     name: 'the shape of the weights is read afterwards',
     visible: 'all',
@@ -433,6 +438,28 @@ export const FAMILIES: readonly Family[] = [
     },
   },
   {
+    name: 'heads that only a run of the model shows',
+    layer: () => makeLayer(12, 4, 2, 3),
+    visible: 'all',
+    padding: false,
+    mask: 'bidirectional',
+    build(w) {
+      const { heads, kvHeads, dim } = w.layer;
+      const split = (x: string, count: number) => {
+        const hidden = w.op('Max', [w.ints(count), w.ints(1)]);
+        const shape = w.op(
+          'Concat',
+          [w.dim(x, 0), w.dim(x, 1), hidden, w.op('Max', [w.ints(dim)])],
+          { axis: 0 },
+        );
+        return w.op('Transpose', [w.op('Reshape', [x, shape])], { perm: [0, 2, 1, 3] });
+      };
+      const [k, v] = [split(w.linear('k'), kvHeads), split(w.linear('v'), kvHeads)];
+      const scores = w.op('MatMul', [split(w.linear('q'), heads), transposed(w, repeat(w, k))]);
+      return w.finish(w.weighted(scaled(w, scores), repeat(w, v)));
+    },
+  },
+  {
     name: 'one head, no head axis',
     layer: () => makeLayer(8, 1, 1, 6),
     visible: 'all',
@@ -444,25 +471,23 @@ export const FAMILIES: readonly Family[] = [
       return w.project(w.weighted(scores, v));
     },
   },
-  {
-    name: 'ai.onnx Attention, packed rank 3, grouped heads, causal',
-    layer: () => makeLayer(12, 6, 2, 4),
-    pattern: 'ai.onnx.Attention',
-    visible: 'causal',
-    padding: false,
-    mask: 'causal',
-    build(w) {
-      const { heads, kvHeads } = w.layer;
-      const inputs = [w.linear('q'), w.linear('k'), w.linear('v')];
-      const y = w.op('Attention', inputs, {
-        q_num_heads: heads,
-        kv_num_heads: kvHeads,
-        is_causal: 1,
-      });
-      w.project(y);
-      return w.build(23);
-    },
-  },
+  ...[23, 24].map(
+    (opset): Family => ({
+      name: `ai.onnx Attention of opset ${opset}, packed rank 3, grouped heads, causal`,
+      layer: () => makeLayer(12, 6, 2, 4),
+      pattern: 'ai.onnx.Attention',
+      visible: 'causal',
+      padding: false,
+      mask: 'causal',
+      build(w) {
+        const { heads, kvHeads } = w.layer;
+        const inputs = [w.linear('q'), w.linear('k'), w.linear('v')];
+        const attrs = { q_num_heads: heads, kv_num_heads: kvHeads, is_causal: 1 };
+        w.project(w.op('Attention', inputs, attrs));
+        return w.build(opset);
+      },
+    }),
+  ),
   {
     name: 'ai.onnx Attention, rank 4, boolean mask',
     pattern: 'ai.onnx.Attention',

@@ -3,14 +3,14 @@ import { type Model, modelBytes } from '../../../exporter/index.js';
 
 export type Feeds = Record<string, ort.Tensor>;
 
-/** Runs a model in memory on stock onnxruntime-node. */
+const sessions = new WeakMap<Model, Promise<ort.InferenceSession>>();
+
+/** Runs a model in memory on stock onnxruntime-node. The model must not change after its first run. */
 export async function run(model: Model, feeds: Feeds): Promise<Record<string, ort.Tensor>> {
-  const session = await ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 3 });
-  try {
-    return await session.run(feeds);
-  } finally {
-    await session.release();
-  }
+  const known =
+    sessions.get(model) ?? ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 3 });
+  sessions.set(model, known);
+  return (await known).run(feeds);
 }
 
 export function floats(dims: readonly number[], values: (i: number) => number): ort.Tensor {
