@@ -1,11 +1,11 @@
 /**
- * Writes what follows from the schemas: ops/gen/<op>.h (C++ tables) and docs/ops/<op>.md.
+ * Writes what follows from the schemas: ops/gen/<op>.h (C++ tables), ops/gen/<op>_constants.h and docs/ops/<op>.md.
  * `npm run gen` writes; with `--check` nothing is written and the exit status is 1 when a file would change.
  */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, relative } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
-import { cppHeader, snakeCase } from './generate_cpp.js';
+import { cppConstants, cppHeader, snakeCase } from './generate_cpp.js';
 import { docPage } from './generate_docs.js';
 import { ops } from './index.js';
 
@@ -20,10 +20,14 @@ export interface GeneratedFile {
 export function generate(): GeneratedFile[] {
   return Object.values(ops).flatMap((schema) => {
     const name = snakeCase(schema.name);
-    return [
-      { path: fileURLToPath(new URL(`ops/gen/${name}.h`, root)), text: cppHeader(schema) },
-      { path: fileURLToPath(new URL(`docs/ops/${name}.md`, root)), text: docPage(schema) },
+    const files: [string, string | undefined][] = [
+      [`ops/gen/${name}.h`, cppHeader(schema)],
+      [`ops/gen/${name}_constants.h`, cppConstants(schema)],
+      [`docs/ops/${name}.md`, docPage(schema)],
     ];
+    return files.flatMap(([path, text]) =>
+      text === undefined ? [] : [{ path: fileURLToPath(new URL(path, root)), text }],
+    );
   });
 }
 

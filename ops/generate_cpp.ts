@@ -14,22 +14,35 @@ const cppTypes: Partial<Record<DType, string>> = {
   bool: 'DType::kBool',
 };
 
-/** ops/gen/<op>.h: indices, constants and the `OpTable` of one operator. */
+/** ops/gen/<op>_constants.h: the numbers of the definition, for kernels. Undefined when there are none. */
+export function cppConstants(schema: OpSchema): string | undefined {
+  const lines = Object.entries(schema.constants).map(
+    ([name, { value, doc }]) =>
+      `constexpr float k${camel(name)} = ${cppFloat(value)};  // ${doc}\n`,
+  );
+  if (lines.length === 0) return undefined;
+  const snake = snakeCase(schema.name);
+  return header(snake, 'CONSTANTS_H_', lines.join(''));
+}
+
+/** ops/gen/<op>.h: indices and the `OpTable` of one operator. */
 export function cppHeader(schema: OpSchema): string {
   const table = new Table(schema);
   const snake = snakeCase(schema.name);
-  const guard = `FLA_OPS_GEN_${snake.toUpperCase()}_H_`;
+  const body = `${table.indices()}\n${table.definition()}`;
+  return header(snake, 'H_', body, '#include "ops/register/op_table.h"\n\n');
+}
+
+function header(snake: string, guardEnd: string, body: string, includes = ''): string {
+  const guard = `FLA_OPS_GEN_${snake.toUpperCase()}_${guardEnd}`;
   return `// Generated from ops/${snake}/schema.ts by \`npm run gen\`. Do not edit.
 // clang-format off
 #ifndef ${guard}
 #define ${guard}
 
-#include "ops/register/op_table.h"
+${includes}namespace fla::gen::${snake} {
 
-namespace fla::gen::${snake} {
-
-${table.indices()}
-${table.constants()}${table.definition()}
+${body}
 }  // namespace fla::gen::${snake}
 
 #endif  // ${guard}
@@ -96,14 +109,6 @@ class Table {
 
   private enumOf(name: string, prefix: string, items: readonly string[]): string {
     return `enum ${name} : int { ${items.map((item) => prefix + camel(item)).join(', ')} };\n`;
-  }
-
-  constants(): string {
-    const lines = Object.entries(this.schema.constants).map(
-      ([name, { value, doc }]) =>
-        `constexpr float k${camel(name)} = ${cppFloat(value)};  // ${doc}\n`,
-    );
-    return lines.length ? `${lines.join('')}\n` : '';
   }
 
   definition(): string {

@@ -16,10 +16,6 @@ enum UpdateRule : int { kUpdateRuleLinear, kUpdateRuleGated, kUpdateRuleDelta, k
 enum FeatureMap : int { kFeatureMapIdentity, kFeatureMapElu1, kFeatureMapRelu, kFeatureMapExp, kFeatureMapSilu, kFeatureMapL2norm, kFeatureMapSoftmax };
 enum Read : int { kReadAfter, kReadBefore, kReadBonus };
 
-constexpr float kNormalizeEps = 0.000001f;  // Added to the denominator when normalize=1.
-constexpr float kL2normEps = 0.000001f;  // Added to the sum of squares before the square root.
-constexpr float kExpClamp = 80.0f;  // Largest argument of the exp feature map.
-
 inline constexpr TypeChoice type_T[] = {
     {-1, DType::kFloat32},
     {-1, DType::kFloat16},

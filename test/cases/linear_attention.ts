@@ -37,6 +37,8 @@ export interface LinearAttentionCase {
   readonly mask?: 'left' | 'right' | 'random' | 'none';
   /** Given when read=bonus. */
   readonly bonus?: boolean;
+  /** Queries and keys are this much larger than normal; default 1. */
+  readonly magnitude?: number;
   inputs(): LinearAttentionInputs;
 }
 
@@ -114,6 +116,7 @@ interface Spec extends Partial<Sizes> {
   readonly beta?: LinearAttentionCase['beta'];
   readonly state?: boolean;
   readonly mask?: LinearAttentionCase['mask'];
+  readonly magnitude?: number;
 }
 
 const rules = ['linear', 'gated', 'delta', 'gated_delta'] as const;
@@ -145,22 +148,23 @@ function makeCase(name: string, rule: Rule, spec: Spec = {}): LinearAttentionCas
     state: spec.state,
     mask: spec.mask,
     bonus: attributes.read === 'bonus',
+    magnitude: spec.magnitude,
   };
   return { ...shell, inputs: () => drawInputs(shell) };
 }
 
 function drawInputs(testCase: Omit<LinearAttentionCase, 'inputs'>): LinearAttentionInputs {
   const { B, T, HQ, HK, HV, K, V } = testCase.sizes;
-  const { attributes, decay, beta, state, mask, bonus } = testCase;
+  const { attributes, decay, beta, state, mask, bonus, magnitude = 1 } = testCase;
   const random = new Random(testCase.name);
   const normal = () => random.normal();
   // Keys of about unit length keep the delta rules contracting, as their layers do with an L2 norm.
-  const key = () => random.normal() / Math.sqrt(K);
+  const key = () => (magnitude * random.normal()) / Math.sqrt(K);
   const width = V + (attributes.normalize ?? 0);
   const strength = decay?.strength === 'off' ? 0 : (decay?.strength ?? 0);
   const tokens = Array.from({ length: B * T }, () => random.uniform());
   return {
-    query: random.tensor([B, T, HQ * K], normal),
+    query: random.tensor([B, T, HQ * K], () => magnitude * random.normal()),
     key: random.tensor([B, T, HK * K], key),
     value: random.tensor([B, T, HV * V], normal),
     ...(state && { past_state: drawState(random, [B, HV, K, width], attributes.normalize === 1) }),
@@ -301,6 +305,19 @@ const normalized = [
   }),
 ];
 
+// So small that the epsilons decide.
+const tiny = [
+  ...everyRule('tiny vectors, qk_l2norm', { attributes: { qk_l2norm: 1 }, magnitude: 1e-3 }),
+  makeCase('tiny vectors, feature_map l2norm', 'linear', {
+    attributes: { feature_map: 'l2norm' },
+    magnitude: 1e-3,
+  }),
+  makeCase('tiny weights, normalize', 'linear', {
+    attributes: { feature_map: 'relu', normalize: 1 },
+    magnitude: 1e-3,
+  }),
+];
+
 const masked = [
   ...(['left', 'right', 'random', 'none'] as const).flatMap((mask) =>
     everyRule(`mask ${mask}`, { mask, B: 2, state: mask === 'random' }),
@@ -406,6 +423,7 @@ export const linearAttentionCases: readonly LinearAttentionCase[] = [
   ...betas,
   ...featureMaps,
   ...normalized,
+  ...tiny,
   ...masked,
   ...long,
   ...bidirectional,

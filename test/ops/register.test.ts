@@ -96,6 +96,13 @@ describe('the operator library', () => {
     expect(await refusalOf(callOf(inputs, { dtypes }))).toMatch(/LinearAttention/);
   });
 
+  it('clamps the argument of the exp feature map', async () => {
+    const query = { shape: [1, 40, 8], data: new Float64Array(320).map((_, i) => 70 + (i % 40)) };
+    const call = { ...attributes, feature_map: 'exp' } as const;
+    const actual = await runCall(callOf({ ...inputs, query }, { attributes: call }));
+    expectClose(actual.output, linearAttentionReference(call, { ...inputs, query }).output);
+  });
+
   it('leaves out outputs that the node does not have', async () => {
     const expected = linearAttentionReference(attributes, inputs);
     const first = await runCall(callOf(inputs, { outputs: ['output'] }));
