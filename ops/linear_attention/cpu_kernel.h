@@ -969,6 +969,7 @@ inline void run_decode(const Plan& s, const Item& it, Work& w) {
 // ---- the plan
 
 constexpr int64_t kStreamBytes = 32 << 20;  // an output this large will not stay in any cache
+constexpr int64_t kCachedBytes = 32 << 20;  // inputs and output this small come from a cache anyway
 constexpr int64_t kGroupBytes = 512 << 10;  // the states of a group should stay in the L2 cache
 
 // How states and columns are shared out. Columns are split only when there are too few states to
@@ -991,7 +992,9 @@ inline void plan_items(Plan& s, int threads) {
   s.per_item = static_cast<int>((s.panels + parts - 1) / parts);
   s.parts = (s.panels + s.per_item - 1) / s.per_item;
   const int64_t fit = lmax(1, kGroupBytes / (s.kp * s.per_item * s.width * 4));
-  const int64_t fair = threads == 1 ? p.HV : lmax(1, states / (2 * threads));
+  const int64_t traffic = p.B * p.T * s.heads_out * (p.K + p.V) * 2 * size_of(p.io);
+  const int64_t turns = traffic < kCachedBytes ? 4 : 2;  // per thread
+  const int64_t fair = threads == 1 ? p.HV : lmax(1, states / (turns * threads));
   s.group = imin(imin(fair, fit), p.HV);
   s.groups = static_cast<int>((p.HV + s.group - 1) / s.group);
 }
