@@ -61,13 +61,14 @@ export interface CostOptions {
   dims?: Readonly<Record<string, number>>;
   /** Default 512. */
   chunk?: number;
-  /** Timed runs per model and length, after one to warm up. Default 5; slow models get fewer. */
+  /** Timed runs per model and length. Default 5; fewer when they take more than 15 s together. */
   runs?: number;
   onProgress?: (done: number, total: number, length: number) => void;
   signal?: AbortSignal;
 }
 
-const SLOW_MS = 1500; // a run this long needs neither a warm-up nor many repetitions
+const SLOW_MS = 1500; // runs this long need no warm-up
+const BUDGET_MS = 15_000; // for one length; slow models are timed less often
 
 /**
  * Measures both models at each length, every one in a fresh process, runs of the two taking turns.
@@ -99,20 +100,25 @@ async function measureLength(length: number, options: CostOptions): Promise<Cost
   }
 }
 
-/** The timings of either child, the warm-up left out unless it is all there is. */
+/** The timings of either child; the first run of fast models only warms up. */
 async function takeTurns(
-  [a, b]: readonly [CostChild, CostChild],
+  children: readonly [CostChild, CostChild],
   runs: number,
 ): Promise<[Timing[], Timing[]]> {
-  const first = [await a.run(), await b.run()];
-  const slow = Math.max(...first.map((t) => t?.ms ?? 0)) > SLOW_MS;
-  const timings: [Timing[], Timing[]] = slow
-    ? [first[0] ? [first[0]] : [], first[1] ? [first[1]] : []]
-    : [[], []];
-  for (let i = timings[0].length + timings[1].length > 0 ? 1 : 0; i < (slow ? 1 : runs); i++) {
-    const [x, y] = [await a.run(), await b.run()];
-    if (x) timings[0].push(x);
-    if (y) timings[1].push(y);
+  const timings: [Timing[], Timing[]] = [[], []];
+  const start = performance.now();
+  const turn = async () => {
+    for (const [i, child] of children.entries()) {
+      const timing = await child.run();
+      if (timing) timings[i]!.push(timing);
+    }
+  };
+  await turn();
+  if (performance.now() - start < SLOW_MS) for (const list of timings) list.length = 0;
+  while (Math.max(timings[0].length, timings[1].length) < runs) {
+    const late = timings.some((t) => t.length > 0) && performance.now() - start > BUDGET_MS;
+    if (late || children.every((c) => c.error !== undefined)) break;
+    await turn();
   }
   return timings;
 }
