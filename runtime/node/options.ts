@@ -160,6 +160,9 @@ function config(options: SessionOptions, provider: FlaExecutionProviderOption): 
   const folder = text('modelFolder', provider.modelFolder);
   if (folder)
     entries.push(['session.model_external_initializers_file_folder_path', resolve(folder)]);
+  // Kernels cannot ask ONNX Runtime how large its thread pool is; they split their work by this entry.
+  if (options.intraOpNumThreads)
+    entries.push(['fla.intra_op_num_threads', String(options.intraOpNumThreads)]);
   return entries;
 }
 
