@@ -79,11 +79,18 @@ function dataInputs(node: Node): string[] {
 /** Keys and values must come from what the queries come from. */
 export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): string | undefined {
   const [ofQ, ofK, ofV] = [q, k, v].map((h) => projectionInputs(h.value, facts));
-  const meet = (a: Set<string>, b: Set<string>) => [...a].some((x) => b.has(x));
+  const meet = (a: Set<string>, b: Set<string>) =>
+    [...a].some((x) => b.has(x) || summands(x, facts).some((y) => b.has(y)));
   if (meet(ofQ!, ofV!) && meet(ofK!, ofV!)) return undefined;
   const inputs = [...ofQ!, ...ofK!, ...ofV!].every((x) => facts.graph.isInput(x));
   const tokens = [q, k].map((h) => facts.dims(h.value)?.[h.layout === 'bhtd' ? 2 : 1]);
   if (inputs && tokens[0] !== undefined && tokens[0] === tokens[1]) return undefined;
   const names = (s: Set<string>) => [...s].join(', ') || 'nothing';
   return `cross-attention: queries are made from ${names(ofQ!)}, values from ${names(ofV!)}`;
+}
+
+/** What a value is the sum of: DETR adds position embeddings for queries and keys only. */
+function summands(value: string, facts: Facts): readonly string[] {
+  const node = facts.graph.producer(value);
+  return node?.is('Add') ? node.inputs : [];
 }

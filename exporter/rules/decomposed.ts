@@ -28,13 +28,16 @@ import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js'
 import { crossAttention, weightLike } from '../match/sources.js';
 
 /** What happens to the scores between MatMul and Softmax, from Softmax upwards. */
-type Step = MaskStep | { readonly kind: 'scale'; readonly factor: number };
+type Step =
+  | MaskStep
+  | { readonly kind: 'scale'; readonly factor: number }
+  | { readonly kind: 'softcap' };
 type P = Pattern<Step>;
 
 /**
  * The scores: q k', then in any order factors, added masks and Where masks.
  *
- *     Softmax <- [Add(mask) | Where(cond, scores, fill) | Mul | Div | Sub(0, .) | Reshape]* <- MatMul(q, k')
+ *     Softmax <- [Add(mask) | Where(cond, scores, fill) | Mul | Div | Tanh | Reshape]* <- MatMul(q, k')
  */
 const scores: P = lazy(() =>
   either<Step>(
@@ -67,6 +70,7 @@ const scores: P = lazy(() =>
       fill: v.fill!,
     })),
     op('Reshape', [scores]),
+    note(op('Tanh', [scores]), () => ({ kind: 'softcap' })),
   ),
 );
 
@@ -356,6 +360,8 @@ function scoreSteps(
   const masks: MaskStep[] = [];
   // Notes run from Softmax towards the product; computation runs the other way.
   for (const step of [...notes].reverse()) {
+    if (step.kind === 'softcap')
+      return { scale, masks, reason: 'scores go through Tanh (softcap)' };
     if (step.kind === 'scale') {
       if (masks.length > 0) {
         return { scale, masks, reason: `scores are multiplied by ${step.factor} after a mask` };

@@ -217,6 +217,15 @@ const NEAR_MISSES: NearMiss[] = [
     },
   },
   {
+    name: 'softcap',
+    reason: /scores go through Tanh \(softcap\)/,
+    build(w) {
+      const { scores, v } = plain(w);
+      const capped = w.op('Tanh', [w.op('Div', [scores, w.scalar(50)])]);
+      return w.finish(w.weighted(w.op('Mul', [capped, w.scalar(50)]), v));
+    },
+  },
+  {
     name: 'keys that are not transposed',
     dim: 4,
     reason: /must be transposed by perm 0132, 0231 or 021, received 0213/,

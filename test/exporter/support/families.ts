@@ -421,6 +421,19 @@ export const FAMILIES: readonly Family[] = [
     }),
   ),
   {
+    name: 'DETR: something is added to the input of queries and keys only',
+    visible: 'all',
+    padding: false,
+    mask: 'bidirectional',
+    build(w) {
+      const { heads } = w.layer;
+      const placed = w.op('Add', ['x', w.scalar(0)]);
+      const [q, k] = [w.heads(w.linear('q', placed), heads), w.heads(w.linear('k', placed), heads)];
+      const v = w.heads(w.linear('v'), heads);
+      return w.finish(w.weighted(scaled(w, w.op('MatMul', [q, transposed(w, k)])), v));
+    },
+  },
+  {
     name: 'the shape of the weights is read afterwards',
     visible: 'all',
     padding: false,
