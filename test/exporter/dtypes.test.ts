@@ -7,7 +7,9 @@ import {
   parseModel,
   type RewriteOptions,
   rewriteModel,
+  type StatePair,
 } from '../../exporter/index.js';
+import { decoder } from './support/decoder.js';
 import {
   FAMILIES,
   type Family,
@@ -18,7 +20,7 @@ import {
   Writer,
 } from './support/families.js';
 import { type Call, evaluate, makeLayer } from './support/layer.js';
-import { distance, random, run } from './support/run.js';
+import { distance, ints, random, run } from './support/run.js';
 
 const BATCH = 2;
 const TOKENS = 7;
@@ -92,5 +94,32 @@ describe.each([...named, upcast])('$name, in float16', (family) => {
     { variant: 'linear', body: 'standard' },
   ])('%j', async (options) => {
     expect(await error(options)).toBeLessThan(5e-3);
+  });
+});
+
+describe('the state of a float16 decoder', () => {
+  const spec = { attention: 'decomposed', cache: true, positions: 'none', padding: false } as const;
+  const IDS = [3, 10, 17, 1, 8, 15];
+  const variants = [{ dtype: 'float32' }, { dtype: 'same' }] as const;
+
+  it.each(variants)('is $dtype, and goes on where it stopped', async ({ dtype }) => {
+    const model = decoder(spec, 'float16');
+    const { state } = await rewriteModel(model, { variant: 'linear', dtype });
+    const [pair] = state as [StatePair];
+    expect(pair.dtype).toBe(dtype === 'same' ? 'float16' : 'float32');
+    const file = parseModel(modelBytes(model));
+    expect(file.graph.dtype(pair.past)).toBe(pair.dtype);
+    const empty = () =>
+      pair.dtype === 'float16'
+        ? halves([1, 2, 3, 4], Array(24).fill(0))
+        : new ort.Tensor('float32', new Float32Array(24), [1, 2, 3, 4]);
+    const call = (ids: readonly number[], past: ort.Tensor) =>
+      run(file, { input_ids: ints([1, ids.length], ids), [pair.past]: past });
+    const whole = await call(IDS, empty());
+    const first = await call(IDS.slice(0, 2), empty());
+    const rest = await call(IDS.slice(2), first[pair.present]!);
+    const parts = [...numbers(first.y!), ...numbers(rest.y!)];
+    expect(distance(numbers(whole.y!), parts)).toBeLessThan(5e-3);
+    expect(rest[pair.present]!.type).toBe(pair.dtype);
   });
 });

@@ -14,9 +14,9 @@ export interface DecoderSpec {
   readonly padding: boolean;
 }
 
-export function decoder(spec: DecoderSpec): Model {
+export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float32'): Model {
   const grouped = spec.attention !== 'MultiHeadAttention';
-  const w = new Writer(makeLayer(12, 4, grouped ? 2 : 4, 3));
+  const w = new Writer(makeLayer(12, 4, grouped ? 2 : 4, 3), dtype);
   const { heads, kvHeads, hidden, dim } = w.layer;
   delete w.inputs.x;
   w.inputs.input_ids = ['int64', ['batch', 'sequence']];
@@ -24,7 +24,7 @@ export function decoder(spec: DecoderSpec): Model {
   if (spec.positions === 'input') w.inputs.position_ids = ['int64', ['batch', 'sequence']];
   if (spec.cache) {
     for (const what of ['key', 'value']) {
-      const dims = (tokens: string) => ['float32', ['batch', kvHeads, tokens, dim]] as const;
+      const dims = (tokens: string) => [dtype, ['batch', kvHeads, tokens, dim]] as const;
       w.inputs[`past_key_values.0.${what}`] = dims('past_sequence');
       w.outputs[`present.0.${what}`] = dims('total_sequence');
     }
