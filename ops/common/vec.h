@@ -61,23 +61,6 @@ FLA_INLINE IVec lane_index() {
 FLA_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
 FLA_INLINE void store(float* p, Vec x) { *reinterpret_cast<VecLoose*>(p) = x; }
 
-// Past the caches, for results that would only evict what is still needed; `p` aligned to a whole
-// register. Ends with stream_fence() before another thread may look.
-FLA_INLINE void stream(float* p, Vec x) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, reinterpret_cast<__m512>(x));
-#elif defined(__AVX2__)
-  _mm256_stream_ps(p, reinterpret_cast<__m256>(x));
-#else
-  store(p, x);
-#endif
-}
-FLA_INLINE void stream_fence() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-
 typedef uint16_t U16Vec __attribute__((vector_size(VL * 2)));
 FLA_INLINE U16Vec load_u16(const void* p) {
   U16Vec v;

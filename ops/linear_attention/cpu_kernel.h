@@ -120,8 +120,7 @@ struct Plan {
   int group;     // states per work item, neighbours in memory
   int groups;    // per batch entry
   bool delta, per_key, per_head;
-  bool plain;    // float32 output as it comes, through the caches
-  bool stream;   // write output past the caches
+  bool plain;    // output needs neither rounding nor dividing
   bool direct;   // decode
   size_t bytes;  // scratch per item
   bool failed;   // out of memory in some item
@@ -211,8 +210,7 @@ inline void store_output(const Plan& s, const Item& it, int64_t t, int i, int64_
                          const float* src) {
   const auto& p = s.p;
   const int64_t at = ((it.b * p.T + t) * s.heads_out + it.ho + i) * p.V + v0;
-  if (!s.stream) return store_row(p.output, at, src, n, p.io);
-  for (int64_t d = 0; d < n; d += VL) stream(static_cast<float*>(p.output) + at + d, load(src + d));
+  store_row(p.output, at, src, n, p.io);
 }
 
 // ---- token by token
@@ -536,7 +534,6 @@ inline void prefetch_next(const Plan& s, Work& w) {
   if (s.per_key) prefetch_row(p.decay, (token * p.HV + it.hv) * p.K, p.K, p.decay_dtype);
   for (int i = 0; i < s.nq; i++) {
     prefetch_row(p.query, (token * p.Hq + it.hq + i) * p.K, p.K, p.io);
-    if (s.stream) continue;
     prefetch_row<1>(p.output, (token * s.heads_out + it.ho + i) * p.V + it.v0, it.v1 - it.v0, p.io);
   }
 }
@@ -968,7 +965,6 @@ inline void run_decode(const Plan& s, const Item& it, Work& w) {
 
 // ---- the plan
 
-constexpr int64_t kStreamBytes = 32 << 20;  // an output this large will not stay in any cache
 constexpr int64_t kCachedBytes = 32 << 20;  // inputs and output this small come from a cache anyway
 constexpr int64_t kGroupBytes = 512 << 10;  // the states of a group should stay in the L2 cache
 
@@ -1016,10 +1012,7 @@ inline Plan make_plan(const LinearAttentionParams& p, int threads) {
   const bool one_rounding = p.T == 1 || p.state == DType::kFloat32;
   s.direct = p.T < 8 && one_rounding && p.present_state && p.causal;
   s.failed = false;
-  s.stream = p.io == DType::kFloat32 && p.V % VL == 0 &&
-             reinterpret_cast<uintptr_t>(p.output) % 64 == 0 &&
-             p.B * p.T * s.heads_out * p.V * 4 >= kStreamBytes;
-  s.plain = p.io == DType::kFloat32 && !p.normalize && !s.stream;
+  s.plain = p.io == DType::kFloat32 && !p.normalize;
   plan_items(s, threads);
   Work w;
   s.bytes = carve(s, nullptr, &w);
@@ -1052,7 +1045,6 @@ inline void run_item(void* arg, int64_t index) {
         run_decode<BFloat>(s, it, w);
     }
   }
-  if (s.stream) stream_fence();
   scratch_release(memory);
 }
 

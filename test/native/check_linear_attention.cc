@@ -229,7 +229,7 @@ Case random_case() {
   return c;
 }
 
-// Large enough that the output is written past the caches.
+// Long enough for errors to add up, and for several turns of large groups of states.
 Case large_case() {
   Case c;
   auto& p = c.p;
