@@ -16,12 +16,20 @@ function step(command, args) {
   });
   if (status === 0) return;
   process.stderr.write(`${stdout ?? ''}${stderr ?? ''}`);
-  const why = error?.code === 'ENOENT' ? `${command} was not found` : `${command} failed (exit ${status})`;
+  const why =
+    error?.code === 'ENOENT' ? `${command} was not found` : `${command} failed (exit ${status})`;
   process.stderr.write(
     `\nonnx-fla: native build: ${why}.\nIt needs CMake >= 3.18 and a C++17 compiler (Debian: apt-get install cmake g++).\n`,
   );
   process.exit(1);
 }
 
-step('cmake', ['-S', '.', '-B', 'build/cmake', '-DCMAKE_BUILD_TYPE=Release', `-DNODE_EXECUTABLE=${process.execPath}`]);
+step('cmake', [
+  '-S',
+  '.',
+  '-B',
+  'build/cmake',
+  '-DCMAKE_BUILD_TYPE=Release',
+  `-DNODE_EXECUTABLE=${process.execPath}`,
+]);
 step('cmake', ['--build', 'build/cmake', '--parallel', String(availableParallelism())]);
