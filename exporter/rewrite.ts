@@ -3,7 +3,7 @@ import { type AnalysedSite, type Analysis, analyse } from './analysis.js';
 import { type SiteReport, siteReport } from './inspect.js';
 import type { Graph, Model } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
-import type { Cache, Sdpa } from './match/sdpa.js';
+import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { SharedValues } from './shared_values.js';
 import { declareState, removeCaches, type StatePair } from './states.js';
 import { SiteEmitter } from './variants/emit.js';
@@ -231,8 +231,8 @@ function replaceScoreShapes(graph: Graph, sdpa: Sdpa, { facts }: Analysis): void
       );
     }
     const e = new SiteEmitter(graph, facts, sdpa.anchor.name);
-    const tokens = e.dim(q.value, q.layout === 'bhtd' ? 2 : 1);
-    const shape = e.shape([e.dim(q.value, 0), q.heads, tokens, tokens]);
+    const tokens = e.dim(q.value, tokenAxis(q));
+    const shape = e.shape([e.dim(q.value, batchAxis(q)), q.heads, tokens, tokens]);
     for (const { node } of readers) {
       graph.replaceUses(node.outputs[0]!, partOfShape(e, shape, node));
     }

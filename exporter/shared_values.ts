@@ -1,7 +1,7 @@
 import { FlaError } from '../ops/error.js';
 import type { AnalysedSite, Analysis } from './analysis.js';
 import type { Graph, NodeProto } from './ir/index.js';
-import type { Sdpa } from './match/sdpa.js';
+import { type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { SiteEmitter } from './variants/emit.js';
 
@@ -33,9 +33,7 @@ export class SharedValues {
         role === 'tokens' || (role === 'data' && rank === 3) || (role === 'positions' && rank === 2)
       );
     });
-    this.tokenCount ??= own
-      ? this.e.dim(own.name, 1)
-      : this.e.dim(q.value, q.layout === 'bhtd' ? 2 : 1);
+    this.tokenCount ??= own ? this.e.dim(own.name, 1) : this.e.dim(q.value, tokenAxis(q));
     return this.tokenCount;
   }
 

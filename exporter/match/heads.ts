@@ -31,15 +31,15 @@ export function unscale(value: string, facts: Facts): Traced {
 
 /**
  * The keys behind the second operand of the score MatMul, which holds them transposed: perm 0132 or 0231 of a rank-4
- * value, perm 021 of a rank-3 one, or Reshape, Transpose 021, Reshape.
+ * value, perm 021 or 120 of a rank-3 one, or Reshape, Transpose 021, Reshape.
  */
 export function untransposeKeys(
   value: string,
   facts: Facts,
-): (Traced & { layout: 'bhtd' | 'bthd' | 'ntd' }) | string {
+): (Traced & { layout: 'bhtd' | 'bthd' | 'ntd' | 'tnd' }) | string {
   const outer = unscale(value, facts);
   const { node } = lookThrough(outer.value, facts);
-  const done = (source: string, layout: 'bhtd' | 'bthd' | 'ntd') => {
+  const done = (source: string, layout: 'bhtd' | 'bthd' | 'ntd' | 'tnd') => {
     const inner = unscale(source, facts);
     return { value: inner.value, scale: outer.scale * inner.scale, layout };
   };
@@ -48,7 +48,8 @@ export function untransposeKeys(
     if (perm === '0132') return done(node.inputs[0]!, 'bhtd');
     if (perm === '0231') return done(node.inputs[0]!, 'bthd');
     if (perm === '021') return done(node.inputs[0]!, 'ntd');
-    return `keys must be transposed by perm 0132, 0231 or 021, received ${perm} at '${node.name}'`;
+    if (perm === '120') return done(node.inputs[0]!, 'tnd');
+    return `keys must be transposed by perm 0132, 0231, 021 or 120, received ${perm} at '${node.name}'`;
   }
   if (node?.is('Reshape')) {
     const middle = lookThrough(node.inputs[0]!, facts).node;
@@ -67,6 +68,24 @@ export function unflatten(value: string, facts: Facts): string | undefined {
   const source = node?.is('Reshape') ? node.inputs[0]! : undefined;
   if (source && facts.rank(source) === undefined) facts.wanted.add(source);
   return source && facts.rank(source) === 4 ? source : undefined;
+}
+
+/** The [T,B,H*D] value behind a [T,B*H,D] one (`tnd`) or behind its transposition [B*H,T,D] (`ntd`), as in torch.nn. */
+export function timeFirst(value: string, layout: 'ntd' | 'tnd', facts: Facts): Heads | undefined {
+  const swap = layout === 'ntd' ? lookThrough(value, facts).node : undefined;
+  if (layout === 'ntd' && !(swap?.is('Transpose') && swap.ints('perm')?.join('') === '102')) {
+    return undefined;
+  }
+  const flat = swap?.inputs[0] ?? value;
+  const reshape = lookThrough(flat, facts).node;
+  const source = reshape?.is('Reshape') ? reshape.inputs[0]! : undefined;
+  const from = source ? facts.dims(source) : undefined;
+  const to = facts.dims(flat);
+  const [width, dim] = [from?.[2], to?.[2]];
+  const tokensKept = from?.[0] !== undefined && from[0] === to?.[0];
+  if (from?.length !== 3 || to?.length !== 3 || !tokensKept) return undefined;
+  if (typeof width !== 'number' || typeof dim !== 'number' || width % dim !== 0) return undefined;
+  return { value: source!, layout: 'time-first', heads: width / dim, dim };
 }
 
 /**

@@ -1,6 +1,6 @@
 import type { Facts } from './facts.js';
 import type { Probed, Prober } from './probe.js';
-import type { MaskStep, Sdpa } from './sdpa.js';
+import { type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
 import { batchOf, roleOf, type Situation } from './situation.js';
 
 /** Which keys a query may see, found out from the mask's values. */
@@ -67,8 +67,7 @@ function stepValues(step: MaskStep): string[] {
 }
 
 function fixedTokens(sdpa: Sdpa, facts: Facts): number | undefined {
-  const { value, layout } = sdpa.q;
-  const d = facts.dims(value)?.[layout === 'bhtd' ? 2 : 1];
+  const d = facts.dims(sdpa.q.value)?.[tokenAxis(sdpa.q)];
   return typeof d === 'number' ? d : undefined;
 }
 

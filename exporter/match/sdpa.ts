@@ -6,17 +6,26 @@ import type { DTypeName, Node } from '../ir/index.js';
  * - `bhtd`: [B,H,T,D]
  * - `bthd`: [B,T,H,D]
  * - `packed`: [B,T,H*D]
+ * - `time-first`: [T,B,H*D]
  * - `stacked`: packed projections with an axis more, [B,T,N,H,D] or [B,T,H,N,D], of which entry `index` of axis `axis` is meant
  */
 export interface Heads {
   readonly value: string;
-  readonly layout: 'bhtd' | 'bthd' | 'packed' | 'stacked';
+  readonly layout: 'bhtd' | 'bthd' | 'packed' | 'time-first' | 'stacked';
   readonly index?: number;
   readonly axis?: 2 | 3;
   /** A vector to be added to the packed heads: elements `from` to `from + heads * dim` of `value`. */
   readonly bias?: { readonly value: string; readonly from: number };
   readonly heads: number;
   readonly dim: number;
+}
+
+/** The axis that counts tokens, and the one that counts rows of the batch. */
+export function tokenAxis({ layout }: Heads): number {
+  return layout === 'bhtd' ? 2 : layout === 'time-first' ? 0 : 1;
+}
+export function batchAxis({ layout }: Heads): number {
+  return layout === 'time-first' ? 1 : 0;
 }
 
 /** One step between the scaled scores and Softmax. All values broadcast to [B,H,Tq,Tk]. */
@@ -57,8 +66,8 @@ export interface Sdpa {
   readonly scale: number;
   readonly masks: readonly MaskStep[];
   readonly cache?: Cache;
-  /** What the site computes: [B,H,T,D], [B,T,H,D] or [B,T,H*D]. */
-  readonly output: { readonly value: string; readonly layout: 'bhtd' | 'bthd' | 'packed' };
+  /** What the site computes: [B,H,T,D], [B,T,H,D], [B,T,H*D] or (`tnd`) [T,B*H,D]. */
+  readonly output: { readonly value: string; readonly layout: 'bhtd' | 'bthd' | 'packed' | 'tnd' };
   /** Nodes whose outputs the rewritten site replaces; they must have no other readers. */
   readonly replaced: readonly Node[];
   /** The nodes of the scores and weights, for nodes that are matched one by one. */

@@ -1,6 +1,6 @@
 import type { Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
-import type { Heads } from './sdpa.js';
+import { type Heads, tokenAxis } from './sdpa.js';
 
 const PROJECTIONS = new Set([
   'MatMul',
@@ -83,7 +83,7 @@ export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): stri
     [...a].some((x) => b.has(x) || summands(x, facts).some((y) => b.has(y)));
   if (meet(ofQ!, ofV!) && meet(ofK!, ofV!)) return undefined;
   const inputs = [...ofQ!, ...ofK!, ...ofV!].every((x) => facts.graph.isInput(x));
-  const tokens = [q, k].map((h) => facts.dims(h.value)?.[h.layout === 'bhtd' ? 2 : 1]);
+  const tokens = [q, k].map((h) => facts.dims(h.value)?.[tokenAxis(h)]);
   if (inputs && tokens[0] !== undefined && tokens[0] === tokens[1]) return undefined;
   const names = (s: Set<string>) => [...s].join(', ') || 'nothing';
   return `cross-attention: queries are made from ${names(ofQ!)}, values from ${names(ofV!)}`;

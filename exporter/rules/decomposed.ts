@@ -6,6 +6,7 @@ import {
   onlyReader,
   shown,
   siteOutput,
+  timeFirst,
   unflatten,
   unrepeat,
   unscale,
@@ -177,8 +178,8 @@ function normalise(
   if (typeof keys === 'string') return unsupported(keys);
   const query = unscale(values.q!, facts);
   const rank = facts.rank(query.value);
-  const is3d = rank === 3 || keys.layout === 'ntd';
-  const flat = is3d ? flatten(query.value, keys.value, values.v!, root, facts) : undefined;
+  const is3d = rank === 3 || keys.layout === 'ntd' || keys.layout === 'tnd';
+  const flat = is3d ? flatten(query.value, keys, values.v!, root, facts) : undefined;
   if (typeof flat === 'string') return unsupported(flat);
 
   const heads = flat?.q ?? headsOf(query.value, 'bhtd', facts);
@@ -222,7 +223,7 @@ function normalise(
     scale,
     masks,
     ...(kv.cache && { cache: kv.cache }),
-    output: siteOutput((flat?.output ?? root).outputs[0]!, facts),
+    output: flat?.timeFirst ?? siteOutput((flat?.output ?? root).outputs[0]!, facts),
     replaced: [],
     interior: nodes.filter((n) => n !== root),
     dtype,
@@ -231,8 +232,38 @@ function normalise(
   return { sdpa: { ...sdpa, replaced: [facts.graph.producer(sdpa.output.value)!] } };
 }
 
+/** What `flatten` finds: heads, and the node or value that a rewritten site must supply, if not the weighted sum. */
+interface Flattened {
+  readonly q: Heads;
+  readonly k: Loose;
+  readonly v: Loose;
+  readonly output?: Node;
+  readonly timeFirst?: Sdpa['output'];
+}
+
 /** Query, keys and values as [B*H,T,D] (or as [B,T,D] of a single head), and the value that the site computes. */
-function flatten(q: string, k: string, v: string, root: Node, facts: Facts) {
+function flatten(
+  q: string,
+  { value: k, layout }: { value: string; layout: string },
+  v: string,
+  root: Node,
+  facts: Facts,
+): Flattened | string {
+  const keysAre = layout === 'tnd' ? 'tnd' : 'ntd';
+  const [tq, tk, tv] = [
+    timeFirst(q, 'ntd', facts),
+    timeFirst(k, keysAre, facts),
+    timeFirst(v, 'ntd', facts),
+  ];
+  if (tq && tk && tv) {
+    const after = onlyReader(root.outputs[0]!, facts);
+    if (!after?.is('Transpose') || after.ints('perm')?.join('') !== '102') {
+      return `'${root.outputs[0]}' [B*H,T,D] must go to a Transpose to [T,B*H,D], received ${after?.opType ?? 'several readers'}`;
+    }
+    return { q: tq, k: tk, v: tv, timeFirst: { value: after.outputs[0]!, layout: 'tnd' } };
+  }
+  if (layout === 'tnd')
+    return `keys '${k}' [T,B*H,D] must be reshaped from [T,B,H*D] with known H and D`;
   const sources = [q, k, unscale(v, facts).value].map((x) => unflatten(x, facts));
   const [q4, k4, v4] = sources;
   if (q4 && k4 && v4) {
@@ -266,7 +297,7 @@ function flatten(q: string, k: string, v: string, root: Node, facts: Facts) {
     heads: 1,
     dim: d,
   });
-  return { q: packed(q, dim), k: packed(k, dim), v: packed(v, valueDim), output: undefined };
+  return { q: packed(q, dim), k: packed(k, dim), v: packed(v, valueDim) };
 }
 
 /** Is a rank-3 value a projection of rank-3 input, with nothing but additions and factors after it? */

@@ -34,6 +34,8 @@ export class SiteEmitter extends BodyEmitter {
         return flat(h.value);
       case 'bhtd':
         return flat(this.transpose(h.value, [0, 2, 1, 3]));
+      case 'time-first':
+        return this.transpose(h.value, [1, 0, 2]);
       case 'stacked':
         return flat(this.slice(h.value, h.axis!, h.index!, h.index! + 1));
     }
@@ -52,10 +54,12 @@ export class SiteEmitter extends BodyEmitter {
     x: string,
     heads: number,
     dim: number,
-    output: { value: string; layout: 'bhtd' | 'bthd' },
+    output: { value: string; layout: 'bhtd' | 'bthd' | 'tnd' },
   ): void {
     const lengths = [0, 0, heads, dim];
     if (output.layout === 'bthd') this.reshape(x, lengths, output.value);
+    else if (output.layout === 'tnd')
+      this.reshape(this.transpose(x, [1, 0, 2]), [0, -1, dim], output.value);
     else {
       const perm = { perm: [0, 2, 1, 3] };
       this.op('Transpose', [this.reshape(x, lengths)], perm, { output: output.value });

@@ -92,7 +92,8 @@ function project(
   const weight = graph.addInitializer(
     makeTensor(graph.fresh(`${what}.${layer}.weight`), sdpa.dtype, [rows, n], gate.weight),
   );
-  const product = e.matmul(x, weight);
+  const batchFirst = sdpa.q.layout === 'time-first' ? e.transpose(x, [1, 0, 2]) : x;
+  const product = e.matmul(batchFirst, weight);
   if (!gate.bias) return { value: product, columns: n };
   const bias = graph.addInitializer(
     makeTensor(graph.fresh(`${what}.${layer}.bias`), sdpa.dtype, [n], gate.bias),

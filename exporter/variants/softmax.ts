@@ -32,7 +32,8 @@ function finish(e: SiteEmitter, weights: string, v: string, sdpa: Sdpa): void {
   }
   const perm = { perm: [0, 2, 1, 3] };
   const sum = e.matmul(weights, v);
-  if (layout === 'bthd') e.op('Transpose', [sum], perm, { output });
+  if (layout === 'tnd') e.reshape(e.transpose(sum, [2, 0, 1, 3]), [0, -1, sdpa.v.dim], output);
+  else if (layout === 'bthd') e.op('Transpose', [sum], perm, { output });
   else e.reshape(e.op('Transpose', [sum], perm), [0, 0, sdpa.q.heads * sdpa.v.dim], output);
 }
 

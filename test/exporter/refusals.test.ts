@@ -228,7 +228,7 @@ const NEAR_MISSES: NearMiss[] = [
   {
     name: 'keys that are not transposed',
     dim: 4,
-    reason: /must be transposed by perm 0132, 0231 or 021, received 0213/,
+    reason: /must be transposed by perm 0132, 0231, 021 or 120, received 0213/,
     build(w) {
       const [q, k, v] = qkv(w);
       const keys = w.op('Transpose', [k], { perm: [0, 2, 1, 3] });

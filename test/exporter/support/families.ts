@@ -434,6 +434,33 @@ export const FAMILIES: readonly Family[] = [
     },
   },
   {
+    name: 'torch.nn.MultiheadAttention: tokens first, [T,B*H,D]',
+    visible: 'all',
+    padding: false,
+    mask: 'bidirectional',
+    build(w) {
+      const { heads, hidden, dim } = w.layer;
+      const x = w.op('Transpose', ['x'], { perm: [1, 0, 2] });
+      const split = (what: 'q' | 'k' | 'v') => {
+        const rows = w.op('Mul', [w.dim(x, 1), w.ints(heads)]);
+        const shape = w.op('Concat', [w.dim(x, 0), rows, w.ints(dim)], { axis: 0 });
+        return w.op('Reshape', [w.linear(what, x), shape]);
+      };
+      const swap = (value: string) => w.op('Transpose', [value], { perm: [1, 0, 2] });
+      const keys = w.op('Transpose', [split('k')], { perm: [1, 2, 0] });
+      const scores = w.op('MatMul', [scaled(w, swap(split('q'))), keys]);
+      const out = swap(w.weighted(scores, swap(split('v'))));
+      const flat = w.op('Reshape', [
+        out,
+        w.op('Concat', [w.ints(-1), w.ints(heads * dim)], { axis: 0 }),
+      ]);
+      const product = w.op('Gemm', [flat, w.weight('wo', [heads * dim, hidden], w.layer.wo)]);
+      const shape = w.op('Concat', [w.dim(x, 0), w.dim(x, 1), w.ints(hidden)], { axis: 0 });
+      w.op('Transpose', [w.op('Reshape', [product, shape])], { perm: [1, 0, 2] }, { output: 'y' });
+      return w.build();
+    },
+  },
+  {
     name: 'the shape of the weights is read afterwards',
     visible: 'all',
     padding: false,
