@@ -48,7 +48,9 @@ function record(testCase: LinearAttentionCase, types: CaseTypes): Uint8Array[] {
     attributes.qk_l2norm ?? 0,
     decay ? (decay.per === 'head' ? 1 : 2) : 0,
     beta ? (beta === 'head' ? 1 : 2) : 0,
-    ...[types.T, types.S, types.TD, types.TB, types.M, types.TU].map((type) => dtypes.indexOf(type)),
+    ...[types.T, types.S, types.TD, types.TB, types.M, types.TU].map((type) =>
+      dtypes.indexOf(type),
+    ),
   ];
   const { B, T, HQ, HK, HV, K, V } = sizes;
   return [
