@@ -233,6 +233,7 @@ function lengthState(
     present: graph.fresh(`present.${word}`),
     shape: [counting === 'visible' ? batch : 1],
     dtype: 'int64',
+    in_place: false,
   };
   addState(graph, pair);
   states.push(pair);

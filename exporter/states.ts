@@ -18,6 +18,8 @@ export interface StatePair {
   /** The batch dimension may be symbolic, all others are numbers. */
   shape: (number | string)[];
   dtype: string;
+  /** Only the op that writes `present` reads `past`: where its kernels run, both may share memory. */
+  in_place: boolean;
 }
 
 /** Names the state of a layer after its cache: past_key_values.3.key becomes past_key_values.3.state. */
@@ -43,6 +45,7 @@ export function declareState(
     present: stateName(graph, cache.presentKey || `${cache.pastKey}.present`),
     shape: [batch, sdpa.v.heads, sdpa.k.dim, columns],
     dtype: stateType(dtype, options) as DTypeName,
+    in_place: true,
   };
   addState(graph, pair, cache.pastKey, cache.presentKey);
   return pair;

@@ -179,13 +179,15 @@ describe.each(named)('$name', ({ spec }) => {
       present: 'present.0.state',
       shape: ['batch', spec.attention === 'MultiHeadAttention' ? 4 : 2, 3, 4],
       dtype: 'float32',
+      in_place: true,
     });
     const counted = report.state.find((s) => s.past === 'past_key_values.length');
     const counts = { cache: 'past_key_values.position', mask: 'past_key_values.length' }[
       spec.positions as string
     ];
     expect(report.state.slice(1).map((s) => s.past)).toEqual(counts ? [counts] : []);
-    if (counted) expect(counted).toMatchObject({ dtype: 'int64', shape: ['batch'] });
+    if (counted)
+      expect(counted).toMatchObject({ dtype: 'int64', shape: ['batch'], in_place: false });
     for (const pair of report.state) {
       expect(model.graph.dims(pair.past)).toEqual(pair.shape);
       expect(model.graph.dims(pair.present)).toEqual(pair.shape);

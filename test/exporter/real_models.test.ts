@@ -209,6 +209,7 @@ describe('tinylm', () => {
       present: 'present.length',
       shape: ['batch'],
       dtype: 'int64',
+      in_place: false,
     });
   });
 });
