@@ -33,7 +33,7 @@ export function align(first: string, second: string): Alignment {
 
 /** cost[i][j] = edits between the first i characters of x and the first j of y. */
 function editTable(x: readonly string[], y: readonly string[]): number[][] {
-  const cost = [y.reduce((row, _, j) => [...row, j + 1], [0])];
+  const cost = [Array.from({ length: y.length + 1 }, (_, j) => j)];
   for (let i = 1; i <= x.length; i++) {
     const row = [i];
     for (let j = 1; j <= y.length; j++) {
