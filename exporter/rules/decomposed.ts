@@ -3,12 +3,8 @@ import type { Facts } from '../match/facts.js';
 import {
   headMismatch,
   headsOf,
-  onlyReader,
   shown,
   siteOutput,
-  timeFirst,
-  unflatten,
-  unrepeat,
   unscale,
   untransposeKeys,
 } from '../match/heads.js';
@@ -25,8 +21,10 @@ import {
   type Pattern,
 } from '../match/pattern.js';
 import { notAttention, type Rule, unsupported } from '../match/rule.js';
-import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
+import type { MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
 import { crossAttention, weightLike } from '../match/sources.js';
+import { flatten } from './decomposed_flat.js';
+import { keysAndValues } from './decomposed_keys.js';
 
 /** What happens to the scores between MatMul and Softmax, from Softmax upwards. */
 type Step =
@@ -230,154 +228,6 @@ function normalise(
     scoreDtype: facts.dtype(anchor.inputs[0]!) ?? dtype,
   };
   return { sdpa: { ...sdpa, replaced: [facts.graph.producer(sdpa.output.value)!] } };
-}
-
-/** What `flatten` finds: heads, and the node or value that a rewritten site must supply, if not the weighted sum. */
-interface Flattened {
-  readonly q: Heads;
-  readonly k: Loose;
-  readonly v: Loose;
-  readonly output?: Node;
-  readonly timeFirst?: Sdpa['output'];
-}
-
-/** Query, keys and values as [B*H,T,D] (or as [B,T,D] of a single head), and the value that the site computes. */
-function flatten(
-  q: string,
-  { value: k, layout }: { value: string; layout: string },
-  v: string,
-  root: Node,
-  facts: Facts,
-): Flattened | string {
-  const keysAre = layout === 'tnd' ? 'tnd' : 'ntd';
-  const [tq, tk, tv] = [
-    timeFirst(q, 'ntd', facts),
-    timeFirst(k, keysAre, facts),
-    timeFirst(v, 'ntd', facts),
-  ];
-  if (tq && tk && tv) {
-    const after = onlyReader(root.outputs[0]!, facts);
-    if (!after?.is('Transpose') || after.ints('perm')?.join('') !== '102') {
-      return `'${root.outputs[0]}' [B*H,T,D] must go to a Transpose to [T,B*H,D], received ${after?.opType ?? 'several readers'}`;
-    }
-    return { q: tq, k: tk, v: tv, timeFirst: { value: after.outputs[0]!, layout: 'tnd' } };
-  }
-  if (layout === 'tnd')
-    return `keys '${k}' [T,B*H,D] must be reshaped from [T,B,H*D] with known H and D`;
-  const sources = [q, k, unscale(v, facts).value].map((x) => unflatten(x, facts));
-  const [q4, k4, v4] = sources;
-  if (q4 && k4 && v4) {
-    const heads = headsOf(q4, 'bhtd', facts);
-    if (!heads)
-      return `query '${q4}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(q4))}]`;
-    const after = onlyReader(root.outputs[0]!, facts);
-    if (!after?.is('Reshape') || facts.rank(after.outputs[0]!) !== 4) {
-      return `'${root.outputs[0]}' [B*H,T,D] must go to a Reshape to [B,H,T,D], received ${after?.opType ?? 'several readers'}`;
-    }
-    return {
-      q: heads,
-      k: { value: k4, layout: 'bhtd' as const },
-      v: { value: v4, layout: 'bhtd' as const },
-      output: after,
-    };
-  }
-  if (sources.some((s) => s))
-    return `'${q}', '${k}' and '${v}' must all come from [B,H,T,D] values`;
-  // [B,T,D]: one head, unless a Transpose may have put heads into the first dimension.
-  const dims = [q, k, v].map((x) => facts.dims(x));
-  const dim = dims[0]?.[2];
-  const valueDim = dims[2]?.[2];
-  const projected = [q, k, v].every((x) => straightProjection(x, facts));
-  if (typeof dim !== 'number' || typeof valueDim !== 'number' || !projected) {
-    return `'${q}' has rank 3 and no [B,H,T,D] value behind it: heads cannot be told from batch`;
-  }
-  const packed = (value: string, d: number): Heads => ({
-    value,
-    layout: 'packed',
-    heads: 1,
-    dim: d,
-  });
-  return { q: packed(q, dim), k: packed(k, dim), v: packed(v, valueDim) };
-}
-
-/** Is a rank-3 value a projection of rank-3 input, with nothing but additions and factors after it? */
-function straightProjection(value: string, facts: Facts): boolean {
-  let at = value;
-  for (let depth = 0; depth < 8; depth++) {
-    const node = facts.graph.producer(at);
-    if (node?.is('MatMul'))
-      return weightLike(node.inputs[1], facts) && facts.rank(node.inputs[0]!) === 3;
-    if (!node || !/^(Add|Mul|Div|Cast|Identity|Split|Slice)$/.test(node.opType)) return false;
-    const constant = facts.graph.constant(node.inputs[0]!) !== undefined;
-    at = node.inputs[constant ? 1 : 0]!;
-  }
-  return false;
-}
-
-type Loose = Heads | { readonly value: string; readonly layout: 'bhtd' | 'bthd' };
-
-/** Undoes repeat_kv and finds the cache, for keys and values alike. */
-function keysAndValues(
-  k: Loose,
-  v: Loose,
-  facts: Facts,
-): { k: Heads; v: Heads; cache?: Cache } | { reason: string } {
-  const key = oneSide(k, 'keys', facts);
-  if ('reason' in key) return key;
-  const value = oneSide(v, 'values', facts);
-  if ('reason' in value) return value;
-  if ((key.past === undefined) !== (value.past === undefined)) {
-    return { reason: 'keys and values must both have a cache, or neither' };
-  }
-  const cache = key.past !== undefined && {
-    pastKey: key.past,
-    pastValue: value.past!,
-    presentKey: key.present!,
-    presentValue: value.present!,
-  };
-  return { k: key.heads, v: value.heads, ...(cache && { cache }) };
-}
-
-function oneSide(
-  side: Loose,
-  what: string,
-  facts: Facts,
-): { heads: Heads; past?: string; present?: string } | { reason: string } {
-  if ('heads' in side) return { heads: side };
-  const whole = side.layout === 'bhtd' ? unrepeat(side.value, facts) : side.value;
-  const concat = facts.graph.producer(whole);
-  if (!concat?.is('Concat')) {
-    const heads = headsOf(whole, side.layout, facts);
-    return heads
-      ? { heads }
-      : {
-          reason: `${what} '${whole}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(whole))}]`,
-        };
-  }
-  const axis = concat.int('axis') ?? 0;
-  const [past, current] = concat.inputs;
-  const overTokens =
-    side.layout === 'bhtd' && (axis === 2 || axis === -2) && concat.inputs.length === 2;
-  if (!overTokens) {
-    // Rotary embeddings end in a Concat over the head dimension.
-    const heads = axis === 3 || axis === -1 ? headsOf(whole, side.layout, facts) : undefined;
-    return heads
-      ? { heads }
-      : {
-          reason: `${what} come from Concat '${concat.name}' over axis ${axis}, which is no cache [B,H,T,D] over axis 2`,
-        };
-  }
-  if (!facts.graph.isInput(past!)) {
-    return {
-      reason: `${what} are concatenated with '${past}', which is not a graph input: only caches that come in as inputs are understood`,
-    };
-  }
-  const heads = headsOf(current!, 'bhtd', facts);
-  return heads
-    ? { heads, past: past!, present: whole }
-    : {
-        reason: `${what} '${current}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(current!))}]`,
-      };
 }
 
 /** Folds all factors into one; refuses factors between masks, which would scale a mask. */

@@ -1,0 +1,70 @@
+import type { Facts } from '../match/facts.js';
+import { headsOf, shown, unrepeat } from '../match/heads.js';
+import type { Cache, Heads } from '../match/sdpa.js';
+
+/** Keys or values: heads that are known already, or a value whose heads are to be found. */
+export type Loose = Heads | { readonly value: string; readonly layout: 'bhtd' | 'bthd' };
+
+/** Undoes repeat_kv and finds the cache, for keys and values alike. */
+export function keysAndValues(
+  k: Loose,
+  v: Loose,
+  facts: Facts,
+): { k: Heads; v: Heads; cache?: Cache } | { reason: string } {
+  const key = oneSide(k, 'keys', facts);
+  if ('reason' in key) return key;
+  const value = oneSide(v, 'values', facts);
+  if ('reason' in value) return value;
+  if ((key.past === undefined) !== (value.past === undefined)) {
+    return { reason: 'keys and values must both have a cache, or neither' };
+  }
+  const cache = key.past !== undefined && {
+    pastKey: key.past,
+    pastValue: value.past!,
+    presentKey: key.present!,
+    presentValue: value.present!,
+  };
+  return { k: key.heads, v: value.heads, ...(cache && { cache }) };
+}
+
+function oneSide(
+  side: Loose,
+  what: string,
+  facts: Facts,
+): { heads: Heads; past?: string; present?: string } | { reason: string } {
+  if ('heads' in side) return { heads: side };
+  const whole = side.layout === 'bhtd' ? unrepeat(side.value, facts) : side.value;
+  const concat = facts.graph.producer(whole);
+  if (!concat?.is('Concat')) {
+    const heads = headsOf(whole, side.layout, facts);
+    return heads
+      ? { heads }
+      : {
+          reason: `${what} '${whole}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(whole))}]`,
+        };
+  }
+  const axis = concat.int('axis') ?? 0;
+  const [past, current] = concat.inputs;
+  const overTokens =
+    side.layout === 'bhtd' && (axis === 2 || axis === -2) && concat.inputs.length === 2;
+  if (!overTokens) {
+    // Rotary embeddings end in a Concat over the head dimension.
+    const heads = axis === 3 || axis === -1 ? headsOf(whole, side.layout, facts) : undefined;
+    return heads
+      ? { heads }
+      : {
+          reason: `${what} come from Concat '${concat.name}' over axis ${axis}, which is no cache [B,H,T,D] over axis 2`,
+        };
+  }
+  if (!facts.graph.isInput(past!)) {
+    return {
+      reason: `${what} are concatenated with '${past}', which is not a graph input: only caches that come in as inputs are understood`,
+    };
+  }
+  const heads = headsOf(current!, 'bhtd', facts);
+  return heads
+    ? { heads, past: past!, present: whole }
+    : {
+        reason: `${what} '${current}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(current!))}]`,
+      };
+}
