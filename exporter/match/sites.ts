@@ -1,4 +1,4 @@
-import type { Graph, Node } from '../ir/index.js';
+import { Graph, type Model, type Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
 import type { Rule } from './rule.js';
 import type { Refusal, Sdpa } from './sdpa.js';
@@ -15,18 +15,22 @@ export interface Site {
   readonly wanted: readonly string[];
 }
 
-/** Applies rules to every anchor of a graph, in graph order; nested graphs are listed as refused. */
+/**
+ * Applies rules to every anchor of a graph, in graph order. Anchors in nested graphs and model-local functions are listed
+ * as refused.
+ */
 export function findSites(graph: Graph, rules: readonly Rule[], facts: Facts): Site[] {
   const sites: Site[] = [];
   let layers = 0;
   for (const node of graph.walk()) {
     const rule = rules.find((r) => r.anchors(node));
     if (!rule) continue;
+    if (node.graph !== graph) {
+      sites.push(elsewhere(node, rule, 'a nested graph (the body of If, Loop or Scan)'));
+      continue;
+    }
     facts.wanted.clear();
-    const result =
-      node.graph === graph
-        ? rule.match(node, facts)
-        : { reason: 'it lies in a nested graph (the body of If, Loop or Scan)', attention: false };
+    const result = rule.match(node, facts);
     const wanted = [...facts.wanted];
     if ('sdpa' in result) sites.push({ node, rule, layer: layers++, sdpa: result.sdpa, wanted });
     else {
@@ -34,5 +38,24 @@ export function findSites(graph: Graph, rules: readonly Rule[], facts: Facts): S
       sites.push({ node, rule, layer, refusal: result, wanted });
     }
   }
-  return sites;
+  return [...sites, ...inFunctions(graph.model, rules)];
+}
+
+function elsewhere(node: Node, rule: Rule, where: string): Site {
+  const refusal = { reason: `it lies in ${where}`, attention: false };
+  return { node, rule, layer: null, refusal, wanted: [] };
+}
+
+function inFunctions(model: Model, rules: readonly Rule[]): Site[] {
+  // Our own functions are bodies of ops, not parts of the model.
+  const others = model.functions.filter((fn) => fn.domain !== 'com.fla');
+  return others.flatMap((fn) => {
+    const proto = { node: fn.node, initializer: [], input: [], output: [], valueInfo: [] };
+    return [...new Graph(proto, model).walk()].flatMap((node) => {
+      const rule = rules.find((r) => r.anchors(node));
+      return rule
+        ? [elsewhere(node, rule, `the model-local function ${fn.domain}.${fn.name}`)]
+        : [];
+    });
+  });
 }
