@@ -989,9 +989,11 @@ inline void plan_items(Plan& s, int threads) {
   s.parts = (s.panels + s.per_item - 1) / s.per_item;
   const int64_t fit = lmax(1, kGroupBytes / (s.kp * s.per_item * s.width * 4));
   const int64_t traffic = p.B * p.T * s.heads_out * (p.K + p.V) * 2 * size_of(p.io);
-  const int64_t turns = traffic < kCachedBytes ? 4 : 2;  // per thread
-  const int64_t fair = threads == 1 ? p.HV : lmax(1, states / (turns * threads));
-  s.group = imin(imin(fair, fit), p.HV);
+  // Four items per thread balance well; what comes from memory is worth pairs at least, if there
+  // are enough.
+  const int64_t least = traffic < kCachedBytes ? 1 : 2, share_of_thread = lmax(1, states / threads);
+  const int64_t fair = imin(lmax(least, states / (4 * threads)), share_of_thread);
+  s.group = imin(imin(threads == 1 ? p.HV : fair, fit), p.HV);
   s.groups = static_cast<int>((p.HV + s.group - 1) / s.group);
 }
 
