@@ -13,6 +13,7 @@ import { emitSoftmax } from './variants/softmax.js';
 
 /** The layout of the metadata that a rewritten model carries. */
 const FORMAT_VERSION = '1';
+const STATE_KEY = 'onnx_fla.state';
 
 /** What was done to one site. */
 export interface RewrittenSite extends SiteReport {
@@ -61,7 +62,10 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
   model.graph.sort();
   const after = new Set(model.graph.nodes.map((n) => n.proto));
   report.removedNodes = [...before].filter((n) => !after.has(n)).length;
-  if (options.variant !== 'none') describe(model, report);
+  if (options.variant !== 'none') {
+    report.state = inInputOrder(model.graph, [...earlierStates(model), ...report.state]);
+    describe(model, report);
+  }
   return report;
 }
 
@@ -246,6 +250,26 @@ function readsWholeMask(graph: Graph, maskInput: string, shared: SharedValues): 
   return graph.uses(maskInput).some((u) => !shared.owns(u.node.proto));
 }
 
+/** States that an earlier rewrite of the same model left. */
+function earlierStates(model: Model): StatePair[] {
+  const text = model.metadata(STATE_KEY);
+  if (text === undefined) return [];
+  try {
+    const states: unknown = JSON.parse(text);
+    if (Array.isArray(states)) return states;
+  } catch {
+    // Said below.
+  }
+  throw new FlaError(
+    'invalid_model',
+    `model: metadata ${STATE_KEY} must be a JSON list, received ${text.slice(0, 60)}`,
+  );
+}
+
+function inInputOrder(graph: Graph, states: readonly StatePair[]): StatePair[] {
+  return graph.inputs.flatMap(({ name }) => states.filter((s) => s.past === name));
+}
+
 /** Leaves what a runtime needs to know in the model's metadata. */
 function describe(model: Model, report: RewriteReport): void {
   const done = report.sites
@@ -261,7 +285,7 @@ function describe(model: Model, report: RewriteReport): void {
   model.setMetadata('onnx_fla.version', FORMAT_VERSION);
   model.setMetadata('onnx_fla.sites', JSON.stringify(done));
   if (report.state.length === 0) return;
-  model.setMetadata('onnx_fla.state', JSON.stringify(report.state));
+  model.setMetadata(STATE_KEY, JSON.stringify(report.state));
   model.setMetadata('onnx_fla.rewind', 'no');
   if (report.attentionMask) model.setMetadata('onnx_fla.attention_mask', report.attentionMask);
 }

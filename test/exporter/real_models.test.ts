@@ -192,6 +192,19 @@ describe('tinylm', () => {
     }
   });
 
+  it('may be rewritten in two steps', async () => {
+    const once = await rewritten(TINYLM.modelKv, { variant: 'linear' });
+    const half = await rewritten(TINYLM.modelKv, { variant: 'linear', layers: [0, 2] });
+    const twice = await rewritten(half.file, { variant: 'linear' });
+    expect(twice.report.sites).toHaveLength(2);
+    expect(twice.report.state).toEqual(once.report.state);
+    expect(JSON.parse(loadModel(twice.file).metadata('onnx_fla.state')!)).toEqual(
+      once.report.state,
+    );
+    const expected = await stream(once, CHUNKS, 'current');
+    expect(distance(expected, await stream(twice, CHUNKS, 'current'))).toBeLessThan(1e-5);
+  });
+
   it('keeps nothing of the softmax it replaced', async () => {
     const { file, report } = await rewritten(TINYLM.modelKv, { variant: 'linear' });
     const { graph } = loadModel(file);
