@@ -22,8 +22,7 @@ bool run(const Call& call) {
   params.past_state = call.input_data[op::kPastState];
   params.output = call.output_data[op::kOutput];
   params.present_state = call.output_data[op::kPresentState];
-  causal_conv_with_state_cpu(params, call.parallel);
-  return true;
+  return causal_conv_with_state_cpu(params, call.parallel);
 }
 
 }  // namespace

@@ -93,6 +93,7 @@ int thread_count(const OrtApi* api, const OrtKernelInfo* info, uint32_t api_vers
 struct Host {
   const OrtApi* api;
   const OrtKernelContext* context;
+  OrtStatus* failure = nullptr;  // of the last run_on_host; owned by whoever returns it
 };
 
 struct Work {
@@ -100,18 +101,18 @@ struct Work {
   void* arg;
 };
 
-// Parallel::run on the session's own thread pool.
+// Parallel::run on the session's own thread pool. One batch per item: with fewer, ONNX Runtime
+// deals the items out beforehand, and uneven ones leave threads idle.
 void run_on_host(void* host_ptr, int64_t total, void (*fn)(void* arg, int64_t index), void* arg) {
-  const Host& host = *static_cast<const Host*>(host_ptr);
+  Host& host = *static_cast<Host*>(host_ptr);
   Work work{fn, arg};
   auto step = [](void* work_ptr, size_t index) {
     const Work& item = *static_cast<const Work*>(work_ptr);
     item.fn(item.arg, static_cast<int64_t>(index));
   };
-  OrtStatus* status =
-      host.api->KernelContext_ParallelFor(host.context, step, static_cast<size_t>(total), 0, &work);
-  if (succeeded(host.api, status)) return;
-  for (int64_t i = 0; i < total; ++i) fn(arg, i);
+  if (host.failure || total == 0) return;
+  const size_t items = static_cast<size_t>(total);
+  host.failure = host.api->KernelContext_ParallelFor(host.context, step, items, items, &work);
 }
 
 }  // namespace
@@ -124,14 +125,16 @@ OrtStatus* Kernel::init(const OrtKernelInfo* info, uint32_t api_version) {
 OrtStatus* Kernel::compute(OrtKernelContext* context) const {
   std::vector<TensorSpec> specs(table_.inputs.size);
   Dims dims;
-  Host host{api_, context};
+  Host host{api_, context, nullptr};
   Call call{attributes_, dims, specs, {}, {}, {}, {threads_, run_on_host, &host}};
   FLA_RETURN_IF_ERROR(read_inputs(context, &specs, call.input_data));
   FLA_RETURN_IF_ERROR(invalid_argument(api_, check_presence(table_, attributes_, specs)));
   FLA_RETURN_IF_ERROR(invalid_argument(api_, check_types(table_, specs)));
   FLA_RETURN_IF_ERROR(invalid_argument(api_, solve_dims(table_, attributes_, specs, &dims)));
   FLA_RETURN_IF_ERROR(make_outputs(context, &call));
-  if (run_(call)) return nullptr;
+  const bool done = run_(call);
+  if (host.failure) return host.failure;
+  if (done) return nullptr;
   return api_->CreateStatus(ORT_FAIL, (std::string(table_.name) + ": out of memory").c_str());
 }
 
