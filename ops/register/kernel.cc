@@ -115,10 +115,40 @@ void run_on_host(void* host_ptr, int64_t total, void (*fn)(void* arg, int64_t in
   host.failure = host.api->KernelContext_ParallelFor(host.context, step, items, items, &work);
 }
 
+// Gpu::scratch from the execution provider's own allocator. What is freed here is reused only by
+// later work on the same stream, so the kernels that were enqueued may still be using it.
+struct Scratch {
+  const OrtApi* api;
+  const OrtKernelContext* context;
+  OrtAllocator* allocator;
+  std::vector<void*> buffers;
+
+  ~Scratch() {
+    for (void* buffer : buffers) allocator->Free(allocator, buffer);
+  }
+
+  static void* take(void* self_ptr, size_t bytes) {
+    Scratch& self = *static_cast<Scratch*>(self_ptr);
+    void* buffer = nullptr;
+    OrtStatus* status = self.api->KernelContext_GetScratchBuffer(
+        self.context, self.allocator->Info(self.allocator), bytes, &buffer);
+    if (!succeeded(self.api, status)) return nullptr;
+    if (buffer) self.buffers.push_back(buffer);
+    return buffer;
+  }
+};
+
 }  // namespace
+
+Kernel::~Kernel() {
+  if (allocator_) api_->ReleaseAllocator(allocator_);
+}
 
 OrtStatus* Kernel::init(const OrtKernelInfo* info, uint32_t api_version) {
   threads_ = thread_count(api_, info, api_version);
+  if (backend_.provider) {
+    FLA_RETURN_IF_ERROR(api_->KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator_));
+  }
   return invalid_argument(api_, read_attributes(table_, api_, info, &attributes_));
 }
 
@@ -126,16 +156,21 @@ OrtStatus* Kernel::compute(OrtKernelContext* context) const {
   std::vector<TensorSpec> specs(table_.inputs.size);
   Dims dims;
   Host host{api_, context, nullptr};
-  Call call{attributes_, dims, specs, {}, {}, {}, {threads_, run_on_host, &host}};
+  Scratch scratch{api_, context, allocator_, {}};
+  Call call{attributes_, dims, specs, {}, {}, {}, {threads_, run_on_host, &host}, {}};
   FLA_RETURN_IF_ERROR(read_inputs(context, &specs, call.input_data));
   FLA_RETURN_IF_ERROR(invalid_argument(api_, check_presence(table_, attributes_, specs)));
   FLA_RETURN_IF_ERROR(invalid_argument(api_, check_types(table_, specs)));
   FLA_RETURN_IF_ERROR(invalid_argument(api_, solve_dims(table_, attributes_, specs, &dims)));
   FLA_RETURN_IF_ERROR(make_outputs(context, &call));
-  const bool done = run_(call);
+  if (backend_.provider) {
+    call.gpu = {nullptr, Scratch::take, &scratch};
+    FLA_RETURN_IF_ERROR(api_->KernelContext_GetGPUComputeStream(context, &call.gpu.stream));
+  }
+  const std::string problem = backend_.run(call);
   if (host.failure) return host.failure;
-  if (done) return nullptr;
-  return api_->CreateStatus(ORT_FAIL, (std::string(table_.name) + ": out of memory").c_str());
+  if (problem.empty()) return nullptr;
+  return api_->CreateStatus(ORT_FAIL, (std::string(table_.name) + ": " + problem).c_str());
 }
 
 OrtStatus* Kernel::read_inputs(const OrtKernelContext* context, std::vector<TensorSpec>* specs,

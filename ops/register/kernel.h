@@ -4,11 +4,20 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <string>
 #include <vector>
 
 #include "ops/register/check.h"
 
 namespace fla {
+
+// What a kernel on a GPU is given.
+struct Gpu {
+  void* stream = nullptr;
+  // Device memory of this call, aligned to 256 bytes; null when there is none left.
+  void* (*scratch)(void* ctx, size_t bytes) = nullptr;
+  void* ctx = nullptr;
+};
 
 // One checked call, ready to run. Absent inputs and outputs are null.
 struct Call {
@@ -18,16 +27,27 @@ struct Call {
   const void* input_data[kMaxInputs];
   void* output_data[kMaxOutputs];
   DType output_dtypes[kMaxOutputs];
-  Parallel parallel;
+  Parallel parallel;  // CPU kernels
+  Gpu gpu;            // GPU kernels
 };
 
-// Runs the op's kernel; false when memory ran out.
-using RunFn = bool (*)(const Call& call);
+// Runs the op's kernel. Returns "" or what went wrong.
+using RunFn = std::string (*)(const Call& call);
+constexpr const char* kOutOfMemory = "out of memory";
+
+// An implementation of an op for one execution provider.
+struct Backend {
+  const char* provider;  // of ONNX Runtime; null for the CPU's
+  RunFn run;
+};
 
 class Kernel {
  public:
-  Kernel(const OpTable& table, RunFn run, const OrtApi* api)
-      : table_(table), run_(run), api_(api) {}
+  Kernel(const OpTable& table, const Backend& backend, const OrtApi* api)
+      : table_(table), backend_(backend), api_(api) {}
+  ~Kernel();
+  Kernel(const Kernel&) = delete;
+  Kernel& operator=(const Kernel&) = delete;
 
   // Reads and checks the node's attributes. `api_version` is what the running ONNX Runtime offers.
   OrtStatus* init(const OrtKernelInfo* info, uint32_t api_version);
@@ -40,8 +60,9 @@ class Kernel {
   OrtStatus* read_spec(const OrtValue* value, TensorSpec* spec) const;
 
   const OpTable& table_;
-  const RunFn run_;
+  const Backend backend_;
   const OrtApi* api_;
+  OrtAllocator* allocator_ = nullptr;  // of device memory; GPU kernels only
   Attributes attributes_;
   int threads_ = 1;
 };

@@ -2,6 +2,10 @@
 
 #include "ops/linear_attention/cpu.h"
 #include "ops/register/ort_op.h"
+#ifdef FLA_BUILD_CUDA
+#include "cuda/linear_attention.h"
+#include "ops/register/cuda.h"
+#endif
 
 namespace fla {
 namespace {
@@ -25,7 +29,7 @@ BetaKind beta_kind(const Call& call) {
   return beta.shape[2] == call.dims[op::kDimHV] ? BetaKind::kPerHead : BetaKind::kShared;
 }
 
-bool run(const Call& call) {
+LinearAttentionParams params_of(const Call& call) {
   LinearAttentionParams params;
   params.B = call.dims[op::kDimB];
   params.T = call.dims[op::kDimT];
@@ -65,13 +69,36 @@ bool run(const Call& call) {
   params.bonus = call.input_data[op::kBonus];
   params.output = call.output_data[op::kOutput];
   params.present_state = call.output_data[op::kPresentState];
-  return linear_attention_cpu(params, call.parallel);
+  return params;
 }
+
+std::string run_cpu(const Call& call) {
+  return linear_attention_cpu(params_of(call), call.parallel) ? "" : kOutOfMemory;
+}
+
+#ifdef FLA_BUILD_CUDA
+std::string run_cuda(const Call& call) {
+  const LinearAttentionParams params = params_of(call);
+  constexpr int64_t kMaxHeadSize = 256;
+  if (params.K > kMaxHeadSize || params.V > kMaxHeadSize) {
+    return "head sizes on a CUDA device must be at most 256, received K = " +
+           std::to_string(params.K) + ", V = " + std::to_string(params.V);
+  }
+  const size_t bytes = linear_attention_cuda_workspace(params);
+  void* workspace = bytes ? call.gpu.scratch(call.gpu.ctx, bytes) : nullptr;
+  if (bytes && !workspace) return kOutOfMemory;
+  return cuda_problem(
+      linear_attention_cuda(params, workspace, static_cast<cudaStream_t>(call.gpu.stream)));
+}
+#endif
 
 }  // namespace
 
 void add_linear_attention(OpList* ops, const Runtime& runtime) {
-  add_op<op::kTable>(ops, runtime, run);
+  add_op<op::kTable>(ops, runtime, {nullptr, run_cpu});
+#ifdef FLA_BUILD_CUDA
+  add_op<op::kTable>(ops, runtime, {kCudaProvider, run_cuda});
+#endif
 }
 
 }  // namespace fla

@@ -27,6 +27,8 @@ OrtStatus* guarded(const OrtApi* api, Body body) {
 
 // What ORT keeps per node.
 struct Instance {
+  Instance(const OrtApi* api, const RegisteredOp& op)
+      : api(api), kernel(op.table, op.backend, api) {}
   const OrtApi* api;
   Kernel kernel;
 };
@@ -34,8 +36,7 @@ struct Instance {
 OrtStatus* ORT_API_CALL create_kernel(const OrtCustomOp* op, const OrtApi* api,
                                       const OrtKernelInfo* info, void** kernel) {
   return guarded(api, [&]() -> OrtStatus* {
-    auto instance =
-        std::make_unique<Instance>(Instance{api, Kernel(self(op).table, self(op).run, api)});
+    auto instance = std::make_unique<Instance>(api, self(op));
     FLA_RETURN_IF_ERROR(instance->kernel.init(info, op->version));
     *kernel = instance.release();
     return nullptr;
@@ -62,11 +63,11 @@ OrtCustomOpInputOutputCharacteristic characteristic(bool optional) {
 }  // namespace
 
 RegisteredOp::RegisteredOp(const Runtime& runtime, const OpTable& op_table,
-                           const TypeCombination& op_types, RunFn op_run)
-    : OrtCustomOp{}, api(runtime.api), table(op_table), types(op_types), run(op_run) {
+                           const TypeCombination& op_types, const Backend& op_backend)
+    : OrtCustomOp{}, api(runtime.api), table(op_table), types(op_types), backend(op_backend) {
   version = runtime.api_version;
   GetName = [](const OrtCustomOp* op) { return self(op).table.name; };
-  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
+  GetExecutionProviderType = [](const OrtCustomOp* op) { return self(op).backend.provider; };
   GetStartVersion = [](const OrtCustomOp* op) { return self(op).table.version; };
   GetEndVersion = [](const OrtCustomOp*) { return INT32_MAX; };
   GetInputTypeCount = [](const OrtCustomOp* op) {

@@ -19,10 +19,11 @@ struct Runtime {
   int minor_version;  // of 1.x
 };
 
-// An OrtCustomOp for one combination of types. ORT merges those of one name into one schema.
+// An OrtCustomOp for one combination of types on one execution provider. ORT merges those of one
+// name into one schema.
 struct RegisteredOp : OrtCustomOp {
   RegisteredOp(const Runtime& runtime, const OpTable& table, const TypeCombination& types,
-               RunFn run);
+               const Backend& backend);
 
   ONNXTensorElementDataType input_type(size_t index) const;
   ONNXTensorElementDataType output_type(size_t index) const;
@@ -30,7 +31,7 @@ struct RegisteredOp : OrtCustomOp {
   const OrtApi* api;
   const OpTable& table;
   const TypeCombination& types;
-  RunFn run;
+  Backend backend;
 };
 
 // Outputs that may reuse an input's memory; ORT passes no OrtCustomOp here, hence one function per
@@ -57,9 +58,9 @@ using OpList = std::vector<std::unique_ptr<RegisteredOp>>;
 
 // Adds one RegisteredOp per type combination of `table`.
 template <const OpTable& table>
-void add_op(OpList* ops, const Runtime& runtime, RunFn run) {
+void add_op(OpList* ops, const Runtime& runtime, const Backend& backend) {
   for (const TypeCombination& types : table.combinations) {
-    auto op = std::make_unique<RegisteredOp>(runtime, table, types, run);
+    auto op = std::make_unique<RegisteredOp>(runtime, table, types, backend);
     op->GetMayInplace = may_inplace<table>;
     op->ReleaseMayInplace = release_may_inplace;
     ops->push_back(std::move(op));

@@ -11,6 +11,9 @@
 
 #include "ops/common/cpu.h"
 #include "ops/register/ort_op.h"
+#ifdef FLA_BUILD_CUDA
+#include "ops/register/cuda.h"
+#endif
 
 namespace fla {
 namespace {
@@ -65,6 +68,15 @@ OrtStatus* register_ops(OrtSessionOptions* options, const Runtime& runtime) {
   return runtime.api->AddCustomOpDomain(options, domain->ort);
 }
 
+// false when this library was built without CUDA kernels, else how many GPUs the process sees.
+std::string cuda_info() {
+#ifdef FLA_BUILD_CUDA
+  return "{\"devices\":" + std::to_string(cuda_devices()) + "}";
+#else
+  return "false";
+#endif
+}
+
 // A runtime too old for us still has the first API version's CreateStatus.
 OrtStatus* too_old(const OrtApiBase* base) {
   const std::string message =
@@ -93,6 +105,7 @@ extern "C" __attribute__((visibility("default"))) const char* fla_ops_info() {
   static const std::string info =
       std::string("{\"version\":\"") + FLA_VERSION + "\",\"isa\":\"" + fla::cpu_isa() +
       "\",\"ops\":[\"com.fla.LinearAttention\",\"com.fla.CausalConvWithState\"],"
-      "\"cuda\":false}";
+      "\"cuda\":" +
+      fla::cuda_info() + "}";
   return info.c_str();
 }
