@@ -10,9 +10,16 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 
-// Blocks that the two passes should have at least: about two per multiprocessor of a large GPU. A constant, so
-// that the order of summation, and with it every bit of the result, depends on the shape alone.
-constexpr int64_t kTargetBlocks = 264;
+bool is_general(const LinearAttentionParams& p) {
+  return p.feature_map != FeatureMap::kIdentity || p.qk_l2norm || p.normalize || p.mask ||
+         p.read == ReadMode::kBonus || p.decay_kind == DecayKind::kPerKey;
+}
+
+// Blocks that the two passes should have at least: what fits the 132 multiprocessors of a large GPU at once. A
+// constant, so that the order of summation, and with it every bit of the result, depends on the shape alone.
+int64_t target_blocks(const LinearAttentionParams& p) {
+  return 132 * (p.K > 64 ? 2 : is_general(p) ? 2 : 3);
+}
 // From this many independent heads on, walking the sequence once beats filling the GPU.
 constexpr int64_t kEnoughHeads = 132;
 
@@ -30,13 +37,13 @@ Plan plan_of(const LinearAttentionParams& p) {
   Plan plan;
   int64_t segments = 1;
   if (heads < kEnoughHeads) {
-    segments = std::max<int64_t>(1, std::min((chunks + 1) / 2, kTargetBlocks / heads));
+    segments = std::max<int64_t>(1, std::min((chunks + 1) / 2, target_blocks(p) / heads));
   }
   plan.segment_chunks = (chunks + segments - 1) / segments;
   plan.segments = (chunks + plan.segment_chunks - 1) / plan.segment_chunks;
   // Several blocks read one state that one of them replaces, perhaps in place: read it from a copy.
   const bool shared_state = p.Hq > p.HV || (p.normalize && tiles > 1);
-  plan.states_in_workspace = plan.segments > 1 || shared_state;
+  plan.states_in_workspace = plan.segments > 1 || shared_state || !p.causal;
   const int64_t states = p.B * p.HV * plan.segments;
   const int64_t decays = states * (p.decay_kind == DecayKind::kPerKey ? p.K : 1);
   const auto padded = [](int64_t n) { return (n * 4 + kAlignment - 1) / kAlignment * kAlignment; };
@@ -47,11 +54,6 @@ Plan plan_of(const LinearAttentionParams& p) {
 
 bool aligned(const void* p, int64_t columns, int element) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0 && columns * element % 16 == 0;
-}
-
-bool is_general(const LinearAttentionParams& p) {
-  return p.feature_map != FeatureMap::kIdentity || p.qk_l2norm || p.normalize || p.mask ||
-         p.read == ReadMode::kBonus || p.decay_kind == DecayKind::kPerKey;
 }
 
 GatedArgs args_of(const LinearAttentionParams& p, const Plan& plan, void* workspace) {
@@ -102,7 +104,7 @@ GatedArgs args_of(const LinearAttentionParams& p, const Plan& plan, void* worksp
 // Turns what each segment adds into the state before it. Thread = one element of one state; the order of the
 // sums is that of the segments. Not causal: slot 0 becomes the state after all segments.
 __global__ void __launch_bounds__(128) gated_scan_kernel(const __grid_constant__ GatedArgs p) {
-  constexpr int kAhead = 8;
+  constexpr int kAhead = 32;  // loads in flight
   const int size = p.K * p.W, i = blockIdx.y * 128 + threadIdx.x;
   const int64_t head = blockIdx.x;
   wait_for_previous_grid();

@@ -22,6 +22,7 @@
 
 #include "cuda/common/features.cuh"
 #include "cuda/common/tile.cuh"
+#include "cuda/common/wgmma.cuh"
 
 namespace fla::cuda {
 
@@ -66,6 +67,8 @@ struct GatedConfig {
   static constexpr int NT = VW / 8;
   static constexpr int KT = C / 16;                    // 16-token steps per chunk
   static constexpr int MT = KP / 16 / kRowWarps;       // 16-row tiles of the state per warp
+  // The warpgroup's instructions take 64x64 tiles of bf16, which is what this configuration works on.
+  static constexpr bool kWgmma = kHasWgmma && KP == 64 && std::is_same_v<E, bf16>;
   static constexpr int kThreads = 32 * kRowWarps * kColWarps;
   static constexpr int kPairs = KP / 2;                // column pairs
   static constexpr int kParts = kThreads / kPairs;     // threads per column pair, each with C/kParts tokens
@@ -117,6 +120,7 @@ struct GatedBlock {
   int b, h, hq, hk, ho;  // batch row; value head = state; query, key and output heads
   int segment, first_chunk, chunks;
   int v0, cols;  // first dv column and their number
+  uint32_t warp;
   // small arrays
   float *gq, *gk, *visible;  // [2][C]
   float* diagonal;           // [C]
@@ -139,6 +143,7 @@ struct GatedBlock {
     chunks = min(p.segment_chunks, total - first_chunk);
     v0 = blockIdx.y * VP;
     cols = min(VP, p.V - v0);
+    warp = warp_index();
     gq = reinterpret_cast<float*>(shared + layout.floats);
     gk = gq + 2 * C;
     visible = gk + 2 * C;
@@ -219,37 +224,42 @@ struct GatedBlock {
     copy_async_commit();
   }
 
-  // What one lane of warp 0 holds of the next chunk's per-token scalars: rows lane * kScalars + i.
+  // Whether the kernel needs per-token scalars at all.
+  __device__ bool has_scalars() const { return Cfg::kGeneral || per_head(); }
+
+  // What one lane of warp 0 holds of the next chunk's per-token scalars, as loaded: rows lane * kScalars + i.
   static constexpr int kScalars = C / 32;
   struct Scalars {
-    float g[kScalars], visible[kScalars];
+    uint32_t g[kScalars], mask[kScalars];
   };
 
-  __device__ Scalars load_scalars(int chunk) const {
-    Scalars s;
+  __device__ void load_scalars(int chunk, Scalars& s) const {
     const int64_t t = token(chunk);
     const int rows = valid_rows(chunk);
 #pragma unroll
     for (int i = 0; i < kScalars; ++i) {
       const int row = (threadIdx.x & 31) * kScalars + i;
-      bool seen = row < rows;
-      if (seen && p.mask) seen = load_as_float(p.mask, p.mask_type, t + row) != 0.f;
-      s.visible[i] = seen ? 1.f : 0.f;
-      s.g[i] = 0.f;
-      if (seen && per_head()) {
-        const float g = load_as_float(p.decay, p.decay_type, (t + row) * p.HV + h);
-        s.g[i] = fmaxf(g * kLog2e, kMinLog2Decay);
-      }
+      s.g[i] = 0;
+      s.mask[i] = 0;
+      if (row >= rows) continue;
+      if (per_head()) s.g[i] = load_bits(p.decay, p.decay_type, (t + row) * p.HV + h);
+      if (Cfg::kGeneral && p.mask) s.mask[i] = load_bits(p.mask, p.mask_type, t + row);
     }
-    return s;
   }
 
   // Warp 0: cumulative decays and visibility of a chunk, into the small arrays.
   __device__ void store_scalars(int chunk, const Scalars& s) const {
     const int lane = threadIdx.x & 31, at = (chunk & 1) * C + lane * kScalars;
-    float sum = 0.f;
+    const int rows = valid_rows(chunk);
+    float g[kScalars], sum = 0.f;
 #pragma unroll
-    for (int i = 0; i < kScalars; ++i) sum += s.g[i];
+    for (int i = 0; i < kScalars; ++i) {
+      bool seen = lane * kScalars + i < rows;
+      if (Cfg::kGeneral && p.mask) seen = seen && as_float(p.mask_type, s.mask[i]) != 0.f;
+      visible[at + i] = seen ? 1.f : 0.f;
+      g[i] = seen && per_head() ? fmaxf(as_float(p.decay_type, s.g[i]) * kLog2e, kMinLog2Decay) : 0.f;
+      sum += g[i];
+    }
     float before = sum;
 #pragma unroll
     for (int i = 1; i < 32; i *= 2) {
@@ -260,10 +270,9 @@ struct GatedBlock {
     if (lane == 0) before = 0.f;
 #pragma unroll
     for (int i = 0; i < kScalars; ++i) {
-      const float through = before + s.g[i];
+      const float through = before + g[i];
       gk[at + i] = through;
       gq[at + i] = p.before ? before : through;
-      visible[at + i] = s.visible[i];
       before = through;
     }
   }
@@ -336,9 +345,9 @@ struct GatedBlock {
 
   // This warp's rows (d) and columns (dv) of the state.
   __device__ int state_row(int mt) const {
-    return (threadIdx.x / 32 % Cfg::kRowWarps * Cfg::MT + mt) * 16;
+    return (warp % Cfg::kRowWarps * Cfg::MT + mt) * 16;
   }
-  __device__ int first_column() const { return threadIdx.x / 32 / Cfg::kRowWarps * Cfg::VW; }
+  __device__ int first_column() const { return warp / Cfg::kRowWarps * Cfg::VW; }
 
   __device__ float* segment_state(int s) const {
     return p.segment_state + ((static_cast<int64_t>(b) * p.HV + h) * p.segments + s) * p.K * p.W;

@@ -40,7 +40,8 @@ cudaError_t launch_gated_config(const GatedArgs& args, int B, cudaStream_t strea
   if (error != cudaSuccess) return error;
 
   const unsigned tiles = (args.V + Cfg::VP - 1) / Cfg::VP;
-  if (args.segments > 1) {
+  const bool sums_needed = args.segments > 1 || !args.causal;
+  if (sums_needed) {
     fits<Cfg>(states_args, limits, false);
     const int states_bytes = GatedLayout<Cfg>(states_args, false).total;
     error = cudaFuncSetAttribute(gated_states_kernel<Cfg>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -51,7 +52,7 @@ cudaError_t launch_gated_config(const GatedArgs& args, int B, cudaStream_t strea
   }
   const bool dependent = limits.dependent_launch;
   if (args.states_in_workspace) {
-    error = launch_gated_scan(args, B, stream, dependent && args.segments > 1);
+    error = launch_gated_scan(args, B, stream, dependent && sums_needed);
     if (error != cudaSuccess) return error;
   }
   const dim3 grid(static_cast<unsigned>(B) * args.HO * args.segments, tiles);

@@ -75,6 +75,7 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
   if (block.maps()) {
     block.map_tile(block.raw_q(chunk), q_tile, false, chunk);
     if (p.causal) block.map_tile(block.raw_k(chunk), k_tile, true, chunk);
+    fence_for_wgmma();
     __syncthreads();
   }
   if (p.bonus) {
@@ -102,58 +103,72 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
     store2(k_tile + at, k.x * fast_exp2(anchor.x - sums[i + 1].x),
            k.y * fast_exp2(anchor.y - sums[i + 1].y));
   }
+  fence_for_wgmma();
   __syncthreads();
   return direct;
 }
 
-// This warp's 16 rows of the masked, decayed scores, as left operands over the chunk's tokens. Columns right of
-// the diagonal block are not written.
+// This warp's 16 rows of Q K', by one warp. Columns right of the diagonal block are left alone.
 template <typename Cfg>
-__device__ __forceinline__ void chunk_scores(const GatedBlock<Cfg>& block, int chunk, bool direct,
-                                             const typename Cfg::E* direct_scores,
-                                             RawA<typename Cfg::E> (&weights)[Cfg::KT]) {
+__device__ __forceinline__ void add_scores(const GatedBlock<Cfg>& block, int chunk,
+                                           float (&scores)[2 * Cfg::KT][4]) {
   using QK = typename Cfg::QK;
   using M = typename Cfg::MmaQK;
-  constexpr int KP = Cfg::KP, C = Cfg::C, KT = Cfg::KT;
-  const GatedArgs& p = block.p;
-  const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
-  const int row_block = threadIdx.x / 32 % Cfg::kRowWarps, row = row_block * 16 + g;
-  float scores[2 * KT][4] = {};
-
-  if (direct) {
+  constexpr int KP = Cfg::KP;
+  const int row_block = block.warp % Cfg::kRowWarps;
 #pragma unroll
-    for (int nt = 0; nt < 2 * KT; ++nt) {
-      const float2 lo = load2(direct_scores + row * C + nt * 8 + 2 * c);
-      const float2 hi = load2(direct_scores + (row + 8) * C + nt * 8 + 2 * c);
-      scores[nt][0] = lo.x;
-      scores[nt][1] = lo.y;
-      scores[nt][2] = hi.x;
-      scores[nt][3] = hi.y;
-    }
-  } else {
+  for (int ks = 0; ks < KP / 16; ++ks) {
+    RawA<QK> raw;
+    load_a<QK, KP>(raw, block.tile_q(chunk), row_block * 16, ks * 16);
+    const auto a = M::prepare(raw);
 #pragma unroll
-    for (int ks = 0; ks < KP / 16; ++ks) {
-      RawA<QK> raw;
-      load_a<QK, KP>(raw, block.tile_q(chunk), row_block * 16, ks * 16);
-      const auto a = M::prepare(raw);
-#pragma unroll
-      for (int j = 0; j < KT; ++j) {
-        if (j > row_block) continue;
-        RawB<QK> b0, b1;
-        load_b_transposed<QK, KP>(b0, b1, block.tile_k(chunk), j * 16, ks * 16);
-        M::mma(scores[2 * j], a, M::prepare(b0));
-        M::mma(scores[2 * j + 1], a, M::prepare(b1));
-      }
+    for (int j = 0; j < Cfg::KT; ++j) {
+      if (j > row_block) continue;
+      RawB<QK> b0, b1;
+      load_b_transposed<QK, KP>(b0, b1, block.tile_k(chunk), j * 16, ks * 16);
+      M::mma(scores[2 * j], a, M::prepare(b0));
+      M::mma(scores[2 * j + 1], a, M::prepare(b1));
     }
   }
+}
 
+template <typename Cfg>
+__device__ __forceinline__ void read_scores(const GatedBlock<Cfg>& block, const typename Cfg::E* from,
+                                            float (&scores)[2 * Cfg::KT][4]) {
+  const int lane = threadIdx.x & 31;
+  const int row = block.warp % Cfg::kRowWarps * 16 + (lane >> 2), col = 2 * (lane & 3);
+#pragma unroll
+  for (int nt = 0; nt < 2 * Cfg::KT; ++nt) {
+    const float2 lo = load2(from + row * Cfg::C + nt * 8 + col);
+    const float2 hi = load2(from + (row + 8) * Cfg::C + nt * 8 + col);
+    scores[nt][0] = lo.x;
+    scores[nt][1] = lo.y;
+    scores[nt][2] = hi.x;
+    scores[nt][3] = hi.y;
+  }
+}
+
+// Mask and per-head decay; the result is a left operand over the chunk's tokens, 0 right of the diagonal.
+template <typename Cfg>
+__device__ __forceinline__ void weigh_scores(const GatedBlock<Cfg>& block, int chunk,
+                                             float (&scores)[2 * Cfg::KT][4],
+                                             RawA<typename Cfg::E> (&weights)[Cfg::KT]) {
+  constexpr int C = Cfg::C, KT = Cfg::KT;
+  const GatedArgs& p = block.p;
+  const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+  const int row_block = block.warp % Cfg::kRowWarps, row = row_block * 16 + g;
   const float* gq = block.gq + (chunk & 1) * C;
   const float* gk = block.gk + (chunk & 1) * C;
   const bool per_head = block.per_head();
   const float row_decay[2] = {gq[row], gq[row + 8]};
+  const int first_hidden = p.before ? 0 : 1;
 #pragma unroll
   for (int j = 0; j < KT; ++j) {
-    if (j > row_block) continue;
+    if (j > row_block) {
+      const float zero[4] = {};
+      weights[j] = raw_a<typename Cfg::E>(zero, zero);
+      continue;
+    }
 #pragma unroll
     for (int n = 2 * j; n < 2 * j + 2; ++n) {
       const int col = n * 8 + 2 * c;
@@ -169,7 +184,7 @@ __device__ __forceinline__ void chunk_scores(const GatedBlock<Cfg>& block, int c
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int s = col + (i & 1), r = row + (i >> 1) * 8;
-          if (s > r || (p.before && s == r)) scores[n][i] = 0.f;
+          if (s - r >= first_hidden) scores[n][i] = 0.f;
           if constexpr (Cfg::kGeneral) {
             if (p.bonus && s == r) scores[n][i] = block.diagonal[r];
           }
@@ -191,17 +206,19 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   constexpr int NT = Cfg::NT, MT = Cfg::MT, KT = Cfg::KT;
   constexpr int kTiles = NT + (Cfg::kGeneral ? 1 : 0);
   constexpr bool kHoldKeys = sizeof(E) == 2 && KP < 256;
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
 
   const GatedBlock<Cfg> block(p, memory, true);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+  const uint32_t warp = block.warp;
+  const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
   const int row_block = warp % Cfg::kRowWarps, row = row_block * 16 + g;
   const int warp_col = block.first_column();
   E* const direct_tile = reinterpret_cast<E*>(memory + block.layout.scores);
 
   block.load(0);
   typename GatedBlock<Cfg>::Scalars scalars;
-  if (warp == 0) scalars = block.load_scalars(0);
+  const bool loads_scalars = warp == 0 && block.has_scalars();
+  if (loads_scalars) block.load_scalars(0, scalars);
 
   float state[MT][kTiles][4] = {};
   if (p.states_in_workspace) {
@@ -220,11 +237,11 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
 #pragma unroll
     for (int mt = 0; mt < MT; ++mt) {
       const int d = block.state_row(mt) + g;
+      const uint32_t at = tile_offset<E, VP>(d, 2 * c) ^ warp_col;
 #pragma unroll
       for (int nt = 0; nt < NT; ++nt) {
-        const int v = warp_col + nt * 8 + 2 * c;
-        store2(tile + tile_offset<E, VP>(d, v), state[mt][nt][0], state[mt][nt][1]);
-        store2(tile + tile_offset<E, VP>(d + 8, v), state[mt][nt][2], state[mt][nt][3]);
+        store2(tile + (at ^ nt * 8), state[mt][nt][0], state[mt][nt][1]);
+        store2(tile + (at ^ nt * 8) + 8 * VP, state[mt][nt][2], state[mt][nt][3]);
       }
       if constexpr (Cfg::kGeneral) {
         if (p.normalize && c == 0 && warp_col == 0) {
@@ -252,12 +269,13 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   store_operand(0);
   for (int chunk = 0; chunk < block.chunks; ++chunk) {
     const bool more = chunk + 1 < block.chunks;
-    if (warp == 0) block.store_scalars(chunk, scalars);
+    if (loads_scalars) block.store_scalars(chunk, scalars);
     copy_async_wait<0>();
+    fence_for_wgmma();
     __syncthreads();
     if (more) {
       if (p.stages == 2) block.load(chunk + 1);
-      if (warp == 0) scalars = block.load_scalars(chunk + 1);
+      if (loads_scalars) block.load_scalars(chunk + 1, scalars);
     }
     bool direct = false;
     if constexpr (Cfg::kGeneral) direct = transform_chunk(block, chunk, direct_tile);
@@ -266,17 +284,65 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     const bool per_head = block.per_head();
 
     RawA<E> weights[KT];
-    if (p.causal) chunk_scores(block, chunk, direct, direct_tile, weights);
+    float scores[2 * KT][4] = {}, out[kTiles][4] = {};
+    if constexpr (Cfg::kWgmma) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+      const uint64_t q = wgmma_operand(block.tile_q(chunk)), k = wgmma_operand(block.tile_k(chunk));
+      const uint64_t s = wgmma_operand(block.state_tile(chunk));
+      const auto add_state = [&]() {
+        wgmma<false, false, true>(out, q, s);
+#pragma unroll
+        for (int ks = 1; ks < 4; ++ks) {
+          wgmma<true, false, true>(out, q + ks * kStepColumns, s + ks * kStepRows);
+        }
+        wgmma_commit();
+      };
+      wgmma_pin(out);
+      if (p.causal && !direct) {
+        wgmma_pin(scores);
+        wgmma_fence();
+        wgmma<false, false, false>(scores, q, k);
+#pragma unroll
+        for (int ks = 1; ks < 4; ++ks) {
+          wgmma<true, false, false>(scores, q + ks * kStepColumns, k + ks * kStepColumns);
+        }
+        wgmma_commit();
+        add_state();
+        wgmma_wait<1>();
+        wgmma_pin(scores);
+        weigh_scores(block, chunk, scores, weights);
+        wgmma_wait<0>();
+      } else {
+        wgmma_fence();
+        add_state();
+        wgmma_wait<0>();
+        if (direct) {
+          read_scores(block, direct_tile, scores);
+          weigh_scores(block, chunk, scores, weights);
+        }
+      }
+      wgmma_pin(out);
+#endif
+    } else if (p.causal) {
+      if (direct) {
+        read_scores(block, direct_tile, scores);
+      } else {
+        add_scores(block, chunk, scores);
+      }
+      weigh_scores(block, chunk, scores, weights);
+    }
 
-    // Q S0
-    float out[kTiles][4] = {};
+    // Q S0, the normaliser's column by ordinary steps
+    const bool steps = !Cfg::kWgmma || (Cfg::kGeneral && p.normalize);
 #pragma unroll
     for (int ks = 0; ks < KP / 16; ++ks) {
+      if (!steps) break;
       RawA<QK> raw;
       load_a<QK, KP>(raw, block.tile_q(chunk), row_block * 16, ks * 16);
       const auto a = M::prepare(widen<E>(raw));
 #pragma unroll
       for (int n = 0; n < NT; n += 2) {
+        if constexpr (Cfg::kWgmma) break;
         RawB<E> b0, b1;
         load_b<E, VP>(b0, b1, block.state_tile(chunk), ks * 16, warp_col + n * 8);
         M::mma(out[n], a, M::prepare(b0));
@@ -331,17 +397,47 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
         return keys;
       };
       RawA<E> keys[MT][KT];
-      if constexpr (kHoldKeys) {
+      if (kHoldKeys && (!Cfg::kWgmma || per_head || (Cfg::kGeneral && p.normalize))) {
 #pragma unroll
         for (int mt = 0; mt < MT; ++mt) {
 #pragma unroll
           for (int kt = 0; kt < KT; ++kt) keys[mt][kt] = load_keys(mt, kt);
         }
       }
+      if constexpr (Cfg::kWgmma) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        const uint64_t k = wgmma_operand(block.tile_k(chunk)), v = wgmma_operand(block.tile_v(chunk));
+        const auto add_values = [&]() {
+#pragma unroll
+          for (int kt = 0; kt < 4; ++kt) wgmma<true, true>(out, weights[kt], v + kt * kStepRows);
+        };
+        wgmma_pin(out);
+        wgmma_pin(state[0]);
+        if (per_head) {
+          wgmma_fence();
+          add_values();
+#pragma unroll
+          for (int kt = 0; kt < 4; ++kt) wgmma<true, true>(state[0], keys[0][kt], v + kt * kStepRows);
+          wgmma_commit();
+          wgmma_wait<0>();
+        } else {
+          wgmma_fence();
+          add_values();
+#pragma unroll
+          for (int kt = 0; kt < 4; ++kt) {
+            wgmma<true, true, true>(state[0], k + kt * kStepRows, v + kt * kStepRows);
+          }
+          wgmma_commit();
+          wgmma_wait<0>();
+        }
+        wgmma_pin(out);
+        wgmma_pin(state[0]);
+#endif
+      }
 
       // O += scores V and S += K'V, 16 columns at a time; then the normaliser's column
 #pragma unroll
-      for (int n = 0; n < kTiles; n += 2) {
+      for (int n = Cfg::kWgmma ? NT : 0; n < kTiles; n += 2) {
         if (n == NT && !p.normalize) break;
         const bool pair = n < NT;
         float added[MT][2][4] = {};
@@ -397,11 +493,11 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       __syncwarp();
     }
     IO* staged = block.raw_q(chunk);
+    const uint32_t at = tile_offset<IO, KP>(row, 2 * c) ^ warp_col;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-      const int col = warp_col + n * 8 + 2 * c;
-      store2(staged + tile_offset<IO, KP>(row, col), out[n][0] * factor[0], out[n][1] * factor[0]);
-      store2(staged + tile_offset<IO, KP>(row + 8, col), out[n][2] * factor[1], out[n][3] * factor[1]);
+      store2(staged + (at ^ n * 8), out[n][0] * factor[0], out[n][1] * factor[0]);
+      store2(staged + (at ^ n * 8) + 8 * KP, out[n][2] * factor[1], out[n][3] * factor[1]);
     }
     __syncwarp();
     const int rows = block.valid_rows(chunk);

@@ -19,12 +19,12 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   using M = typename Cfg::Mma;
   constexpr int C = Cfg::C, KP = Cfg::KP, VP = Cfg::VP, NT = Cfg::NT, MT = Cfg::MT, KT = Cfg::KT;
   constexpr int kTiles = NT + (Cfg::kGeneral ? 1 : 0);
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
 
   const GatedBlock<Cfg> block(p, memory, false);
   allow_next_grid();
   if (p.causal && block.segment == p.segments - 1) return;  // its sum is not needed
-  const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, c = lane & 3;
+  const int warp = block.warp, lane = threadIdx.x & 31, c = lane & 3;
   const int warp_col = block.first_column();
   const int pair_col = threadIdx.x % Cfg::kPairs * 2;
 
@@ -35,11 +35,13 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   int chunk = block.chunks - 1;
   block.load(chunk);
   typename GatedBlock<Cfg>::Scalars scalars;
-  if (warp == 0) scalars = block.load_scalars(chunk);
+  const bool loads_scalars = warp == 0 && block.has_scalars();
+  if (loads_scalars) block.load_scalars(chunk, scalars);
   for (; chunk >= 0; --chunk) {
     const bool more = chunk > 0;
-    if (warp == 0) block.store_scalars(chunk, scalars);
+    if (loads_scalars) block.store_scalars(chunk, scalars);
     copy_async_wait<0>();
+    fence_for_wgmma();
     if (block.per_key()) {
       const bool gone = (column_after.x < kVanished || pair_col >= p.K) &&
                         (column_after.y < kVanished || pair_col + 1 >= p.K);
@@ -50,13 +52,14 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     }
     if (more) {
       if (p.stages == 2) block.load(chunk - 1);
-      if (warp == 0) scalars = block.load_scalars(chunk - 1);
+      if (loads_scalars) block.load_scalars(chunk - 1, scalars);
     }
 
     QK* k_tile = block.tile_k(chunk);
     if constexpr (Cfg::kGeneral) {
       if (block.maps()) {
         block.map_tile(block.raw_k(chunk), k_tile, true, chunk);
+        fence_for_wgmma();
         __syncthreads();
       }
       if (block.per_key()) {
@@ -72,6 +75,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
           store2(k_tile + at, k.x * fast_exp2(column_after.x - sums[i + 1].x),
                  k.y * fast_exp2(column_after.y - sums[i + 1].y));
         }
+        fence_for_wgmma();
         __syncthreads();
       }
     }
@@ -79,9 +83,27 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     const float* gk = block.gk + (chunk & 1) * C;
     const bool per_head = block.per_head();
     if (per_head) after += gk[C - 1];
+    const bool steps = !Cfg::kWgmma || per_head || (Cfg::kGeneral && p.normalize);
+    if constexpr (Cfg::kWgmma) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+      const uint64_t k = wgmma_operand(k_tile), v = wgmma_operand(block.tile_v(chunk));
+      if (!per_head) {
+        wgmma_pin(state[0]);
+        wgmma_fence();
+#pragma unroll
+        for (int kt = 0; kt < KT; ++kt) {
+          wgmma<true, true, true>(state[0], k + kt * kStepRows, v + kt * kStepRows);
+        }
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_pin(state[0]);
+      }
+#endif
+    }
     float added[M::kAddOutside ? MT : 1][M::kAddOutside ? kTiles : 1][4] = {};
 #pragma unroll
     for (int kt = 0; kt < KT; ++kt) {
+      if (!steps) break;
       typename M::A keys[MT];
 #pragma unroll
       for (int mt = 0; mt < MT; ++mt) {
@@ -105,6 +127,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       };
 #pragma unroll
       for (int n = 0; n < NT; n += 2) {
+        if (Cfg::kWgmma && !per_head) break;
         RawB<IO> v0, v1;
         load_b<IO, VP>(v0, v1, block.tile_v(chunk), kt * 16, warp_col + n * 8);
         const auto b0 = M::prepare(widen<E>(v0)), b1 = M::prepare(widen<E>(v1));

@@ -13,10 +13,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 }
 
 // 16 bytes; zeros instead when `valid` is false (src is then not read but must be a legal pointer).
-__device__ __forceinline__ void copy_async_16(void* dst, const void* src, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src),
+__device__ __forceinline__ void copy_async_16(uint32_t dst, const void* src, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src),
                "r"(valid ? 16 : 0)
                : "memory");
+}
+__device__ __forceinline__ void copy_async_16(void* dst, const void* src, bool valid) {
+  copy_async_16(shared_address(dst), src, valid);
 }
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -112,7 +112,7 @@ struct MmaBf16 {
   static __device__ __forceinline__ const A& prepare(const A& a) { return a; }
   static __device__ __forceinline__ const B& prepare(const B& b) { return b; }
   static __device__ __forceinline__ void mma(float (&d)[4], const A& a, const B& b) {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -128,7 +128,7 @@ struct MmaF16 {
   static __device__ __forceinline__ const A& prepare(const A& a) { return a; }
   static __device__ __forceinline__ const B& prepare(const B& b) { return b; }
   static __device__ __forceinline__ void mma(float (&d)[4], const A& a, const B& b) {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -172,7 +172,7 @@ struct MmaTf32 {
 
   static __device__ __forceinline__ void step(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                               uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])

@@ -82,6 +82,24 @@ __device__ __forceinline__ void store_from_float(void* p, DType type, int64_t i,
   }
 }
 
+// The bits of element `i`, for as_float later: a load that nothing waits for yet.
+__device__ __forceinline__ uint32_t load_bits(const void* p, DType type, int64_t i) {
+  if (type == DType::kFloat32) return static_cast<const uint32_t*>(p)[i];
+  if (type == DType::kBool) return static_cast<const uint8_t*>(p)[i];
+  return static_cast<const uint16_t*>(p)[i];
+}
+__device__ __forceinline__ float as_float(DType type, uint32_t bits) {
+  if (type == DType::kFloat32) return __uint_as_float(bits);
+  if (type == DType::kBFloat16) return __uint_as_float(bits << 16);
+  if (type == DType::kFloat16) return to_float(__ushort_as_half(static_cast<unsigned short>(bits)));
+  return bits ? 1.f : 0.f;
+}
+
+// The warp's index in its block, known to the compiler to be the same for all lanes.
+__device__ __forceinline__ uint32_t warp_index() {
+  return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+}
+
 constexpr float kLog2e = 1.4426950408889634f;
 
 // 2^x in one instruction; results below 2^-126 are 0.
