@@ -92,6 +92,10 @@ export class BodyEmitter extends Emitter {
   sum(x: string, axis: number): string {
     return this.withAxes('ReduceSum', x, axis, 13, { keepdims: 1 });
   }
+  /** Maximum over one axis, which stays with length 1. */
+  max(x: string, axis: number): string {
+    return this.withAxes('ReduceMax', x, axis, 18, { keepdims: 1 });
+  }
   zeros(lengths: readonly (number | string)[]): string {
     return this.op('ConstantOfShape', [this.shape(lengths)]);
   }

@@ -35,12 +35,16 @@
 #include "ops/common/scratch.h"
 #include "ops/common/tile.h"
 #include "ops/common/vec.h"
+#include "ops/gen/linear_attention_constants.h"
 #include "ops/linear_attention/cpu.h"
 
 namespace fla {
 namespace {
 
-constexpr float kEps = 1e-6f;
+using gen::linear_attention::kExpClamp;
+using gen::linear_attention::kL2normEps;
+using gen::linear_attention::kNormalizeEps;
+
 constexpr int RB = VL == 16 ? 16 : 8;        // rows that a triangular solve holds in registers
 constexpr int kRowStep = RS > RB ? RS : RB;  // chunks shorter than C are padded to this
 static_assert(C % kRowStep == 0 && kRowStep % RT == 0 && kRowStep % RS == 0, "row tiles must nest");
@@ -48,6 +52,25 @@ constexpr int kMaxPanel = 64;  // columns
 constexpr int ND = 2 * NT;     // registers of a state row that decode takes at once
 
 // ---- feature maps
+
+inline float sum_of_squares(const float* x, int64_t n) {
+  Vec squares{};
+  for (int64_t i = 0; i < n; i += VL) squares += load(x + i) * load(x + i);
+  return sum(squares);
+}
+
+// x / sqrt(sum x^2 + eps), padded with zeros. Squares of large features (exp) leave float32's
+// range: those rows are made smaller first, and beside them eps is nothing.
+inline void l2_normalize(float* x, int64_t n) {
+  constexpr float kShrink = 0x1p-96f;
+  float total = sum_of_squares(x, n) + kL2normEps;
+  if (total > 3e38f) {
+    for (int64_t i = 0; i < n; i += VL) store(x + i, load(x + i) * kShrink);
+    total = sum_of_squares(x, n);
+  }
+  const float inverse = 1.0f / __builtin_sqrtf(total);
+  for (int64_t i = 0; i < n; i += VL) store(x + i, load(x + i) * inverse);
+}
 
 // x[0..round_up(n, VL)) -> phi(x), with the padding beyond n zero again.
 inline void feature_map(float* x, int64_t n, FeatureMap map) {
@@ -70,7 +93,7 @@ inline void feature_map(float* x, int64_t n, FeatureMap map) {
     case FeatureMap::kExp:
       for (int64_t i = 0; i < padded; i += VL) {
         Vec v = load(x + i);
-        store(x + i, vexp(v > splat(80.0f) ? splat(80.0f) : v));
+        store(x + i, vexp(v > splat(kExpClamp) ? splat(kExpClamp) : v));
       }
       break;
     case FeatureMap::kSilu:
@@ -79,13 +102,9 @@ inline void feature_map(float* x, int64_t n, FeatureMap map) {
         store(x + i, v / (1.0f + vexp(-v)));
       }
       break;
-    case FeatureMap::kL2Norm: {
-      Vec squares{};
-      for (int64_t i = 0; i < padded; i += VL) squares += load(x + i) * load(x + i);
-      const float inverse = 1.0f / __builtin_sqrtf(sum(squares) + kEps);
-      for (int64_t i = 0; i < padded; i += VL) store(x + i, load(x + i) * inverse);
+    case FeatureMap::kL2Norm:
+      l2_normalize(x, padded);
       break;
-    }
     case FeatureMap::kSoftmax: {
       for (int64_t i = n; i < padded; i++) x[i] = -__builtin_inff();
       Vec top = load(x);
@@ -161,7 +180,7 @@ FLA_INLINE void pad_row(const Plan& s, float* row) {
 inline void map_row(const Plan& s, float* row) {
   pad_row(s, row);
   if (s.p.feature_map != FeatureMap::kIdentity) feature_map(row, s.p.K, s.p.feature_map);
-  if (s.p.qk_l2norm) feature_map(row, s.p.K, FeatureMap::kL2Norm);
+  if (s.p.qk_l2norm) l2_normalize(row, s.kp);
 }
 
 inline void load_query(const Plan& s, const Item& it, int64_t t, int i, float* dst) {
@@ -362,7 +381,7 @@ inline void step_normalizer(const Token& x, float* z, float* den) {
 }
 
 inline void normalize_row(float* o, int64_t n, float den) {
-  const float inverse = 1.0f / (den + kEps);
+  const float inverse = 1.0f / (den + kNormalizeEps);
   for (int64_t i = 0; i < n; i += VL) store(o + i, load(o + i) * inverse);
 }
 

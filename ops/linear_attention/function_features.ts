@@ -63,9 +63,10 @@ function masked(e: BodyEmitter, x: string, visible: string): string {
   return e.op('Where', [visible, x, e.scalar(0)]);
 }
 
-function features4(e: BodyEmitter, x: string, call: LinearAttentionCall): string {
-  const mapped = FEATURE_MAPS[call.attributes.feature_map](e, x);
-  return call.attributes.qk_l2norm ? l2norm(e, mapped) : mapped;
+function features4(e: BodyEmitter, x: string, { attributes }: LinearAttentionCall): string {
+  const { feature_map, qk_l2norm } = attributes;
+  if (!qk_l2norm) return FEATURE_MAPS[feature_map](e, x);
+  return feature_map === 'exp' ? unitExp(e, x) : l2norm(e, FEATURE_MAPS[feature_map](e, x));
 }
 
 /** Each works on [B,T,H,K]. */
@@ -79,13 +80,23 @@ const FEATURE_MAPS: Record<FeatureMap, (e: BodyEmitter, x: string) => string> = 
       e.op('Exp', [e.op('Min', [x, e.scalar(0)])]),
     ]),
   relu: (e, x) => e.op('Relu', [x]),
-  exp: (e, x) => e.op('Exp', [e.op('Min', [x, e.scalar(exp_clamp.value)])]),
+  exp: (e, x) => e.op('Exp', [clamped(e, x)]),
   silu: (e, x) => e.mul(x, e.op('Sigmoid', [x])),
   l2norm,
   softmax: (e, x) => e.op('Softmax', [x], { axis: 3 }),
 };
 
-function l2norm(e: BodyEmitter, x: string): string {
-  const length = e.op('Sqrt', [e.add(e.sum(e.mul(x, x), 3), e.scalar(l2norm_eps.value))]);
-  return e.div(x, length);
+function clamped(e: BodyEmitter, x: string): string {
+  return e.op('Min', [x, e.scalar(exp_clamp.value)]);
+}
+
+function l2norm(e: BodyEmitter, x: string, eps = e.scalar(l2norm_eps.value)): string {
+  return e.div(x, e.op('Sqrt', [e.add(e.sum(e.mul(x, x), 3), eps)]));
+}
+
+/** l2norm(exp(x)), whose squares float32 cannot hold: of exp(x - m), m = max(x, 0), with eps exp(-2m) instead. */
+function unitExp(e: BodyEmitter, x: string): string {
+  const m = e.op('Max', [e.max(clamped(e, x), 3), e.scalar(0)]);
+  const eps = e.mul(e.op('Exp', [e.mul(m, e.scalar(-2))]), e.scalar(l2norm_eps.value));
+  return l2norm(e, e.op('Exp', [e.sub(clamped(e, x), m)]), eps);
 }

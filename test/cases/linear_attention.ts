@@ -318,6 +318,24 @@ const tiny = [
   }),
 ];
 
+// Features up to the clamp of exp, e^80, whose squares float32 cannot hold.
+const huge = [
+  ...everyRule('exp of large vectors, qk_l2norm', {
+    attributes: { feature_map: 'exp', qk_l2norm: 1 },
+    magnitude: 60,
+  }),
+  makeCase('exp of large vectors, qk_l2norm, one token', 'linear', {
+    attributes: { feature_map: 'exp', qk_l2norm: 1 },
+    magnitude: 60,
+    T: 1,
+    K: 15,
+  }),
+  makeCase('exp, qk_l2norm, T = 0', 'linear', {
+    attributes: { feature_map: 'exp', qk_l2norm: 1 },
+    T: 0,
+  }),
+];
+
 const masked = [
   ...(['left', 'right', 'random', 'none'] as const).flatMap((mask) =>
     everyRule(`mask ${mask}`, { mask, B: 2, state: mask === 'random' }),
@@ -424,6 +442,7 @@ export const linearAttentionCases: readonly LinearAttentionCase[] = [
   ...featureMaps,
   ...normalized,
   ...tiny,
+  ...huge,
   ...masked,
   ...long,
   ...bidirectional,

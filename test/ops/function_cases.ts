@@ -65,6 +65,7 @@ export const branchCases: readonly LinearAttentionCase[] = [
   'linear: causal 0, mask',
   'linear: mask, softmax features',
   'linear: feature_map exp',
+  'linear: exp of large vectors, qk_l2norm',
   'gated: T = 0',
   'gated: T = 1',
   'gated: feature_map silu',
