@@ -3,7 +3,7 @@ import type { Model } from './ir/index.js';
 import { Facts } from './match/facts.js';
 import { classifyMask, type MaskClass } from './match/mask.js';
 import { Prober } from './match/probe.js';
-import { nodeRunner, type Runner } from './match/runner.js';
+import { missingRunner, type Runner } from './match/runner.js';
 import type { Sdpa } from './match/sdpa.js';
 import { findSites, type Site } from './match/sites.js';
 import { RULES } from './rules/index.js';
@@ -31,7 +31,7 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
   validateModel(model);
   model.graph.sort();
   const facts = new Facts(model.graph);
-  const prober = new Prober(model.graph, options.runner ?? nodeRunner);
+  const prober = new Prober(model.graph, options.runner ?? missingRunner);
   const found = await matchSites(model, facts, prober);
   const known = new Map<string, MaskClass>();
   const sites: AnalysedSite[] = [];

@@ -1,22 +1,30 @@
-export {
-  type InspectOptions,
-  type InspectReport,
-  inspectModel,
-  type SiteReport,
-} from './inspect.js';
-export * from './ir/index.js';
-export { nodeRunner, type Runner, type RunTensor } from './match/runner.js';
-export {
-  type RewriteReport,
-  type RewrittenSite,
-  rewriteModel,
-} from './rewrite.js';
-export type { StatePair } from './states.js';
-export { validateModel } from './validate.js';
-export type {
-  FeatureMapName,
-  Gate,
-  LayerGates,
-  RewriteOptions,
-  Variant,
-} from './variants/options.js';
+import { type InspectOptions, type InspectReport, inspectModel as inspect } from './inspect.js';
+import type { Model } from './ir/index.js';
+import { nodeRunner } from './node_runner.js';
+import { type RewriteReport, rewriteModel as rewrite } from './rewrite.js';
+import type { RewriteOptions } from './variants/options.js';
+
+export * from './browser.js';
+export * from './ir/file.js';
+export { nodeRunner } from './node_runner.js';
+
+/**
+ * Finds every Softmax and fused attention node of a model and says what each one is. The model is not changed.
+ * Masks are probed on onnxruntime-node unless `options.runner` says otherwise.
+ *
+ * @throws FlaError `invalid_model` when the graph is malformed
+ */
+export function inspectModel(model: Model, options: InspectOptions = {}): Promise<InspectReport> {
+  return inspect(model, { runner: nodeRunner, ...options });
+}
+
+/**
+ * Rewrites the attention of a model, in place. When it throws, the model is of no further use.
+ * Masks are probed on onnxruntime-node unless `options.runner` says otherwise.
+ *
+ * @throws FlaError `invalid_argument` for options that do not fit the model, `invalid_model` for a malformed graph,
+ * `unsupported` for what a site needs and this version cannot write
+ */
+export function rewriteModel(model: Model, options: RewriteOptions): Promise<RewriteReport> {
+  return rewrite(model, { runner: nodeRunner, ...options });
+}

@@ -28,7 +28,7 @@ export interface InspectReport {
 }
 
 export interface InspectOptions {
-  /** Runs the small models that masks and shapes are probed with; default: onnxruntime-node. */
+  /** Runs the small models that masks and shapes are probed with; without one, models that need it are refused. */
   runner?: Runner;
   onProgress?: (done: number, total: number) => void;
   signal?: AbortSignal;

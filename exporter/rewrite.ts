@@ -4,6 +4,7 @@ import { type SiteReport, siteReport } from './inspect.js';
 import type { Graph, Model } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
 import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
+import { roleOf } from './match/situation.js';
 import { SharedValues } from './shared_values.js';
 import { declareState, removeCaches, type StatePair } from './states.js';
 import { SiteEmitter } from './variants/emit.js';
@@ -14,6 +15,7 @@ import { emitSoftmax } from './variants/softmax.js';
 /** The layout of the metadata that a rewritten model carries. */
 const FORMAT_VERSION = '1';
 const STATE_KEY = 'onnx_fla.state';
+const SITES_KEY = 'onnx_fla.sites';
 
 /** What was done to one site. */
 export interface RewrittenSite extends SiteReport {
@@ -63,7 +65,10 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
   const after = new Set(model.graph.nodes.map((n) => n.proto));
   report.removedNodes = [...before].filter((n) => !after.has(n)).length;
   if (options.variant !== 'none') {
-    report.state = inInputOrder(model.graph, [...earlierStates(model), ...report.state]);
+    report.state = inInputOrder(model.graph, [
+      ...earlier<StatePair>(model, STATE_KEY),
+      ...report.state,
+    ]);
     describe(model, report);
   }
   return report;
@@ -214,7 +219,9 @@ async function convert(
   removeCaches(graph, removed);
   shared.insert();
   const total = maskInput !== undefined && readsWholeMask(graph, maskInput, shared);
-  return { state, attentionMask: kept || total ? 'total' : 'current' };
+  if (kept || total) return { state, attentionMask: 'total' };
+  if (maskInput !== undefined) nameAfterTokens(graph, maskInput);
+  return { state, attentionMask: 'current' };
 }
 
 /**
@@ -250,19 +257,27 @@ function readsWholeMask(graph: Graph, maskInput: string, shared: SharedValues): 
   return graph.uses(maskInput).some((u) => !shared.owns(u.node.proto));
 }
 
-/** States that an earlier rewrite of the same model left. */
-function earlierStates(model: Model): StatePair[] {
-  const text = model.metadata(STATE_KEY);
+/** Declares the mask [B,T] as long as the new tokens, with the name that their dimension has. */
+function nameAfterTokens(graph: Graph, maskInput: string): void {
+  const tokens = graph.inputs.find(({ name }) => roleOf(graph, name) === 'tokens')?.name;
+  const length = tokens && graph.dims(tokens)?.[1];
+  const dim = graph.info(maskInput)?.type?.tensorType?.shape?.dim[1];
+  if (typeof length === 'string' && dim?.dimParam) dim.dimParam = length;
+}
+
+/** A list that an earlier rewrite of the same model left in its metadata. */
+function earlier<T>(model: Model, key: string): T[] {
+  const text = model.metadata(key);
   if (text === undefined) return [];
   try {
-    const states: unknown = JSON.parse(text);
-    if (Array.isArray(states)) return states;
+    const list: unknown = JSON.parse(text);
+    if (Array.isArray(list)) return list;
   } catch {
     // Said below.
   }
   throw new FlaError(
     'invalid_model',
-    `model: metadata ${STATE_KEY} must be a JSON list, received ${text.slice(0, 60)}`,
+    `model: metadata ${key} must be a JSON list, received ${text.slice(0, 60)}`,
   );
 }
 
@@ -270,20 +285,42 @@ function inInputOrder(graph: Graph, states: readonly StatePair[]): StatePair[] {
   return graph.inputs.flatMap(({ name }) => states.filter((s) => s.past === name));
 }
 
+/** What the metadata says of one attention of the model as it was before any rewrite. */
+interface SiteRecord extends Pick<SiteReport, 'layer' | 'node' | 'pattern' | 'mask'> {
+  variant: Variant;
+  /** Why it is still softmax; null when it is not. */
+  reason: string | null;
+}
+
+function siteRecord(site: RewrittenSite, variant: Variant): SiteRecord {
+  const { layer, node, pattern, mask, rewritten, kept, reason } = site;
+  return {
+    layer,
+    node,
+    pattern,
+    mask,
+    variant: rewritten ? variant : 'none',
+    reason: kept === null ? null : (reason ?? kept),
+  };
+}
+
+/** Records of an earlier rewrite, brought up to date: what it left as softmax is what was found now, in the same order. */
+function mergeRecords(before: readonly SiteRecord[], now: readonly SiteRecord[]): SiteRecord[] {
+  const rest = [...now];
+  const left = before.filter((s) => s.variant === 'none').length;
+  if (left !== now.length) return [...before.filter((s) => s.variant !== 'none'), ...now];
+  return before.map((s) => (s.variant === 'none' ? { ...rest.shift()!, layer: s.layer } : s));
+}
+
 /** Leaves what a runtime needs to know in the model's metadata. */
 function describe(model: Model, report: RewriteReport): void {
-  const done = report.sites
-    .filter((s) => s.layer !== null)
-    .map(({ layer, node, pattern, mask, rewritten, kept, reason }) => ({
-      layer,
-      node,
-      pattern,
-      mask,
-      variant: rewritten ? report.variant : 'none',
-      reason: kept === null ? null : (reason ?? kept),
-    }));
+  const found = report.sites.filter((s) => s.layer !== null);
+  const records = mergeRecords(
+    earlier(model, SITES_KEY),
+    found.map((s) => siteRecord(s, report.variant)),
+  );
   model.setMetadata('onnx_fla.version', FORMAT_VERSION);
-  model.setMetadata('onnx_fla.sites', JSON.stringify(done));
+  model.setMetadata(SITES_KEY, JSON.stringify(records));
   if (report.state.length === 0) return;
   model.setMetadata(STATE_KEY, JSON.stringify(report.state));
   model.setMetadata('onnx_fla.rewind', 'no');

@@ -1,4 +1,4 @@
-import { loadModel } from '../ir/index.js';
+import { loadModel } from '../ir/file.js';
 import { LanguageModel } from '../text/language_model.js';
 import { isLanguageModel } from '../text/token_interface.js';
 import { type CostRow, measureCost } from './cost.js';

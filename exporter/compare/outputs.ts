@@ -1,6 +1,6 @@
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
-import { loadModel } from '../ir/index.js';
+import { loadModel } from '../ir/file.js';
 import { statePairs } from '../text/state_pairs.js';
 import {
   defaultLength,

@@ -1,6 +1,6 @@
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
-import { loadModel } from '../ir/index.js';
+import { loadModel } from '../ir/file.js';
 
 /** Who runs a model: our backend, ONNX Runtime as installed, or ours where the model needs it. */
 export type BackendChoice = 'auto' | 'fla' | 'stock';

@@ -113,16 +113,6 @@ export function loadModel(file: string): Model {
   return new Model(decodeModel(bytes, file), new FolderReader(path.dirname(path.resolve(file))));
 }
 
-/** Parses a model held in memory. @param what how errors name it */
-export function parseModel(bytes: Uint8Array, what = 'model'): Model {
-  return new Model(decodeModel(bytes, what));
-}
-
-/** Serializes a model without touching its external data references. */
-export function modelBytes(model: Model): Uint8Array {
-  return encodeModel(model.proto);
-}
-
 export interface SaveOptions {
   /** Move tensors of at least this many bytes to `<file>.data`; default: only what was external. */
   externalThreshold?: number;

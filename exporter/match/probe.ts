@@ -1,3 +1,4 @@
+import { FlaError } from '../../ops/error.js';
 import type { Graph, Node } from '../ir/index.js';
 import { Facts } from './facts.js';
 import type { Runner } from './runner.js';
@@ -61,6 +62,7 @@ export class Prober {
       const results = await this.runner.run(sub.bytes, feeds, names);
       return names.map((n) => ({ dims: results[n]!.dims, data: results[n]!.data as Float32Array }));
     } catch (error) {
+      if (error instanceof FlaError) throw error; // no runtime, rather than a model it refuses
       return `it could not be run: ${(error as Error).message.split('\n')[0]}`;
     }
   }

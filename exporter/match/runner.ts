@@ -1,3 +1,4 @@
+import type * as Ort from 'onnxruntime-common';
 import { FlaError } from '../../ops/error.js';
 
 /** A tensor handed to or returned by a runner: row-major; int64 as BigInt64Array, bool as Uint8Array. */
@@ -16,31 +17,42 @@ export interface Runner {
   ): Promise<Record<string, RunTensor>>;
 }
 
-/** The default runner: onnxruntime-node on one CPU thread, loaded when first needed. */
-export const nodeRunner: Runner = {
-  async run(model, feeds, outputs) {
-    const ort = await import('onnxruntime-node').catch((cause) => {
-      throw new FlaError('not_found', 'onnxruntime-node must be installed to probe masks', {
-        cause,
+/** What a runner needs of onnxruntime-node, onnxruntime-web or any other onnxruntime-common. */
+type OrtModule = Pick<typeof Ort, 'InferenceSession' | 'Tensor'>;
+
+/** Runs models on the CPU provider of an ONNX Runtime for JavaScript (in a browser, that is wasm). */
+export function ortRunner(load: () => OrtModule | Promise<OrtModule>): Runner {
+  return {
+    async run(model, feeds, outputs) {
+      const ort = await load();
+      const session = await ort.InferenceSession.create(model, {
+        executionProviders: ['cpu'],
+        graphOptimizationLevel: 'disabled',
+        intraOpNumThreads: 1,
+        logSeverityLevel: 4,
       });
-    });
-    const session = await ort.InferenceSession.create(model, {
-      executionProviders: ['cpu'],
-      graphOptimizationLevel: 'disabled',
-      intraOpNumThreads: 1,
-      logSeverityLevel: 4,
-    });
-    try {
-      const tensors = Object.fromEntries(
-        Object.entries(feeds).map(([name, t]) => [
-          name,
-          new ort.Tensor(t.type as 'float32', t.data as Float32Array, t.dims),
-        ]),
-      );
-      const results = await session.run(tensors, [...outputs]);
-      return results as unknown as Record<string, RunTensor>;
-    } finally {
-      await session.release();
-    }
+      try {
+        const tensors = Object.fromEntries(
+          Object.entries(feeds).map(([name, t]) => [
+            name,
+            new ort.Tensor(t.type as 'float32', t.data as Float32Array, t.dims),
+          ]),
+        );
+        const results = await session.run(tensors, [...outputs]);
+        return results as unknown as Record<string, RunTensor>;
+      } finally {
+        await session.release();
+      }
+    },
+  };
+}
+
+/** Stands in where no runner was given: most models need one, to know their masks. */
+export const missingRunner: Runner = {
+  async run() {
+    throw new FlaError(
+      'invalid_argument',
+      'runner must be given to probe masks, as in { runner: ortRunner(() => ort) }, received none',
+    );
   },
 };

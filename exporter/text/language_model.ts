@@ -6,7 +6,7 @@ import {
   type SessionChoice,
   sessionOptions,
 } from '../compare/session.js';
-import { loadModel } from '../ir/index.js';
+import { loadModel } from '../ir/file.js';
 import type { Engine, Logits } from './engine.js';
 import { statePairs } from './state_pairs.js';
 import { StatefulEngine } from './stateful_engine.js';

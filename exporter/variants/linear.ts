@@ -55,7 +55,8 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
       ...(decay && { decayKind: decay.columns === sdpa.v.heads ? 'head' : 'key' }),
       ...(beta && { betaKind: beta.columns === sdpa.v.heads ? 'head' : 'shared' }),
       dtype,
-      stateDtype: stateType(dtype, options),
+      // Without past_state nothing but the inputs' own type decides that of present_state.
+      stateDtype: site.pastState === '' ? dtype : stateType(dtype, options),
       opset: e.opset,
       headDimK: sdpa.k.dim,
       headDimV: sdpa.v.dim,

@@ -45,7 +45,7 @@ export interface RewriteOptions {
   body?: 'com.microsoft' | 'standard' | 'auto';
   /** Report what would be done; the model is left as it is. */
   dryRun?: boolean;
-  /** Runs the small models that masks and shapes are probed with; default: onnxruntime-node. */
+  /** Runs the small models that masks and shapes are probed with; without one, models that need it are refused. */
   runner?: Runner;
   onProgress?: (done: number, total: number) => void;
   signal?: AbortSignal;

@@ -174,6 +174,7 @@ describe.each(named)('$name', ({ spec }) => {
     expect(JSON.parse(model.metadata('onnx_fla.state')!)).toEqual(report.state);
     expect(model.metadata('onnx_fla.attention_mask')).toBe('current');
     expect(model.metadata('onnx_fla.rewind')).toBe('no');
+    if (spec.padding) expect(model.graph.dims('attention_mask')).toEqual(['batch', 'sequence']);
     expect(report.state[0]).toEqual({
       past: 'past_key_values.0.state',
       present: 'present.0.state',

@@ -123,3 +123,34 @@ describe('the state of a float16 decoder', () => {
     expect(rest[pair.present]!.type).toBe(pair.dtype);
   });
 });
+
+describe('the type of present_state in a float16 model', () => {
+  const spec = { attention: 'decomposed', positions: 'none', padding: false } as const;
+  const input = { input_ids: ints([1, 3], [3, 10, 17]) };
+
+  /** What stock ONNX Runtime makes of the function body, with present_state as an output of the model. */
+  async function presentType(cache: boolean, body: 'com.microsoft' | 'standard'): Promise<string> {
+    const model = decoder({ ...spec, cache }, 'float16');
+    const { state } = await rewriteModel(model, { variant: 'linear', body });
+    const call = model.graph.nodes.find((n) => n.is('LinearAttention', 'com.fla'))!;
+    const name = cache ? state[0]!.present : 'present';
+    if (!cache) {
+      call.proto.output[1] = name;
+      model.graph.touch();
+      model.graph.addOutput({ name });
+    }
+    const past = cache && {
+      [state[0]!.past]: new ort.Tensor('float32', new Float32Array(24), [1, 2, 3, 4]),
+    };
+    const outputs = await run(parseModel(modelBytes(model)), { ...input, ...past });
+    return outputs[name]!.type;
+  }
+
+  it.each(['com.microsoft', 'standard'] as const)(
+    "is that of past_state, else the model's own (%s)",
+    async (body) => {
+      expect(await presentType(true, body)).toBe('float32');
+      expect(await presentType(false, body)).toBe('float16');
+    },
+  );
+});

@@ -201,6 +201,15 @@ describe('tinylm', () => {
     expect(JSON.parse(loadModel(twice.file).metadata('onnx_fla.state')!)).toEqual(
       once.report.state,
     );
+    const records = ({ file }: { file: string }) =>
+      JSON.parse(loadModel(file).metadata('onnx_fla.sites')!);
+    expect(records(twice)).toEqual(records(once));
+    expect(records(half)).toMatchObject([
+      { layer: 0, variant: 'linear', reason: null },
+      { layer: 1, variant: 'none', reason: expect.stringContaining('not among the layers') },
+      { layer: 2, variant: 'linear', reason: null },
+      { layer: 3, variant: 'none', reason: expect.stringContaining('not among the layers') },
+    ]);
     const expected = await stream(once, CHUNKS, 'current');
     expect(distance(expected, await stream(twice, CHUNKS, 'current'))).toBeLessThan(1e-5);
   });

@@ -12,7 +12,7 @@ import {
   makeTensor,
   modelBytes,
   saveModel,
-} from '../../exporter/ir/index.js';
+} from '../../exporter/index.js';
 import { ortLibrary } from '../../runtime/node/addon.js';
 import { binaryModel } from './support/models.js';
 import { createSession, failureOf, floats } from './support/session.js';

@@ -3,15 +3,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { rewriteModel } from '../../exporter/index.js';
 import {
   buildModel,
   Emitter,
   freshNames,
   loadModel,
   modelBytes,
+  rewriteModel,
   saveModel,
-} from '../../exporter/ir/index.js';
+} from '../../exporter/index.js';
 import { type StatefulOptions, StatefulSession } from '../../runtime/node/index.js';
 import { TINYLM } from '../support/models.js';
 import { collect, resident } from './support/memory.js';

@@ -8,7 +8,7 @@ import {
   makeNode,
   makeTensor,
   saveModel,
-} from '../../../exporter/ir/index.js';
+} from '../../../exporter/index.js';
 import { OCR_RECOGNISER, TINYLM } from '../../support/models.js';
 import { runCli } from './run_cli.js';
 

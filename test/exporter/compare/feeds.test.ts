@@ -7,7 +7,7 @@ import {
   type TensorInput,
   tensorValues,
 } from '../../../exporter/compare/feeds.js';
-import { loadModel } from '../../../exporter/ir/index.js';
+import { loadModel } from '../../../exporter/ir/file.js';
 import { TINYLM } from '../../support/models.js';
 
 const input = (name: string, type: string, shape: (number | string)[]): TensorInput => ({

@@ -12,7 +12,7 @@ import {
   parseModel,
   saveModel,
   tensorNumbers,
-} from '../../../exporter/ir/index.js';
+} from '../../../exporter/index.js';
 import { OCR_RECOGNISER } from '../../support/models.js';
 
 const { onnx } = onnxProto;

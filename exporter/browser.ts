@@ -1,0 +1,23 @@
+// Everything but file access and onnxruntime-node: for browsers, and for wherever the caller brings the runtime.
+export {
+  type InspectOptions,
+  type InspectReport,
+  inspectModel,
+  type SiteReport,
+} from './inspect.js';
+export * from './ir/index.js';
+export { ortRunner, type Runner, type RunTensor } from './match/runner.js';
+export {
+  type RewriteReport,
+  type RewrittenSite,
+  rewriteModel,
+} from './rewrite.js';
+export type { StatePair } from './states.js';
+export { validateModel } from './validate.js';
+export type {
+  FeatureMapName,
+  Gate,
+  LayerGates,
+  RewriteOptions,
+  Variant,
+} from './variants/options.js';
