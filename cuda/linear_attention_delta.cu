@@ -9,10 +9,8 @@ namespace fla::cuda {
 namespace delta {
 namespace {
 
-// Segments are made until this many thread blocks walk at once: three for each of the 132
-// multiprocessors of an H100. A constant, so that results do not depend on the device.
-constexpr int64_t kWantedBlocks = 396;
-constexpr int64_t kShortestSegment = 256;  // tokens
+// The multiprocessors of an H100. A constant, so that results do not depend on the device.
+constexpr int64_t kMultiprocessors = 132;
 constexpr int64_t kMostWorkspace = 60 << 20;
 constexpr int kScanColumns = 8;  // per thread block
 constexpr int kScanRows = 16;    // of a map, per copy
@@ -31,6 +29,40 @@ size_t workspace_bytes(const Plan& plan) {
          sizeof(float);
 }
 
+// Estimated time of `blocks` thread blocks, in walks of one alone on its multiprocessor: `resident`
+// at a time share one, and each then takes (1 + n) / 2 as long.
+int64_t waves(int64_t blocks, int64_t resident) {
+  const int64_t slots = kMultiprocessors * resident,
+                rest = divide_up(blocks % slots, kMultiprocessors);
+  return blocks / slots * (1 + resident) + (rest ? 1 + rest : 0);
+}
+
+// The number of segments with the least estimated time. More segments fill more of the device, but
+// they cost a walk over all but the last segment and a step of the scan each.
+void choose_segments(Plan& plan) {
+  const LinearAttentionParams& p = plan.p;
+  const int64_t heads = p.B * p.HV, tiles = plan.value_tiles;
+  const int64_t resident = plan.panels == 1 && p.io != DType::kFloat32 ? 3 : 2;
+  const int64_t map_blocks = plan.panels == 1 ? tiles : tiles + plan.panels;
+  const int64_t scan_step = 16 * plan.panels * plan.panels;  // as tokens of a walk
+  const int64_t segment_bytes = heads * (plan.state_size() + plan.map_size()) * sizeof(float);
+  const int64_t most = std::min(
+      {divide_up(p.T, 64), int64_t{128}, kMostWorkspace / std::max<int64_t>(segment_bytes, 1)});
+  int64_t best = 0;
+  for (int64_t segments = 1; segments == 1 || segments <= most; ++segments) {
+    const int64_t tokens = std::max<int64_t>(divide_up(divide_up(p.T, segments), 64) * 64, 64);
+    const int64_t count = std::max<int64_t>(divide_up(p.T, tokens), 1);
+    if (count != segments) continue;
+    int64_t cost = tokens * waves(p.B * plan.HO * tiles * count, resident);
+    if (count > 1)
+      cost += tokens * waves(heads * map_blocks * (count - 1), resident) + count * scan_step;
+    if (segments > 1 && cost >= best) continue;
+    best = cost;
+    plan.segments = static_cast<int>(count);
+    plan.segment_tokens = tokens;
+  }
+}
+
 // Everything but the workspace's pointers; a function of shapes and options, and of pointers'
 // alignment.
 Plan make_plan(const LinearAttentionParams& p) {
@@ -43,15 +75,14 @@ Plan make_plan(const LinearAttentionParams& p) {
   plan.vectorised = !p.normalize && whole_pieces(p.query, p.K, p.io) &&
                     whole_pieces(p.key, p.K, p.io) && whole_pieces(p.value, p.V, p.io) &&
                     whole_pieces(p.output, p.V, p.io);
-
-  const int64_t heads = p.B * p.HV;
-  const int64_t blocks = p.B * plan.HO * plan.value_tiles;
-  const int64_t segment_bytes = heads * (plan.state_size() + plan.map_size()) * sizeof(float);
-  int64_t segments = std::min({kWantedBlocks / std::max<int64_t>(blocks, 1), p.T / kShortestSegment,
-                               kMostWorkspace / std::max<int64_t>(segment_bytes, 1)});
-  segments = std::max<int64_t>(segments, 1);
-  plan.segment_tokens = std::max<int64_t>(divide_up(divide_up(p.T, segments), 64) * 64, 64);
-  plan.segments = static_cast<int>(std::max<int64_t>(divide_up(p.T, plan.segment_tokens), 1));
+  plan.decay_pairs =
+      p.K % 2 == 0 && reinterpret_cast<uintptr_t>(p.decay) % (2 * size_of(p.decay_dtype)) == 0;
+  if (p.feature_map == FeatureMap::kL2Norm && !p.qk_l2norm) {
+    plan.p.feature_map = FeatureMap::kIdentity;
+    plan.p.qk_l2norm = true;
+  }
+  plan.fold_norm = plan.p.qk_l2norm && plan.p.feature_map == FeatureMap::kIdentity;
+  choose_segments(plan);
   // Where several thread blocks read the same column of past_state, in place would be a race.
   plan.scan = plan.segments > 1 || plan.HO > p.HV || (p.normalize && plan.value_tiles > 1);
   return plan;

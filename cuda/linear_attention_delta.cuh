@@ -37,6 +37,12 @@ constexpr int kBlock = 16;    // tokens per step of the recurrence
 constexpr int kColumns = 64;  // state columns per thread block (and per tile)
 // log2 of the smallest decay over a block whose inverse is still formed.
 constexpr float kSmallestBlockDecay = -100.f;
+// log2 of the smallest per-head decay over a chunk whose inverse is still formed; f16 has little
+// range.
+template <typename E>
+constexpr float kSmallestChunkDecay = -60.f;
+template <>
+inline constexpr float kSmallestChunkDecay<f16> = -4.f;
 
 // What a launch needs besides the call itself.
 struct Plan {
@@ -48,6 +54,8 @@ struct Plan {
   int64_t segment_tokens = 0;  // a multiple of 64
   bool scan = false;           // initial states come from `states`
   bool vectorised = false;     // rows of query, key, value, output are whole aligned 16-byte pieces
+  bool decay_pairs = false;    // per-key decay can be read two by two
+  bool fold_norm = false;      // qk_l2norm as factors of rows instead of on keys and queries
   float* states =
       nullptr;            // [B*HV, segments, 64 value_tiles, 64 panels]: N of segment i-1, then S_i
   float* maps = nullptr;  // [B*HV, segments - 1, 64 panels (input), 64 panels (output)]
@@ -78,6 +86,8 @@ struct Shape {
   // both.
   static constexpr int kKinds = !kOutput && Panels_ == 1 ? 2 : 1;
 
+  static constexpr bool kPrefetchDecay = PerKey_ && Panels_ <= 2;
+
   static constexpr int kKeyTiles = 1 + kOutput + kPerKey;
   static constexpr int kLoad = Panels_ * kKeyTiles * int(sizeof(E)) / 2;
   static constexpr int kBlocks = kLoad <= 6 ? 4 : kLoad <= 12 ? 2 : 1;  // per chunk
@@ -99,7 +109,7 @@ struct Shape {
   static constexpr int kBlocksAt = kEndKeysAt + (kPerKey ? kKeyElements * int(sizeof(E)) : 0);
   static constexpr int kRowsAt = kBlocksAt + kBlocks * kBlockBytes;
   static constexpr int kDecayAt = kRowsAt + kTokens * 16;
-  static constexpr int kSharedBytes = kDecayAt + kBlocks * (kPerKey ? 2 * kK : 1) * 4 + 16;
+  static constexpr int kSharedBytes = kDecayAt + kBlocks * (kPerKey ? 2 * kK : 2) * 4 + 16;
 
   static constexpr int kFit = 227 * 1024 / (kSharedBytes + 1024);
   static constexpr int kWanted = sizeof(E) == 4 || Panels_ > 1 ? 2 : kOutput && !kPerKey ? 4 : 3;
@@ -140,6 +150,19 @@ __device__ __forceinline__ void multiply(float (&d)[2][4], const A& a, const B& 
   Mma::mma(d[1], pa, Mma::prepare(b1));
 }
 
+// An element in its own type, so that a load does not wait for its conversion.
+__device__ __forceinline__ uint32_t load_raw(const void* p, DType type, int64_t i) {
+  if (type == DType::kFloat32) return static_cast<const uint32_t*>(p)[i];
+  if (type == DType::kBool) return static_cast<const uint8_t*>(p)[i];
+  return static_cast<const uint16_t*>(p)[i];
+}
+__device__ __forceinline__ float raw_to_float(uint32_t x, DType type) {
+  if (type == DType::kFloat32) return __uint_as_float(x);
+  if (type == DType::kBFloat16) return __uint_as_float(x << 16);
+  if (type == DType::kFloat16) return __half2float(__ushort_as_half(static_cast<uint16_t>(x)));
+  return x ? 1.f : 0.f;
+}
+
 // The B operand of a 16x16 matrix Y used as Y' (inner index along Y's columns), kept in lane order.
 template <typename E>
 struct alignas(16) Operand {
@@ -151,11 +174,75 @@ __device__ __forceinline__ Operand<E> operand_of(const float (&left)[4], const f
           raw_b<E>(left[2], left[3], right[2], right[3])};
 }
 
+// Two neighbouring decays (key dims d and d+1 of a token), as read; `at` is the first one's index.
+__device__ __forceinline__ float2 fetch_key_decay(const Plan& plan, int64_t at, int d) {
+  const LinearAttentionParams& p = plan.p;
+  float2 x = {0.f, 0.f};
+  if (d >= p.K) return x;
+  if (plan.decay_pairs) {
+    if (p.decay_dtype == DType::kFloat32) return load2(static_cast<const float*>(p.decay) + at);
+    x.x = __uint_as_float(static_cast<const uint32_t*>(p.decay)[at / 2]);
+    return x;
+  }
+  x.x = __uint_as_float(load_raw(p.decay, p.decay_dtype, at));
+  if (d + 1 < p.K) x.y = __uint_as_float(load_raw(p.decay, p.decay_dtype, at + 1));
+  return x;
+}
+// ... as log2.
+__device__ __forceinline__ float2 key_decay(const Plan& plan, float2 x) {
+  const DType type = plan.p.decay_dtype;
+  if (!plan.decay_pairs) {
+    x.x = raw_to_float(__float_as_uint(x.x), type);
+    x.y = raw_to_float(__float_as_uint(x.y), type);
+  } else if (type == DType::kBFloat16) {
+    x = unpack2(bf16(), __float_as_uint(x.x));
+  } else if (type == DType::kFloat16) {
+    x = unpack2(f16(), __float_as_uint(x.x));
+  }
+  return make_float2(x.x * kLog2e, x.y * kLog2e);
+}
+
+// Adds to a block's sums, pair by pair, the terms of key dims d and d+1 where they are not in
+// range: sum_d k_r k_s e^{G_r - G_s} at [r][s], sum_d q_r k_s e^{..} at [s][r]. `decay_at` is the
+// index of the block's first decay for d, `seen` has a bit per visible token. Rare, so out of line.
 template <class S>
-struct Walk;
-template <class S>
-__device__ void add_exact(const Walk<S> w, int stage, int block, int64_t t0, int d, uint32_t seen,
-                          bool x_in_range, bool y_in_range);
+__device__ __noinline__ void add_exact(const Plan& plan, float* sums, const typename S::E* k_rows,
+                                       const typename S::E* q_rows, int64_t decay_at, int d,
+                                       uint32_t seen, bool x_in_range, bool y_in_range) {
+  constexpr int kK = S::kK;
+  using E = typename S::E;
+  const bool before = plan.p.read != ReadMode::kAfter;
+  const bool first_lane = threadIdx.x % 32 == 0;
+#pragma unroll 1
+  for (int s = 0; s < kBlock; ++s) {
+    const float2 ks = load2(k_rows + tile_offset<E, kK>(s, d));
+    const float2 from = {x_in_range ? 0.f : ks.x, y_in_range ? 0.f : ks.y};
+    float2 exponent = {0.f, 0.f};
+#pragma unroll 1
+    for (int r = s; r < kBlock; ++r) {
+      const float2 earlier = exponent;
+      if (r > s && (seen >> r & 1)) {
+        const int64_t at = decay_at + r * plan.p.HV * plan.p.K;
+        const float2 step = key_decay(plan, fetch_key_decay(plan, at, d));
+        exponent.x += step.x;
+        exponent.y += step.y;
+      }
+      if (r > s) {
+        const float2 kr = load2(k_rows + tile_offset<E, kK>(r, d));
+        const float sum = lane_sum<32>(kr.x * from.x * fast_exp2(exponent.x) +
+                                       kr.y * from.y * fast_exp2(exponent.y));
+        if (first_lane) sums[r * S::kScratchStride + s] += sum;
+      }
+      if constexpr (S::kOutput) {
+        const float2 q = load2(q_rows + tile_offset<E, kK>(r, d));
+        const float2 e = before ? earlier : exponent;
+        const float sum =
+            lane_sum<32>(q.x * from.x * fast_exp2(e.x) + q.y * from.y * fast_exp2(e.y));
+        if (first_lane) sums[s * S::kScratchStride + r] += sum;
+      }
+    }
+  }
+}
 
 // One thread block's walk over one segment.
 template <class S>
@@ -166,6 +253,26 @@ struct Walk {
   static constexpr int kK = S::kK, kSteps = kK / 16;
   using State = float[S::kKinds][2 * kSteps][4];  // [column, key dim] accumulators
 
+  // The 16 bytes of each group of rows of a tile that this thread copies.
+  template <int Width>
+  struct Piece {
+    static constexpr int kSize = 16 / sizeof(E), kPerRow = Width / kSize;
+    static constexpr int kRows = kThreads / kPerRow;
+    static __device__ int row() { return threadIdx.x / kPerRow; }
+    static __device__ int col() { return threadIdx.x % kPerRow * kSize; }
+  };
+
+  // Gates of the chunk to come, as read: a lane's token, and for per-key decay all tokens of two
+  // key dims.
+  struct Gates {
+    uint32_t beta_raw, decay_raw, mask_raw;
+    // Settled: zeros for a token that is not seen. Per-head decay as log2, summed from the block's
+    // start, inclusive (G) and as the query sees it (Gq).
+    bool seen;
+    float beta, G, Gq;
+    float2 key_decay[S::kPrefetchDecay ? kK / 64 : 1][kBlock];
+  };
+
   const Plan& plan;
   const LinearAttentionParams& p;
   char* const shared;
@@ -173,6 +280,12 @@ struct Walk {
   int tile;              // which 64 columns: value tiles first, then (without output) tiles of Map
   int segment;
   int64_t b, h, hk, hq, ho;
+  int64_t begin, end;  // tokens of the segment
+  const IO* key_at;    // where this thread's pieces of the next chunk start
+  const IO* query_at;
+  const IO* value_at;
+  IO* out_at;    // where this thread's piece of the next block goes
+  int out_step;  // from block to block
 
   __device__ Walk(const Plan& plan, char* shared, int tiles, int segments)
       : plan(plan), p(plan.p), shared(shared) {
@@ -191,6 +304,23 @@ struct Walk {
     h = S::kOutput && p.Hq > p.HV ? ho / (p.Hq / p.HV) : ho;
     hq = p.Hq >= p.HV ? ho : ho / (p.HV / p.Hq);
     hk = h / (p.HV / p.Hk);
+    begin = segment * plan.segment_tokens;
+    end = min(begin + plan.segment_tokens, p.T);
+    key_at = first_piece<kK>(p.key, p.Hk, hk, p.K, 0);
+    query_at = first_piece<kK>(p.query, p.Hq, hq, p.K, 0);
+    value_at = first_piece<kColumns>(p.value, p.HV, h, p.V, tile * kColumns);
+    out_step = static_cast<int>(kBlock * plan.HO * p.V);
+    out_at = static_cast<IO*>(p.output) + ((b * p.T + begin + lane / 2) * plan.HO + ho) * p.V +
+             tile * kColumns + 16 * warp + 8 * (lane & 1);
+  }
+
+  template <int Width>
+  __device__ const IO* first_piece(const void* base, int64_t heads, int64_t head, int64_t size,
+                                   int skip) const {
+    using P = Piece<Width>;
+    const int64_t t = b * p.T + begin + P::row();
+    return static_cast<const IO*>(base) + (t * heads + head) * size + skip +
+           (skip + P::col() < size ? P::col() : 0);
   }
 
   // Shared memory.
@@ -211,12 +341,17 @@ struct Walk {
     return reinterpret_cast<Operand<E>*>(scratch(block));
   }
   __device__ Operand<E>* scores(int block) const { return inverse(block) + 32; }
-  // Per token: beta, beta e^G, the decay of its query, e^{G_15 - G}. Per-key decay uses beta only.
+  // Per token: beta, and the factors of (K S), of (Q S) and of U in the new state.
   __device__ float4* rows() const { return reinterpret_cast<float4*>(shared + S::kRowsAt); }
   // e^{G_15} of a block, and with per-key decay e^{-G_15}.
   __device__ float* block_decay(int block) const {
     return reinterpret_cast<float*>(shared + S::kDecayAt) + block * (S::kPerKey ? kK : 1);
   }
+  // log2 of the per-head decay of each block.
+  __device__ float* block_totals() const { return block_decay(0) + S::kBlocks; }
+  // Per-head decay of the whole chunk, where the state is scaled once per chunk; block_decay is 1
+  // then.
+  __device__ float* chunk_decay() const { return block_decay(0) + 2 * S::kBlocks; }
   __device__ float* block_growth(int block) const { return block_decay(block) + S::kBlocks * kK; }
 
   __device__ bool is_map(int kind) const { return kind == 1 || tile >= plan.value_tiles; }
@@ -224,15 +359,35 @@ struct Walk {
   // Does this kind of column exist for this thread block?
   __device__ bool exists(int kind) const { return kind == 0 || tile * kColumns < kK; }
 
-  __device__ bool visible(int64_t t) const {
-    return t < p.T && (!p.mask || load_as_float(p.mask, p.mask_dtype, b * p.T + t) != 0.f);
-  }
-
   // ---- Loading a chunk
 
+  // Starts copying this thread's pieces of a chunk and moves on to the next chunk.
+  template <int Width>
+  __device__ void copy_pieces(E* dst, const IO*& at, const void* base, int64_t stride,
+                              int valid_rows, int64_t size) const {
+    using P = Piece<Width>;
+    const bool inside = P::col() < size;
+    if (valid_rows >= S::kTokens) {
+#pragma unroll
+      for (int i = 0; i < S::kTokens; i += P::kRows) {
+        copy_async_16(dst + tile_offset<E, Width>(i + P::row(), P::col()), at + i * stride, inside);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < S::kTokens; i += P::kRows) {
+        const bool valid = inside && i + P::row() < valid_rows;
+        copy_async_16(dst + tile_offset<E, Width>(i + P::row(), P::col()),
+                      valid ? static_cast<const void*>(at + i * stride) : base, valid);
+      }
+    }
+    at += S::kTokens * stride;
+  }
+
+  // Element by element: column(col) is the source column, -1 for zero, -2 for one.
   template <int Width, typename Column>
   __device__ void load_elements(E* dst, const void* src, int64_t stride, int valid_rows,
                                 const Column& column) const {
+#pragma unroll 1
     for (int i = threadIdx.x; i < S::kTokens * Width; i += kThreads) {
       const int row = i / Width, col = i % Width;
       const int64_t at = column(col);
@@ -245,86 +400,133 @@ struct Walk {
     }
   }
 
-  template <int Width>
-  __device__ void load_matrix(E* dst, const void* src, int64_t stride, int valid_rows,
-                              int64_t size) const {
+  __device__ void load(int stage, int64_t t0) {
+    const int rows = static_cast<int>(min(p.T - t0, int64_t{S::kTokens}));
     if constexpr (sizeof(IO) == sizeof(E)) {
       if (plan.vectorised) {
-        load_tile<E, S::kTokens, Width, kThreads>(dst, static_cast<const E*>(src), stride,
-                                                  valid_rows, static_cast<int>(size), true);
+        copy_pieces<kK>(keys(stage), key_at, p.key, p.Hk * p.K, rows, p.K);
+        if constexpr (S::kOutput) {
+          copy_pieces<kK>(queries(stage), query_at, p.query, p.Hq * p.K, rows, p.K);
+        }
+        if (!is_map(0)) {
+          copy_pieces<kColumns>(values(stage), value_at, p.value, p.HV * p.V, rows,
+                                p.V - tile * kColumns);
+        }
         return;
       }
     }
-    load_elements<Width>(dst, src, stride, valid_rows,
-                         [&](int col) { return col < size ? int64_t{col} : int64_t{-1}; });
-  }
-
-  __device__ void load(int stage, int64_t t0) const {
-    const int rows = static_cast<int>(min(p.T - t0, int64_t{S::kTokens}));
     const int64_t t = b * p.T + t0;
-    load_matrix<kK>(keys(stage), static_cast<const IO*>(p.key) + (t * p.Hk + hk) * p.K, p.Hk * p.K,
-                    rows, p.K);
+    const auto key_column = [&](int col) -> int64_t { return col < p.K ? col : -1; };
+    load_elements<kK>(keys(stage), static_cast<const IO*>(p.key) + (t * p.Hk + hk) * p.K,
+                      p.Hk * p.K, rows, key_column);
     if constexpr (S::kOutput) {
-      load_matrix<kK>(queries(stage), static_cast<const IO*>(p.query) + (t * p.Hq + hq) * p.K,
-                      p.Hq * p.K, rows, p.K);
+      load_elements<kK>(queries(stage), static_cast<const IO*>(p.query) + (t * p.Hq + hq) * p.K,
+                        p.Hq * p.K, rows, key_column);
     }
     if (is_map(0)) return;
-    const IO* value = static_cast<const IO*>(p.value) + (t * p.HV + h) * p.V;
-    if (p.normalize) {
-      load_elements<kColumns>(values(stage), value, p.HV * p.V, rows, [&](int col) -> int64_t {
-        const int64_t column = plan.column(tile * kColumns + col);
-        return column == p.V ? -2 : column;
-      });
-    } else {
-      load_matrix<kColumns>(values(stage), value + tile * kColumns, p.HV * p.V, rows,
-                            p.V - tile * kColumns);
+    load_elements<kColumns>(values(stage), static_cast<const IO*>(p.value) + (t * p.HV + h) * p.V,
+                            p.HV * p.V, rows, [&](int col) -> int64_t {
+                              const int64_t column = plan.column(tile * kColumns + col);
+                              return p.normalize && column == p.V ? -2 : column;
+                            });
+  }
+
+  // Feature map and l2norm, in place. Eight lanes share a row.
+  __device__ void map_rows(E* rows, int64_t t0) const {
+#pragma unroll 1
+    for (int row = threadIdx.x / 8; row < S::kTokens; row += kThreads / 8) {
+      map_features<8>(
+          p.feature_map, p.qk_l2norm && !plan.fold_norm, lane & 7,
+          t0 + row < p.T ? static_cast<int>(p.K) : 0,
+          [&](int i) { return to_float(rows[tile_offset<E, kK>(row, i)]); },
+          [&](int i, float x) { rows[tile_offset<E, kK>(row, i)] = from_float<E>(x); });
     }
   }
 
-  // Feature map, l2norm and mask, in place. Eight lanes share a row.
-  __device__ void map_rows(E* rows, int64_t t0, bool masked) const {
-#pragma unroll 1
-    for (int row = threadIdx.x / 8; row < S::kTokens; row += kThreads / 8) {
-      const bool keep = !masked || visible(t0 + row);
-      map_features<8>(
-          p.feature_map, p.qk_l2norm, lane & 7, t0 + row < p.T ? static_cast<int>(p.K) : 0,
-          [&](int i) { return to_float(rows[tile_offset<E, kK>(row, i)]); },
-          [&](int i, float x) {
-            rows[tile_offset<E, kK>(row, i)] = from_float<E>(keep ? x : 0.f);
-          });
+  // Where the decay of token t and key dim d is.
+  __device__ int64_t decay_index(int64_t t, int d) const {
+    return ((b * p.T + t) * p.HV + h) * p.K + d;
+  }
+
+  __device__ void fetch(Gates& gates, int64_t t0) const {
+    if (warp >= S::kBlocks) return;
+    t0 += warp * kBlock;
+    const int64_t t = b * p.T + t0 + (lane & 15);
+    gates.beta_raw = gates.decay_raw = gates.mask_raw = 0;
+    if (t0 + (lane & 15) < p.T) {
+      gates.mask_raw = p.mask ? load_raw(p.mask, p.mask_dtype, t) : 1;
+      if (p.beta_kind != BetaKind::kNone) {
+        gates.beta_raw =
+            load_raw(p.beta, p.beta_dtype, p.beta_kind == BetaKind::kShared ? t : t * p.HV + h);
+      }
+      if (p.decay_kind == DecayKind::kPerHead) {
+        gates.decay_raw = load_raw(p.decay, p.decay_dtype, t * p.HV + h);
+      }
+    }
+    if constexpr (S::kPrefetchDecay) {
+#pragma unroll
+      for (int i = 0; i < kK / 64; ++i) {
+#pragma unroll
+        for (int j = 0; j < kBlock; ++j) {
+          const int d = 64 * i + 2 * lane;
+          gates.key_decay[i][j] = t0 + j < p.T ? fetch_key_decay(plan, decay_index(t0 + j, d), d)
+                                               : make_float2(0.f, 0.f);
+        }
+      }
+    }
+  }
+
+  // Decodes the gates; the total decay of the warp's block goes to block_totals.
+  __device__ void settle(Gates& gates) const {
+    if (warp >= S::kBlocks) return;
+    gates.seen = raw_to_float(gates.mask_raw, p.mask ? p.mask_dtype : DType::kBool) != 0.f;
+    gates.beta = gates.G = gates.Gq = 0.f;
+    if (gates.seen) {
+      gates.beta =
+          p.beta_kind == BetaKind::kNone ? 1.f : raw_to_float(gates.beta_raw, p.beta_dtype);
+    }
+    if constexpr (!S::kPerKey) {
+      float G = 0.f;
+      if (p.decay_kind != DecayKind::kNone) {
+        if (gates.seen) G = raw_to_float(gates.decay_raw, p.decay_dtype) * kLog2e;
+#pragma unroll
+        for (int i = 1; i < kBlock; i *= 2) {
+          const float other = __shfl_up_sync(0xffffffffu, G, i, kBlock);
+          if ((lane & 15) >= i) G += other;
+        }
+      }
+      const float previous = __shfl_up_sync(0xffffffffu, G, 1, kBlock);
+      gates.G = G;
+      gates.Gq = p.read == ReadMode::kAfter ? G : lane & 15 ? previous : 0.f;
+      if (lane == 15) block_totals()[warp] = G;
     }
   }
 
   // ---- What a block of 16 tokens needs: made by one warp
 
-  // Two neighbouring log2 decays of token t.
-  __device__ float2 key_decay(int64_t t, int d) const {
-    const int64_t at = ((b * p.T + t) * p.HV + h) * p.K + d;
-    float2 x = {0.f, 0.f};
-    if (p.K % 2 == 0) {
-      if (d >= p.K) return x;
-      x = p.decay_dtype == DType::kFloat32    ? load2(static_cast<const float*>(p.decay) + at)
-          : p.decay_dtype == DType::kBFloat16 ? load2(static_cast<const bf16*>(p.decay) + at)
-                                              : load2(static_cast<const f16*>(p.decay) + at);
-    } else {
-      if (d < p.K) x.x = load_as_float(p.decay, p.decay_dtype, at);
-      if (d + 1 < p.K) x.y = load_as_float(p.decay, p.decay_dtype, at + 1);
-    }
-    return make_float2(x.x * kLog2e, x.y * kLog2e);
-  }
-
   // Per-key decay: keys and queries times e^G in place, keys times e^{G_15 - G} to end_keys, the
   // block's decay. Returns whether the scratch holds sums to add.
-  __device__ bool decay_rows(int stage, int block, int64_t t0, uint32_t seen) const {
-    const int row0 = block * kBlock;
+  __device__ bool decay_rows(int stage, int block, int64_t t0, uint32_t seen,
+                             const Gates& gates) const {
+    E* const k_rows = keys(stage) + block * kBlock * kK;
+    E* const q_rows = queries(stage) + block * kBlock * kK;
+    E* const end_rows = end_keys(stage) + block * kBlock * kK;
     const bool before = p.read != ReadMode::kAfter;
     bool exact = false;
-#pragma unroll 1
-    for (int d = 2 * lane; d < kK; d += 64) {
+#pragma unroll(S::kPrefetchDecay ? 2 : 1)
+    for (int panel = 0; panel < kK / 64; ++panel) {
+      const int d = 64 * panel + 2 * lane;
       float2 G[kBlock];
 #pragma unroll
       for (int i = 0; i < kBlock; ++i) {
-        G[i] = seen >> i & 1 ? key_decay(t0 + row0 + i, d) : make_float2(0.f, 0.f);
+        float2 raw;
+        if constexpr (S::kPrefetchDecay) {
+          raw = gates.key_decay[panel][i];
+        } else {
+          const int64_t t = t0 + block * kBlock + i;
+          raw = t < p.T ? fetch_key_decay(plan, decay_index(t, d), d) : make_float2(0.f, 0.f);
+        }
+        G[i] = seen >> i & 1 ? key_decay(plan, raw) : make_float2(0.f, 0.f);
       }
 #pragma unroll
       for (int i = 1; i < kBlock; ++i) {
@@ -340,24 +542,24 @@ struct Walk {
           __syncwarp();
         }
         exact = true;
-        add_exact<S>(*this, stage, block, t0, d, seen, x_in_range, y_in_range);
+        add_exact<S>(plan, scratch(block), k_rows, q_rows, decay_index(t0 + block * kBlock, d), d,
+                     seen, x_in_range, y_in_range);
       }
 #pragma unroll
       for (int i = 0; i < kBlock; ++i) {
-        const int at = tile_offset<E, kK>(row0 + i, d);
+        const int at = tile_offset<E, kK>(i, d);
         const float2 e = {fast_exp2(G[i].x), fast_exp2(G[i].y)};
-        const float2 k = load2(keys(stage) + at);
-        store2(keys(stage) + at, k.x * e.x, k.y * e.y);
-        store2(end_keys(stage) + at, k.x * fast_exp2(last.x - G[i].x),
-               k.y * fast_exp2(last.y - G[i].y));
+        const float2 k = load2(k_rows + at);
+        store2(k_rows + at, k.x * e.x, k.y * e.y);
+        store2(end_rows + at, k.x * fast_exp2(last.x - G[i].x), k.y * fast_exp2(last.y - G[i].y));
         if constexpr (S::kOutput) {
           float2 eq = e;
           if (before) {
             eq = i == 0 ? make_float2(1.f, 1.f)
                         : make_float2(fast_exp2(G[i - (i > 0)].x), fast_exp2(G[i - (i > 0)].y));
           }
-          const float2 q = load2(queries(stage) + at);
-          store2(queries(stage) + at, q.x * eq.x, q.y * eq.y);
+          const float2 q = load2(q_rows + at);
+          store2(q_rows + at, q.x * eq.x, q.y * eq.y);
         }
       }
       store2(block_decay(block) + d, fast_exp2(last.x), fast_exp2(last.y));
@@ -386,40 +588,77 @@ struct Walk {
     }
   }
 
-  __device__ void prepare(int stage, int block, int64_t t0) const {
-    const int row0 = block * kBlock;
-    const bool before = p.read != ReadMode::kAfter;
-    const int64_t t = t0 + row0 + (lane & 15);
-    const bool seen = visible(t);
-    float beta = 0.f;
-    if (seen) {
-      beta = p.beta_kind == BetaKind::kNone ? 1.f
-             : p.beta_kind == BetaKind::kShared
-                 ? load_as_float(p.beta, p.beta_dtype, b * p.T + t)
-                 : load_as_float(p.beta, p.beta_dtype, (b * p.T + t) * p.HV + h);
-    }
-    float G = 0.f, Gq = 0.f;  // per-head decay, inclusive; Gq is what the query sees
-    bool exact = false;
-    if constexpr (S::kPerKey) {
-      if (lane < 16) rows()[row0 + lane] = make_float4(beta, beta, 1.f, 1.f);
-      exact = decay_rows(stage, block, t0, __ballot_sync(0xffffffffu, seen));
-    } else {
-      if (seen && p.decay_kind != DecayKind::kNone) {
-        G = load_as_float(p.decay, p.decay_dtype, (b * p.T + t) * p.HV + h) * kLog2e;
-      }
+  // 1 / |row| of rows g and g + 8 of a block.
+  __device__ float2 inverse_norms(const E* rows) const {
+    float squares[2][4] = {};
 #pragma unroll
-      for (int i = 1; i < kBlock; i *= 2) {
-        const float other = __shfl_up_sync(0xffffffffu, G, i, kBlock);
-        if ((lane & 15) >= i) G += other;
+    for (int i = 0; i < kSteps; ++i) {
+      RawA<E> a;
+      RawB<E> b0, b1;
+      load_a<E, kK>(a, rows, 0, 16 * i);
+      load_b_transposed<E, kK>(b0, b1, rows, 0, 16 * i);
+      multiply<Mma>(squares, a, b0, b1);
+    }
+    const int owner = 4 * g + g / 2;  // the lane with the diagonal
+    const float lo = __shfl_sync(0xffffffffu, lane & 4 ? squares[0][1] : squares[0][0], owner);
+    const float hi = __shfl_sync(0xffffffffu, lane & 4 ? squares[1][3] : squares[1][2], owner);
+    return make_float2(rsqrtf(lo + kL2NormEps), rsqrtf(hi + kL2NormEps));
+  }
+  // From rows g and g + 8 to the row of this lane's token.
+  __device__ float of_token(float2 x) const {
+    const int owner = 4 * (lane & 7);
+    const float lo = __shfl_sync(0xffffffffu, x.x, owner);
+    const float hi = __shfl_sync(0xffffffffu, x.y, owner);
+    return lane & 8 ? hi : lo;
+  }
+
+  __device__ void prepare(int stage, int block, int64_t t0, const Gates& gates) const {
+    const bool before = p.read != ReadMode::kAfter;
+    const E* const k_rows = keys(stage) + block * kBlock * kK;
+    const E* const q_rows = queries(stage) + block * kBlock * kK;
+    const E* const end_rows = end_keys(stage) + block * kBlock * kK;
+    float2 k_norm = {1.f, 1.f}, q_norm = {1.f, 1.f};
+    float k_factor = 1.f, q_factor = 1.f;
+    if (plan.fold_norm) {
+      k_norm = inverse_norms(k_rows);
+      k_factor = of_token(k_norm);
+      if constexpr (S::kOutput) {
+        q_norm = inverse_norms(q_rows);
+        q_factor = of_token(q_norm);
       }
-      const float previous = __shfl_up_sync(0xffffffffu, G, 1, kBlock);
-      Gq = !before ? G : (lane & 15) ? previous : 0.f;
-      const float last = __shfl_sync(0xffffffffu, G, 15);
-      if (lane < 16) {
-        rows()[row0 + lane] =
-            make_float4(beta, beta * fast_exp2(G), fast_exp2(Gq), fast_exp2(last - G));
+      __syncwarp();
+    }
+    const float beta = gates.beta, G = gates.G, Gq = gates.Gq;
+    bool exact = false;
+    float from_start = 0.f,
+          to_end = 0.f;  // factors as log2 that make the state's scale that of the chunk
+    if constexpr (S::kPerKey) {
+      exact = decay_rows(stage, block, t0, __ballot_sync(0xffffffffu, gates.seen), gates);
+    } else {
+      const float* const totals = block_totals();
+      float total = 0.f;
+#pragma unroll
+      for (int i = 0; i < S::kBlocks; ++i) {
+        if (i < block) from_start += totals[i];
+        total += totals[i];
       }
-      if (lane == 0) *block_decay(block) = fast_exp2(last);
+      to_end = totals[block] - G;
+      const bool per_chunk = total >= kSmallestChunkDecay<E>;
+      if (per_chunk) {
+        to_end = -from_start - G;
+      } else {
+        from_start = 0.f;
+      }
+      if (lane == 0) {
+        *block_decay(block) = per_chunk ? 1.f : fast_exp2(totals[block]);
+        if (block == 0) *chunk_decay() = per_chunk ? fast_exp2(total) : 1.f;
+      }
+    }
+    const float scale = p.scale != 0.f ? p.scale : rsqrtf(static_cast<float>(p.K));
+    if (lane < 16) {
+      rows()[block * kBlock + lane] =
+          make_float4(beta, beta * k_factor * fast_exp2(from_start + G),
+                      scale * q_factor * fast_exp2(from_start + Gq), k_factor * fast_exp2(to_end));
     }
 
     float kk[2][4] = {}, qk[2][4] = {};  // [row g or g+8, column 8i + 2c]
@@ -427,8 +666,8 @@ struct Walk {
     for (int i = 0; i < kSteps; ++i) {
       RawB<E> b0, b1;
       RawA<E> a;
-      load_b_transposed<E, kK>(b0, b1, end_keys(stage), row0, 16 * i);
-      load_a<E, kK>(a, keys(stage), row0, 16 * i);
+      load_b_transposed<E, kK>(b0, b1, end_rows, 0, 16 * i);
+      load_a<E, kK>(a, k_rows, 0, 16 * i);
       float2 lo, hi;
       if constexpr (S::kPerKey) {
         lo = load2(block_growth(block) + 16 * i + 2 * c);
@@ -437,39 +676,52 @@ struct Walk {
       }
       multiply<Mma>(kk, a, b0, b1);
       if constexpr (S::kOutput) {
-        load_a<E, kK>(a, queries(stage), row0, 16 * i);
+        load_a<E, kK>(a, q_rows, 0, 16 * i);
         if constexpr (S::kPerKey) scale_columns(a, lo, hi);
         multiply<Mma>(qk, a, b0, b1);
       }
     }
 
     float* const m = scratch(block);
+    float G_s[4], k_s[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int s = 8 * (i >> 1) + 2 * c + (i & 1);
+      G_s[i] = __shfl_sync(0xffffffffu, G, s);
+      k_s[i] = __shfl_sync(0xffffffffu, k_factor, s);
+    }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int r = g + 8 * e;
-      const float beta_r = __shfl_sync(0xffffffffu, beta, r);
+      const float k_r = __shfl_sync(0xffffffffu, beta, r) * (e ? k_norm.y : k_norm.x);
+      const float q_r = scale * (e ? q_norm.y : q_norm.x);
       const float G_r = __shfl_sync(0xffffffffu, G, r), Gq_r = __shfl_sync(0xffffffffu, Gq, r);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int s = 8 * (i >> 1) + 2 * c + (i & 1);
         float& x = kk[i >> 1][2 * e + (i & 1)];
         float& y = qk[i >> 1][2 * e + (i & 1)];
+        if (i >= 2 && e == 0) {  // above the diagonal
+          x = y = 0.f;
+          continue;
+        }
         if (exact) {
           if (s < r) x += m[r * S::kScratchStride + s];
           if (s <= r) y += m[s * S::kScratchStride + r];
         }
         if constexpr (!S::kPerKey) {
-          const float G_s = __shfl_sync(0xffffffffu, G, s);
-          x *= fast_exp2(G_r - G_s);
-          y *= fast_exp2(Gq_r - G_s);
+          const float decay = fast_exp2(G_r - G_s[i]);
+          x *= decay;
+          if (S::kOutput) y *= before ? fast_exp2(Gq_r - G_s[i]) : decay;
         }
-        x = s < r ? beta_r * x : 0.f;
-        if (before ? s >= r : s > r) y = 0.f;
+        x = s < r ? k_r * k_s[i] * x : 0.f;
+        y = s < r || (s == r && !before) ? q_r * k_s[i] * y : 0.f;
       }
     }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
+      if (i >> 1 == 2) continue;
       const int r = g + 8 * (i >> 1 & 1), s = 8 * (i >> 2) + 2 * c + (i & 1);
       m[s * S::kScratchStride + r] = kk[i >> 2][i & 3];
     }
@@ -484,6 +736,7 @@ struct Walk {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      if (i == 2) continue;
       const float2 y = load2(m + (g + 8 * (i & 1)) * S::kScratchStride + 8 * (i >> 1) + 2 * c);
       kk[i >> 1][2 * (i & 1)] = y.x;
       kk[i >> 1][2 * (i & 1) + 1] = y.y;
@@ -495,14 +748,25 @@ struct Walk {
 
   // ---- The recurrence over blocks
 
-  __device__ void step(int stage, int block, int64_t t0, State& state) const {
-    const int row0 = block * kBlock;
+  __device__ static void scale_state(State& state, float factor) {
+#pragma unroll
+    for (int kind = 0; kind < S::kKinds; ++kind) {
+#pragma unroll
+      for (int i = 0; i < 8 * kSteps; ++i) state[kind][i >> 2][i & 3] *= factor;
+    }
+  }
+
+  __device__ void step(int stage, int block, int64_t t0, State& state) {
+    const E* const k_rows = keys(stage) + block * kBlock * kK;
+    const E* const q_rows = queries(stage) + block * kBlock * kK;
+    const E* const end_rows = end_keys(stage) + block * kBlock * kK;
+    E* const v_rows = values(stage) + block * kBlock * kColumns;
     float ks[S::kKinds][2][4] = {}, o[2][4] = {};  // [column, token]
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       RawB<E> b0, b1, q0, q1;
-      load_b_transposed<E, kK>(b0, b1, keys(stage), row0, 16 * i);
-      if constexpr (S::kOutput) load_b_transposed<E, kK>(q0, q1, queries(stage), row0, 16 * i);
+      load_b_transposed<E, kK>(b0, b1, k_rows, 0, 16 * i);
+      if constexpr (S::kOutput) load_b_transposed<E, kK>(q0, q1, q_rows, 0, 16 * i);
 #pragma unroll
       for (int kind = 0; kind < S::kKinds; ++kind) {
         const RawA<E> a = raw_a<E>(state[kind][2 * i], state[kind][2 * i + 1]);
@@ -513,11 +777,13 @@ struct Walk {
 
     float4 row[4];  // of tokens 2c, 2c+1, 2c+8, 2c+9
 #pragma unroll
-    for (int i = 0; i < 4; ++i) row[i] = rows()[row0 + 8 * (i >> 1) + 2 * c + (i & 1)];
+    for (int i = 0; i < 4; ++i) {
+      row[i] = (rows() + block * kBlock)[8 * (i >> 1) + 2 * c + (i & 1)];
+    }
     float v[2][4] = {};
     if (!is_map(0)) {
       RawA<E> a;
-      load_a_transposed<E, kColumns>(a, values(stage), row0, 16 * warp);
+      load_a_transposed<E, kColumns>(a, v_rows, 0, 16 * warp);
       unpack_a(a, v[0], v[1]);
     }
     const Operand<E> x = inverse(block)[lane];
@@ -534,50 +800,70 @@ struct Walk {
       }
       multiply<Mma>(u, raw_a<E>(ks[kind][0], ks[kind][1]), x.top, x.bottom);
       if constexpr (S::kOutput) u_a = raw_a<E>(u[0], u[1]);
-      if constexpr (!S::kPerKey) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) u[i >> 2][i & 3] *= row[2 * (i >> 2) + (i & 1)].w;
-      }
+      for (int i = 0; i < 8; ++i) u[i >> 2][i & 3] *= row[2 * (i >> 2) + (i & 1)].w;
       u_end[kind] = raw_a<E>(u[0], u[1]);
     }
 
-    const float decay = S::kPerKey ? 1.f : *block_decay(block);
+    const float decay = S::kPerKey ? 0.f : *block_decay(block);
+    if (S::kPerKey || decay != 1.f) {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      RawB<E> b0, b1;
-      load_b<E, kK>(b0, b1, end_keys(stage), row0, 16 * i);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int i = 0; i < 2 * kSteps; ++i) {
         float2 d = {decay, decay};
-        if constexpr (S::kPerKey) d = load2(block_decay(block) + 16 * i + 8 * j + 2 * c);
+        if constexpr (S::kPerKey) d = load2(block_decay(block) + 8 * i + 2 * c);
 #pragma unroll
         for (int kind = 0; kind < S::kKinds; ++kind) {
-          float(&y)[4] = state[kind][2 * i + j];
+          float(&y)[4] = state[kind][i];
           y[0] *= d.x;
           y[1] *= d.y;
           y[2] *= d.x;
           y[3] *= d.y;
-          Mma::mma(y, Mma::prepare(u_end[kind]), Mma::prepare(j ? b1 : b0));
         }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      RawB<E> b0, b1;
+      load_b<E, kK>(b0, b1, end_rows, 0, 16 * i);
+#pragma unroll
+      for (int kind = 0; kind < S::kKinds; ++kind) {
+        const auto& u = Mma::prepare(u_end[kind]);
+        Mma::mma(state[kind][2 * i], u, Mma::prepare(b0));
+        Mma::mma(state[kind][2 * i + 1], u, Mma::prepare(b1));
       }
     }
 
     if constexpr (S::kOutput) {
-      if constexpr (!S::kPerKey) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) o[i >> 2][i & 3] *= row[2 * (i >> 2) + (i & 1)].z;
-      }
+      for (int i = 0; i < 8; ++i) o[i >> 2][i & 3] *= row[2 * (i >> 2) + (i & 1)].z;
       const Operand<E> a = scores(block)[lane];
       multiply<Mma>(o, u_a, a.top, a.bottom);
-      store_output(stage, block, t0, o);
+      store_output(v_rows, t0 + block * kBlock, o);
     }
   }
 
-  __device__ void store_output(int stage, int block, int64_t t0, float (&o)[2][4]) const {
-    const float scale = p.scale != 0.f ? p.scale : rsqrtf(static_cast<float>(p.K));
-    const int row0 = block * kBlock;
+  // Outputs of tokens t..t+15; `v_rows` are their values.
+  __device__ void store_output(E* v_rows, int64_t t, float (&o)[2][4]) {
+    if constexpr (sizeof(IO) == 2 && sizeof(E) == 2) {
+      if (plan.vectorised) {  // through this warp's own columns of the values, which it has read
+        __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 8; ++i) o[i >> 2][i & 3] *= scale;
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t y =
+              transpose_8x8(pack2(IO(), o[i >> 1][2 * (i & 1)], o[i >> 1][2 * (i & 1) + 1]));
+          const int at = tile_offset<E, kColumns>(8 * (i >> 1) + g, 16 * warp + 8 * (i & 1));
+          *reinterpret_cast<uint32_t*>(v_rows + at + 2 * c) = y;
+        }
+        __syncwarp();
+        const int r = lane >> 1, col = 16 * warp + 8 * (lane & 1);
+        if (t + r < p.T && tile * kColumns + col < p.V) {
+          *reinterpret_cast<uint4*>(out_at) =
+              *reinterpret_cast<const uint4*>(v_rows + tile_offset<E, kColumns>(r, col));
+        }
+        out_at += out_step;
+        return;
+      }
+    }
     if (p.normalize) {  // column 15 of the warp is z
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -586,30 +872,7 @@ struct Walk {
         o[i >> 1][2 + (i & 1)] /= z;
       }
     }
-    const int64_t t = t0 + row0;
     IO* const out = static_cast<IO*>(p.output) + ((b * p.T + t) * plan.HO + ho) * p.V;
-    if constexpr (sizeof(IO) == 2 && sizeof(E) == 2) {
-      if (plan.vectorised) {  // through this warp's own columns of the values, which it has read
-        char* const at = reinterpret_cast<char*>(values(stage));
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t y =
-              transpose_8x8(pack2(IO(), o[i >> 1][2 * (i & 1)], o[i >> 1][2 * (i & 1) + 1]));
-          const int offset =
-              tile_offset<E, kColumns>(row0 + 8 * (i >> 1) + g, 16 * warp + 8 * (i & 1));
-          *reinterpret_cast<uint32_t*>(at + 2 * offset + 4 * c) = y;
-        }
-        __syncwarp();
-        const int r = lane >> 1, col = 16 * warp + 8 * (lane & 1);
-        const int64_t column = tile * kColumns + col;
-        if (t + r < p.T && column < p.V) {
-          *reinterpret_cast<uint4*>(out + r * plan.HO * p.V + column) =
-              *reinterpret_cast<const uint4*>(at + 2 * tile_offset<E, kColumns>(row0 + r, col));
-        }
-        return;
-      }
-    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int r = 8 * (i >> 2) + 2 * c + (i & 1);
@@ -619,8 +882,6 @@ struct Walk {
       }
     }
   }
-
-  // ---- State in and out. Element pair (column j, key dims d and d+1) for every pair a lane holds.
 
   template <typename F>
   __device__ void for_each_pair(State& state, int kind, const F& f) const {
@@ -690,15 +951,17 @@ struct Walk {
     }
   }
 
-  __device__ void run() const {
-    const int64_t begin = segment * plan.segment_tokens;
-    const int64_t end = min(begin + plan.segment_tokens, p.T);
+  __device__ void run() {
     const bool prefetch = S::kStages == 2 && plan.vectorised;
-    const bool mapped = p.feature_map != FeatureMap::kIdentity || p.qk_l2norm;
+    const bool mapped = p.feature_map != FeatureMap::kIdentity || (p.qk_l2norm && !plan.fold_norm);
     int stage = 0;
-    if (prefetch && begin < end) {
-      load(0, begin);
-      copy_async_commit();
+    Gates gates;
+    if (begin < end) {
+      if (prefetch) {
+        load(0, begin);
+        copy_async_commit();
+      }
+      fetch(gates, begin);
     }
     State state;
     load_state(state);
@@ -709,69 +972,32 @@ struct Walk {
         load(0, t0);
         copy_async_commit();
       }
+      settle(gates);
       copy_async_wait<0>();
       __syncthreads();
-      if (prefetch && t0 + S::kTokens < end) {
+      const bool more = t0 + S::kTokens < end;
+      if (prefetch && more) {
         load(stage ^ 1, t0 + S::kTokens);
         copy_async_commit();
       }
-      if (mapped || p.mask) {
-        map_rows(keys(stage), t0, true);
-        if (S::kOutput && mapped) map_rows(queries(stage), t0, false);
+      if (mapped) {
+        map_rows(keys(stage), t0);
+        if (S::kOutput) map_rows(queries(stage), t0);
         __syncthreads();
       }
-      if (warp < S::kBlocks) prepare(stage, warp, t0);
+      if (warp < S::kBlocks) prepare(stage, warp, t0, gates);
       __syncthreads();
+      if (more) fetch(gates, t0 + S::kTokens);
 #pragma unroll 1
       for (int block = 0; block < S::kBlocks && t0 + block * kBlock < end; ++block) {
         step(stage, block, t0, state);
       }
+      if (!S::kPerKey && p.decay_kind != DecayKind::kNone) scale_state(state, *chunk_decay());
       if (prefetch) stage ^= 1;
     }
     store_state(state);
   }
 };
-
-// Adds to the block's scratch, pair by pair, the terms of key dims (d, d+1) that are not in range:
-// sum_d k_r k_s e^{G_r - G_s} at [r][s], sum_d q_r k_s e^{..} at [s][r]. Rare and out of line;
-// takes a copy so that the caller's members stay in registers.
-template <class S>
-__device__ __noinline__ void add_exact(const Walk<S> w, int stage, int block, int64_t t0, int d,
-                                       uint32_t seen, bool x_in_range, bool y_in_range) {
-  constexpr int kK = S::kK;
-  using E = typename S::E;
-  float* sums = w.scratch(block);
-  const int row0 = block * kBlock;
-  const bool before = w.p.read != ReadMode::kAfter;
-#pragma unroll 1
-  for (int s = 0; s < kBlock; ++s) {
-    const float2 ks = load2(w.keys(stage) + tile_offset<E, kK>(row0 + s, d));
-    const float2 from = {x_in_range ? 0.f : ks.x, y_in_range ? 0.f : ks.y};
-    float2 exponent = {0.f, 0.f};
-#pragma unroll 1
-    for (int r = s; r < kBlock; ++r) {
-      const float2 earlier = exponent;
-      if (r > s && (seen >> r & 1)) {
-        const float2 step = w.key_decay(t0 + row0 + r, d);
-        exponent.x += step.x;
-        exponent.y += step.y;
-      }
-      if (r > s) {
-        const float2 kr = load2(w.keys(stage) + tile_offset<E, kK>(row0 + r, d));
-        const float sum = lane_sum<32>(kr.x * from.x * fast_exp2(exponent.x) +
-                                       kr.y * from.y * fast_exp2(exponent.y));
-        if (w.lane == 0) sums[r * S::kScratchStride + s] += sum;
-      }
-      if constexpr (S::kOutput) {
-        const float2 q = load2(w.queries(stage) + tile_offset<E, kK>(row0 + r, d));
-        const float2 e = before ? earlier : exponent;
-        const float sum =
-            lane_sum<32>(q.x * from.x * fast_exp2(e.x) + q.y * from.y * fast_exp2(e.y));
-        if (w.lane == 0) sums[s * S::kScratchStride + r] += sum;
-      }
-    }
-  }
-}
 
 template <class S>
 __global__ void __launch_bounds__(kThreads, S::kResident)
