@@ -18,7 +18,7 @@ bool is_general(const LinearAttentionParams& p) {
 // Blocks that the two passes should have at least: what fits the 132 multiprocessors of a large GPU at once. A
 // constant, so that the order of summation, and with it every bit of the result, depends on the shape alone.
 int64_t target_blocks(const LinearAttentionParams& p) {
-  return 132 * (p.K > 64 ? 2 : is_general(p) ? 2 : 3);
+  return 132 * (p.K > 64 || (is_general(p) && p.io != DType::kBFloat16) ? 2 : 3);
 }
 // From this many independent heads on, walking the sequence once beats filling the GPU.
 constexpr int64_t kEnoughHeads = 132;

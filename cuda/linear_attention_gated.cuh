@@ -28,7 +28,8 @@ namespace fla::cuda {
 
 constexpr float kMaxExponent = 64.f;
 constexpr float kVanished = -126.f;  // fast_exp2 gives 0 below
-constexpr float kMinLog2Decay = -150.f;
+constexpr float kMinLog2Decay = -150.f;  // decay 0, and so is what follows from it
+constexpr float kMinLogDecay = -104.f;   // the same, natural
 
 struct GatedArgs {
   int T, Hq, Hk, HV, HO, K, V, W;  // W = V + normalize: width of the state's rows
@@ -73,19 +74,22 @@ struct GatedConfig {
   static constexpr int kPairs = KP / 2;                // column pairs
   static constexpr int kParts = kThreads / kPairs;     // threads per column pair, each with C/kParts tokens
   static constexpr int kRows = C / kParts;
-  static constexpr int kMinBlocks = KP > 64 ? 1 : General_ || sizeof(E) == 4 ? 2 : 3;  // per multiprocessor
+  static constexpr int kMinBlocks = KP > 64 ? 1 : sizeof(E) == 4 ? 2 : 3;  // per multiprocessor
   static constexpr int kStateBuffers = sizeof(E) == 2 ? 2 : 1;
 };
 
 // Shared memory, in bytes from its start. The same on host and device.
 template <typename Cfg>
 struct GatedLayout {
-  int q, k, v, g, stage;      // within a stage; size of a stage
+  int q, k, v, stage;         // within a stage; size of a stage
+  int g;                      // per-key decay, one buffer
   int tile_q, tile_k;         // transformed queries and keys
   int state, scores, floats;  // state operand; scores of the one-by-one path; small arrays
   int total;
 
-  static constexpr int kFloats = 7 * Cfg::C + (3 + Cfg::kParts) * Cfg::KP;
+  // Sums over parts of a column exist with per-key decay only, cumulative decays per head only.
+  static constexpr bool kSharedSums = Cfg::kParts * Cfg::KP <= 4 * Cfg::C;
+  static constexpr int kFloats = 7 * Cfg::C + (3 + (kSharedSums ? 0 : Cfg::kParts)) * Cfg::KP;
 
   __host__ __device__ GatedLayout(const GatedArgs& p, bool output) {
     constexpr int kTile = Cfg::C * Cfg::KP;
@@ -94,13 +98,13 @@ struct GatedLayout {
     q = 0;
     k = output ? kTile * io : 0;
     v = k + kTile * io;
-    g = v + Cfg::C * Cfg::VP * io;
-    stage = g + (per_key ? kTile * size_of(p.decay_type) : 0);
-    tile_q = p.stages * stage;
+    stage = v + Cfg::C * Cfg::VP * io;
+    g = p.stages * stage;
+    tile_q = g + (per_key ? kTile * size_of(p.decay_type) : 0);
     tile_k = tile_q + (Cfg::kConverts && output ? kTile * e : 0);
     state = tile_k + (Cfg::kConverts ? kTile * e : 0);
     scores = state + (output ? Cfg::kStateBuffers * Cfg::KP * Cfg::VP * e : 0);
-    floats = scores + (output && per_key ? Cfg::C * Cfg::C * e : 0);
+    floats = scores + (output && per_key && Cfg::kStateBuffers == 1 ? Cfg::C * Cfg::C * e : 0);
     total = floats + kFloats * 4;
   }
 };
@@ -150,7 +154,7 @@ struct GatedBlock {
     diagonal = visible + 2 * C;
     column_total = diagonal + C;
     z = column_total + KP;
-    part_total = z + 2 * KP;
+    part_total = GatedLayout<Cfg>::kSharedSums ? gq : z + 2 * KP;
   }
 
   __device__ bool per_key() const {
@@ -179,17 +183,13 @@ struct GatedBlock {
     return reinterpret_cast<E*>(shared + layout.state) + buffer * KP * VP;
   }
 
-  // Log2 decay of token `row` in columns col, col + 1; per-key decay only.
-  __device__ float2 decay2(int chunk, int row, int col) const {
-    if (visible[(chunk & 1) * C + row] == 0.f) return make_float2(0.f, 0.f);
-    const unsigned char* tile = stage(chunk) + layout.g;
-    float2 g;
-    if (p.decay_type == DType::kFloat32) {
-      g = load2(reinterpret_cast<const float*>(tile) + tile_offset<float, KP>(row, col));
-    } else {
-      g = load2(reinterpret_cast<const IO*>(tile) + tile_offset<IO, KP>(row, col));
-    }
-    return make_float2(fmaxf(g.x * kLog2e, kMinLog2Decay), fmaxf(g.y * kLog2e, kMinLog2Decay));
+  // Log decay of token `row` in columns col, col + 1; per-key decay only. Natural logarithm.
+  template <typename G>
+  __device__ float2 decay2(int chunk, uint32_t row, uint32_t col) const {
+    const G* tile = reinterpret_cast<const G*>(shared + layout.g);
+    float2 g = load2(tile + tile_offset<G, KP>(row, col));
+    if (p.mask && visible[(chunk & 1) * C + row] == 0.f) g = make_float2(0.f, 0.f);
+    return make_float2(fmaxf(g.x, kMinLogDecay), fmaxf(g.y, kMinLogDecay));
   }
 
   // Starts the copies of a chunk's tiles.
@@ -209,17 +209,23 @@ struct GatedBlock {
           tile_v(chunk), static_cast<const IO*>(p.value) + (t * p.HV + h) * p.V + v0,
           static_cast<int64_t>(p.HV) * p.V, rows, cols, p.vector_v);
     }
-    if (per_key()) {
-      const int64_t start = (t * p.HV + h) * p.K, stride = static_cast<int64_t>(p.HV) * p.K;
-      if (p.decay_type == DType::kFloat32) {
-        load_tile<float, C, KP, Cfg::kThreads>(reinterpret_cast<float*>(stage(chunk) + layout.g),
-                                               static_cast<const float*>(p.decay) + start, stride, rows,
-                                               p.K, p.vector_g);
-      } else {
-        load_tile<IO, C, KP, Cfg::kThreads>(reinterpret_cast<IO*>(stage(chunk) + layout.g),
-                                            static_cast<const IO*>(p.decay) + start, stride, rows, p.K,
-                                            p.vector_g);
-      }
+    copy_async_commit();
+  }
+
+  // The same for per-key decay. There is one buffer: the chunk before must be done with it.
+  __device__ void load_decays(int chunk) const {
+    if (!per_key()) return;
+    const int64_t t = token(chunk), start = (t * p.HV + h) * p.K;
+    const int64_t stride = static_cast<int64_t>(p.HV) * p.K;
+    const int rows = valid_rows(chunk);
+    if (p.decay_type == DType::kFloat32) {
+      load_tile<float, C, KP, Cfg::kThreads>(reinterpret_cast<float*>(shared + layout.g),
+                                             static_cast<const float*>(p.decay) + start, stride, rows, p.K,
+                                             p.vector_g);
+    } else {
+      load_tile<IO, C, KP, Cfg::kThreads>(reinterpret_cast<IO*>(shared + layout.g),
+                                          static_cast<const IO*>(p.decay) + start, stride, rows, p.K,
+                                          p.vector_g);
     }
     copy_async_commit();
   }
@@ -310,37 +316,60 @@ struct GatedBlock {
     return Cfg::kConverts || p.feature_map != FeatureMap::kIdentity || p.l2norm || p.mask;
   }
 
-  // This thread's column pair: sums of the log2 decays from the chunk's first row up to, but without, each of
-  // its rows; sums[kRows] includes the last. Returns the chunk's total, which column_total holds after the next
-  // barrier. All threads of the block call this.
-  __device__ float2 column_sums(int chunk, float2 (&sums)[Cfg::kRows + 1]) const {
-    const int col = threadIdx.x % Cfg::kPairs * 2, part = threadIdx.x / Cfg::kPairs;
+  // A thread's column pair over its rows: sums of the log decays (natural) from its first row up to, but without,
+  // each row; the last one includes all. `before` and `total` are log2: from the chunk's first row to the
+  // thread's first, and over the chunk.
+  struct ColumnSums {
+    float2 sums[Cfg::kRows + 1];
+    float2 before, total;
+  };
+
+  template <typename G>
+  __device__ void add_columns(int chunk, uint32_t first, uint32_t col, ColumnSums& out) const {
     float2 sum = make_float2(0.f, 0.f);
 #pragma unroll
     for (int i = 0; i < Cfg::kRows; ++i) {
-      const float2 g = decay2(chunk, part * Cfg::kRows + i, col);
-      sums[i] = sum;
+      out.sums[i] = sum;
+      const float2 g = decay2<G>(chunk, first + i, col);
       sum.x += g.x;
       sum.y += g.y;
     }
-    sums[Cfg::kRows] = sum;
-    store2(part_total + part * KP + col, sum.x, sum.y);
+    out.sums[Cfg::kRows] = sum;
+  }
+
+  // All threads of the block call this; column_total is there after the next barrier.
+  __device__ void column_sums(int chunk, ColumnSums& out) const {
+    const uint32_t col = threadIdx.x % Cfg::kPairs * 2, part = threadIdx.x / Cfg::kPairs;
+    if (p.decay_type == DType::kFloat32) {
+      add_columns<float>(chunk, part * Cfg::kRows, col, out);
+    } else {
+      add_columns<IO>(chunk, part * Cfg::kRows, col, out);
+    }
+    store2(part_total + part * KP + col, out.sums[Cfg::kRows].x * kLog2e,
+           out.sums[Cfg::kRows].y * kLog2e);
     __syncthreads();
-    float2 before = make_float2(0.f, 0.f), total = before;
+    out.before = out.total = make_float2(0.f, 0.f);
 #pragma unroll
     for (int i = 0; i < Cfg::kParts; ++i) {
-      if (i == part) before = total;
+      if (i == part) out.before = out.total;
       const float2 x = load2(part_total + i * KP + col);
-      total.x += x.x;
-      total.y += x.y;
+      out.total.x += x.x;
+      out.total.y += x.y;
     }
+    if (part == 0) store2(column_total + col, out.total.x, out.total.y);
+  }
+
+  // Multiplies the elements of this thread's rows and columns of a tile by 2^(offset + slope * log2e * sums[i + shift]).
+  __device__ void decay_columns(QK* tile, const ColumnSums& s, int shift, float slope, float2 offset) const {
+    const uint32_t col = threadIdx.x % Cfg::kPairs * 2, first = threadIdx.x / Cfg::kPairs * Cfg::kRows;
+    slope *= kLog2e;
 #pragma unroll
-    for (int i = 0; i <= Cfg::kRows; ++i) {
-      sums[i].x += before.x;
-      sums[i].y += before.y;
+    for (int i = 0; i < Cfg::kRows; ++i) {
+      QK* at = tile + tile_offset<QK, KP>(first + i, col);
+      const float2 x = load2(at), sum = shift ? s.sums[i + 1] : s.sums[i];
+      store2(at, x.x * fast_exp2(fmaf(slope, sum.x, offset.x)),
+             x.y * fast_exp2(fmaf(slope, sum.y, offset.y)));
     }
-    if (part == 0) store2(column_total + col, total.x, total.y);
-    return total;
   }
 
   // This warp's rows (d) and columns (dv) of the state.

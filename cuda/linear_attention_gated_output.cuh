@@ -10,7 +10,7 @@ namespace fla::cuda {
 
 // Scores of a chunk whose per-key decay is too strong to be split between Q and K: one by one, in float. Tiles
 // hold features without decay. Rows of `scores` [C][C] are complete, zeros included.
-template <typename Cfg>
+template <typename G, typename Cfg>
 __device__ void direct_scores(const GatedBlock<Cfg>& block, int chunk, typename Cfg::E* scores) {
   using E = typename Cfg::E;
   using QK = typename Cfg::QK;
@@ -34,10 +34,10 @@ __device__ void direct_scores(const GatedBlock<Cfg>& block, int chunk, typename 
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         const float2 k = load2(k_tile + tile_offset<QK, KP>(s, lane * 2 + i * 64));
-        const float2 g = block.decay2(chunk, s, lane * 2 + i * 64);
+        const float2 g = block.template decay2<G>(chunk, s, lane * 2 + i * 64);
         sum += q[i].x * k.x * fast_exp2(decay[i].x) + q[i].y * k.y * fast_exp2(decay[i].y);
-        decay[i].x += g.x;
-        decay[i].y += g.y;
+        decay[i].x += g.x * kLog2e;
+        decay[i].y += g.y * kLog2e;
       }
       sum = lane_sum<32>(sum);
       if (lane == 0) scores[row * C + s] = from_float<E>(sum);
@@ -75,7 +75,7 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
   if (block.maps()) {
     block.map_tile(block.raw_q(chunk), q_tile, false, chunk);
     if (p.causal) block.map_tile(block.raw_k(chunk), k_tile, true, chunk);
-    fence_for_wgmma();
+    if constexpr (Cfg::kWgmma) fence_for_wgmma();
     __syncthreads();
   }
   if (p.bonus) {
@@ -84,26 +84,26 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
   }
   if (!block.per_key()) return false;
 
-  float2 sums[Cfg::kRows + 1];
-  const float2 total = block.column_sums(chunk, sums);
+  typename GatedBlock<Cfg>::ColumnSums sums;
+  block.column_sums(chunk, sums);
+  const float2 before = sums.before, total = sums.total;
   const bool direct = __syncthreads_or(fminf(total.x, total.y) < -kMaxExponent);
   if (direct) {
-    direct_scores(block, chunk, scores);
+    if (p.decay_type == DType::kFloat32) {
+      direct_scores<float>(block, chunk, scores);
+    } else {
+      direct_scores<typename Cfg::IO>(block, chunk, scores);
+    }
     __syncthreads();
   }
-  const int col = threadIdx.x % Cfg::kPairs * 2, first = threadIdx.x / Cfg::kPairs * Cfg::kRows;
-  const float2 anchor = direct ? total : make_float2(0.f, 0.f);
-#pragma unroll
-  for (int i = 0; i < Cfg::kRows; ++i) {
-    const int at = tile_offset<QK, Cfg::KP>(first + i, col);
-    const float2 gq = p.before ? sums[i] : sums[i + 1];
-    const float2 q = load2(q_tile + at);
-    store2(q_tile + at, q.x * fast_exp2(gq.x), q.y * fast_exp2(gq.y));
-    const float2 k = load2(k_tile + at);
-    store2(k_tile + at, k.x * fast_exp2(anchor.x - sums[i + 1].x),
-           k.y * fast_exp2(anchor.y - sums[i + 1].y));
+  if (p.before) {
+    block.decay_columns(q_tile, sums, 0, 1.f, before);
+  } else {
+    block.decay_columns(q_tile, sums, 1, 1.f, before);
   }
-  fence_for_wgmma();
+  const float2 anchor = direct ? total : make_float2(0.f, 0.f);
+  block.decay_columns(k_tile, sums, 1, -1.f, make_float2(anchor.x - before.x, anchor.y - before.y));
+  if constexpr (Cfg::kWgmma) fence_for_wgmma();
   __syncthreads();
   return direct;
 }
@@ -213,9 +213,9 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
   const int row_block = warp % Cfg::kRowWarps, row = row_block * 16 + g;
   const int warp_col = block.first_column();
-  E* const direct_tile = reinterpret_cast<E*>(memory + block.layout.scores);
 
   block.load(0);
+  block.load_decays(0);
   typename GatedBlock<Cfg>::Scalars scalars;
   const bool loads_scalars = warp == 0 && block.has_scalars();
   if (loads_scalars) block.load_scalars(0, scalars);
@@ -271,14 +271,20 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     const bool more = chunk + 1 < block.chunks;
     if (loads_scalars) block.store_scalars(chunk, scalars);
     copy_async_wait<0>();
-    fence_for_wgmma();
+    if constexpr (Cfg::kWgmma) fence_for_wgmma();
     __syncthreads();
     if (more) {
       if (p.stages == 2) block.load(chunk + 1);
       if (loads_scalars) block.load_scalars(chunk + 1, scalars);
     }
     bool direct = false;
-    if constexpr (Cfg::kGeneral) direct = transform_chunk(block, chunk, direct_tile);
+    // Scores computed one by one wait in the operand buffer of the next chunk, where there are two.
+    E* const direct_tile = Cfg::kStateBuffers == 2 ? block.state_tile(chunk + 1)
+                                                   : reinterpret_cast<E*>(memory + block.layout.scores);
+    if constexpr (Cfg::kGeneral) {
+      direct = transform_chunk(block, chunk, direct_tile);
+      if (more) block.load_decays(chunk + 1);
+    }
     const float* gk = block.gk + (chunk & 1) * C;
     const float* gq = block.gq + (chunk & 1) * C;
     const bool per_head = block.per_head();
@@ -523,7 +529,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     }
 
     if (more) {
-      if (Cfg::kStateBuffers == 1 || p.stages == 1) __syncthreads();
+      if (Cfg::kStateBuffers == 1 || p.stages == 1 || direct) __syncthreads();
       if (p.stages == 1) block.load(chunk + 1);
       store_operand(chunk + 1);
     }

@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
 
   int chunk = block.chunks - 1;
   block.load(chunk);
+  block.load_decays(chunk);
   typename GatedBlock<Cfg>::Scalars scalars;
   const bool loads_scalars = warp == 0 && block.has_scalars();
   if (loads_scalars) block.load_scalars(chunk, scalars);
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     const bool more = chunk > 0;
     if (loads_scalars) block.store_scalars(chunk, scalars);
     copy_async_wait<0>();
-    fence_for_wgmma();
+    if constexpr (Cfg::kWgmma) fence_for_wgmma();
     if (block.per_key()) {
       const bool gone = (column_after.x < kVanished || pair_col >= p.K) &&
                         (column_after.y < kVanished || pair_col + 1 >= p.K);
@@ -59,24 +60,20 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     if constexpr (Cfg::kGeneral) {
       if (block.maps()) {
         block.map_tile(block.raw_k(chunk), k_tile, true, chunk);
-        fence_for_wgmma();
+        if constexpr (Cfg::kWgmma) fence_for_wgmma();
         __syncthreads();
       }
       if (block.per_key()) {
-        float2 sums[Cfg::kRows + 1];
-        const float2 total = block.column_sums(chunk, sums);
-        column_after.x += total.x;
-        column_after.y += total.y;
-        const int first = threadIdx.x / Cfg::kPairs * Cfg::kRows;
-#pragma unroll
-        for (int i = 0; i < Cfg::kRows; ++i) {
-          const int at = tile_offset<QK, KP>(first + i, pair_col);
-          const float2 k = load2(k_tile + at);
-          store2(k_tile + at, k.x * fast_exp2(column_after.x - sums[i + 1].x),
-                 k.y * fast_exp2(column_after.y - sums[i + 1].y));
-        }
-        fence_for_wgmma();
+        typename GatedBlock<Cfg>::ColumnSums sums;
+        block.column_sums(chunk, sums);
+        column_after.x += sums.total.x;
+        column_after.y += sums.total.y;
+        block.decay_columns(
+            k_tile, sums, 1, -1.f,
+            make_float2(column_after.x - sums.before.x, column_after.y - sums.before.y));
+        if constexpr (Cfg::kWgmma) fence_for_wgmma();
         __syncthreads();
+        if (more) block.load_decays(chunk - 1);
       }
     }
 

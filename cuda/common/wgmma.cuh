@@ -3,7 +3,7 @@
 // swizzle, when the tile is aligned to 1024 bytes. Each warp holds 16 rows of D as eight C operands of mma.cuh side
 // by side, and gives its 16 rows of A, when A is in registers, as an A operand of mma.cuh.
 // Order of use: wgmma_fence, products, wgmma_commit, wgmma_wait; tiles written by ordinary stores or cp.async need
-// fence_for_wgmma by the writers before the barrier.
+// fence_for_wgmma by the writers before the barrier; it is not cheap.
 #ifndef FLA_CUDA_COMMON_WGMMA_CUH_
 #define FLA_CUDA_COMMON_WGMMA_CUH_
 
