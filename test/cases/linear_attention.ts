@@ -88,7 +88,11 @@ export const dtypeOf = (input: string, types: CaseTypes): DType =>
 
 /** The case's inputs after rounding to `types`. */
 export function inputsIn(testCase: LinearAttentionCase, types: CaseTypes): LinearAttentionInputs {
-  const tensors = Object.entries(testCase.inputs() as unknown as Record<string, Tensor64>);
+  return roundedTo(testCase.inputs(), types);
+}
+
+export function roundedTo(inputs: LinearAttentionInputs, types: CaseTypes): LinearAttentionInputs {
+  const tensors = Object.entries(inputs as unknown as Record<string, Tensor64>);
   return Object.fromEntries(
     tensors.map(([name, tensor]) => [name, rounded(tensor, dtypeOf(name, types))]),
   ) as unknown as LinearAttentionInputs;
@@ -448,4 +452,11 @@ export const linearAttentionCases: readonly LinearAttentionCase[] = [
   ...bidirectional,
   ...bonusReads,
   ...others,
+];
+
+/** Calls of no sequences at all. */
+export const emptyBatches: readonly LinearAttentionCase[] = [
+  ...everyRule('B = 0', { B: 0, state: true }),
+  makeCase('B = 0, normalize', 'linear', { B: 0, attributes: positive }),
+  makeCase('B = 0, causal 0', 'linear', { B: 0, attributes: { causal: 0 } }),
 ];

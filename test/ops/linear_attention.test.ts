@@ -1,91 +1,21 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
-  type LinearAttentionAttributeInput,
   type LinearAttentionInputs,
   type LinearAttentionResult,
   linearAttentionReference,
   type Tensor64,
 } from '../../ops/index.js';
-import { maxAbsError, Random, sliceTokens } from '../cases/tensors.js';
+import { maxAbsError, sliceTokens } from '../cases/tensors.js';
+import { type RandomCall, randomCalls } from '../support/calls.js';
 
-const ruleNames = ['linear', 'gated', 'delta', 'gated_delta'] as const;
-const features = ['identity', 'elu1', 'relu', 'exp', 'silu', 'l2norm', 'softmax'] as const;
+const calls = randomCalls({ B: 2, T: 12, K: 7, V: 7 });
 
-interface Call {
-  attributes: LinearAttentionAttributeInput;
-  inputs: LinearAttentionInputs;
-  B: number;
-  T: number;
-  HQ: number;
-  HV: number;
-  K: number;
-  V: number;
-}
-
-/** Any causal call with a state: every rule, grouping, decay and beta kind, feature map. */
-const calls: fc.Arbitrary<Call> = fc
-  .record({
-    B: fc.integer({ min: 1, max: 2 }),
-    T: fc.integer({ min: 0, max: 12 }),
-    heads: fc.constantFrom(
-      [1, 1, 1],
-      [2, 2, 2],
-      [4, 2, 2],
-      [4, 2, 1],
-      [2, 4, 2],
-      [1, 3, 1],
-      [2, 4, 4],
-    ),
-    K: fc.integer({ min: 1, max: 7 }),
-    V: fc.integer({ min: 1, max: 7 }),
-    rule: fc.constantFrom(...ruleNames),
-    perKey: fc.boolean(),
-    sharedBeta: fc.boolean(),
-    normalize: fc.constantFrom(0 as const, 1 as const),
-    feature: fc.constantFrom(...features),
-    read: fc.constantFrom('after' as const, 'before' as const),
-    masked: fc.boolean(),
-    seed: fc.nat(),
-  })
-  .map(({ B, T, heads: [HQ, HV, HK], K, V, rule, normalize, ...rest }) => {
-    const random = new Random(`${rest.seed}`);
-    const tensor = (shape: number[], draw = () => random.normal() / 2) =>
-      random.tensor(shape, draw);
-    const isPositive = normalize === 1;
-    return {
-      ...{ B, T, HQ, HV, K, V },
-      attributes: {
-        q_num_heads: HQ,
-        kv_num_heads: HV,
-        update_rule: rule,
-        normalize,
-        // Weights must be positive for their sum to be a divisor, and keys short for a delta rule to contract.
-        feature_map: isPositive ? 'softmax' : rest.feature,
-        qk_l2norm: 1 as const,
-        read: rest.read,
-      },
-      inputs: {
-        query: tensor([B, T, HQ * K]),
-        key: tensor([B, T, HK * K]),
-        value: tensor([B, T, HV * V]),
-        past_state: tensor([B, HV, K, V + normalize], () => 1 + random.uniform()),
-        ...(rule.startsWith('gated') && {
-          decay: tensor([B, T, rest.perKey ? HV * K : HV], () => -3 * random.uniform()),
-        }),
-        ...(rule.endsWith('delta') && {
-          beta: tensor([B, T, rest.sharedBeta ? 1 : HV], () => random.uniform()),
-        }),
-        ...(rest.masked && { mask: tensor([B, T], () => Number(random.uniform() < 0.6)) }),
-      },
-    };
-  });
-
-const run = ({ attributes, inputs }: Pick<Call, 'attributes' | 'inputs'>) =>
+const run = ({ attributes, inputs }: Pick<RandomCall, 'attributes' | 'inputs'>) =>
   linearAttentionReference(attributes, inputs);
 
 /** Tokens from..to of every [B,T,...] input. */
-function tokens({ inputs }: Call, from: number, to: number): LinearAttentionInputs {
+function tokens({ inputs }: RandomCall, from: number, to: number): LinearAttentionInputs {
   const sliced = Object.entries(inputs as unknown as Record<string, Tensor64>).map(
     ([name, tensor]) => [
       name,
@@ -105,7 +35,7 @@ function expectSameResult(actual: LinearAttentionResult, expected: LinearAttenti
   expectSame(actual.presentState, expected.presentState);
 }
 
-const holds = (property: (call: Call) => void, arbitrary = calls) =>
+const holds = (property: (call: RandomCall) => void, arbitrary = calls) =>
   fc.assert(fc.property(arbitrary, property), { numRuns: 200, seed: 20261 });
 
 const withRule = (...allowed: string[]) =>
@@ -323,7 +253,7 @@ function pickTokens(tensor: Tensor64, order: readonly number[]): Tensor64 {
   return { shape: [B, order.length, ...tensor.shape.slice(2)], data };
 }
 
-function pick({ inputs }: Call, order: readonly number[]): LinearAttentionInputs {
+function pick({ inputs }: RandomCall, order: readonly number[]): LinearAttentionInputs {
   const picked = Object.entries(inputs as unknown as Record<string, Tensor64>).map(
     ([name, tensor]) => [name, name === 'past_state' ? tensor : pickTokens(tensor, order)],
   );

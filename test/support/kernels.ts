@@ -89,6 +89,8 @@ export async function runCall(
 export async function runIn(
   session: NativeSession,
   call: KernelCall,
+  /** inPlace: outputs that may reuse an input's memory are written where the input is read. */
+  { inPlace = false } = {},
 ): Promise<Record<string, Tensor64>> {
   const { op, attributes, inputs, dtypes } = call;
   const specs = Object.entries(inputs).map(([name, { shape }]) => [
@@ -99,9 +101,11 @@ export async function runIn(
   const feeds = session.inputs.map(({ name }) =>
     view(dtypes[name], inputs[name].shape, inputs[name]),
   );
-  const fetches = session.outputs.map(({ name }) =>
-    view(outputType(call, name), outputShape(op, name, dims)),
-  );
+  const fetches = session.outputs.map(({ name }) => {
+    const reused = op.outputs.find((output) => output.name === name)?.inPlaceOf;
+    const feed = feeds[session.inputs.findIndex((input) => input.name === reused)];
+    return inPlace && feed ? feed : view(outputType(call, name), outputShape(op, name, dims));
+  });
   await session.run(
     feeds.map((_, i) => i),
     feeds,

@@ -1,10 +1,13 @@
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
   type CausalConvWithStateInputs,
   causalConvWithState,
   causalConvWithStateReference,
+  type LinearAttentionAttributeInput,
   type LinearAttentionInputs,
   linearAttention,
+  linearAttentionReference,
   type Tensor64,
 } from '../../../ops/index.js';
 import { nativeInfo } from '../../../runtime/node/addon.js';
@@ -14,15 +17,18 @@ import {
   type CaseTypes,
   caseTypes,
   dtypeOf,
+  emptyBatches,
   expectedOf,
   inputsIn,
   linearAttentionCases,
+  roundedTo,
   tolerance,
   typesOf,
   typesText,
 } from '../../cases/linear_attention.js';
 import { relativeError, rounded, sliceTokens } from '../../cases/tensors.js';
-import { runCall } from '../../support/kernels.js';
+import { randomCalls } from '../../support/calls.js';
+import { type KernelCall, openCall, runCall, runIn } from '../../support/kernels.js';
 
 const isas = ['portable', 'avx2', 'avx512'];
 
@@ -46,17 +52,39 @@ export function kernelSuite(isa?: string): void {
       it.each(cases)('$name', async (testCase) => {
         const inputs = inputsIn(testCase, types);
         const expected = expectedOf(testCase, inputs);
-        const actual = await runCall({
-          op: linearAttention,
-          attributes: testCase.attributes,
-          inputs: inputs as unknown as Record<string, Tensor64>,
-          dtypes: inputDtypes(inputs, types),
-        });
+        const call = callOf(testCase.attributes, inputs, types);
+        const session = await openCall(call);
+        const actual = await runIn(session, call);
+        // With past_state and present_state in the same memory the results are the same bits.
+        if (testCase.state) expect(await runIn(session, call, { inPlace: true })).toEqual(actual);
+        session.dispose();
         expectClose(actual.output, expected.output, tolerance(testCase, types.T));
         expectClose(actual.present_state, expected.presentState, tolerance(testCase, types.S));
       });
     },
   );
+
+  it('LinearAttention takes any call with a state', async () => {
+    await fc.assert(
+      fc.asyncProperty(randomCalls({ T: 40, K: 40, V: 90, B: 3 }), async (call) => {
+        const inputs = roundedTo(call.inputs, caseTypes[0]);
+        const expected = linearAttentionReference(call.attributes, inputs);
+        const actual = await runCall(callOf(call.attributes, inputs, caseTypes[0]));
+        expectClose(actual.output, expected.output, 1e-5);
+        expectClose(actual.present_state, expected.presentState, 1e-5);
+      }),
+      { numRuns: isa ? 60 : 200, seed: 20262 },
+    );
+  });
+
+  it.each(emptyBatches)('LinearAttention of no sequences: $name', async (testCase) => {
+    const inputs = inputsIn(testCase, caseTypes[0]);
+    const { output, present_state } = await runCall(
+      callOf(testCase.attributes, inputs, caseTypes[0]),
+    );
+    expect([output.data.length, present_state.data.length]).toEqual([0, 0]);
+    expect([output.shape[0], present_state.shape[0]]).toEqual([0, 0]);
+  });
 
   describe('LinearAttention in parts is LinearAttention in one', () => {
     // Splits on and off chunk borders, with a last part of one token.
@@ -68,12 +96,7 @@ export function kernelSuite(isa?: string): void {
       const [float32] = caseTypes;
       const whole = inputsIn(testCase, float32);
       const call = (inputs: LinearAttentionInputs) =>
-        runCall({
-          op: linearAttention,
-          attributes: testCase.attributes,
-          inputs: inputs as unknown as Record<string, Tensor64>,
-          dtypes: inputDtypes(inputs, float32),
-        });
+        runCall(callOf(testCase.attributes, inputs, float32));
       const expected = await call(whole);
       let state = whole.past_state;
       for (const [i, from] of borders.slice(0, -1).entries()) {
@@ -132,8 +155,18 @@ function tokensOf(inputs: LinearAttentionInputs, from: number, to: number): Line
   };
 }
 
-function inputDtypes(inputs: object, types: CaseTypes) {
-  return Object.fromEntries(Object.keys(inputs).map((name) => [name, dtypeOf(name, types)]));
+function callOf(
+  attributes: LinearAttentionAttributeInput,
+  inputs: LinearAttentionInputs,
+  types: CaseTypes,
+): KernelCall {
+  const names = Object.keys(inputs);
+  return {
+    op: linearAttention,
+    attributes: attributes as KernelCall['attributes'],
+    inputs: inputs as unknown as KernelCall['inputs'],
+    dtypes: Object.fromEntries(names.map((name) => [name, dtypeOf(name, types)])),
+  };
 }
 
 function expectClose(actual: Tensor64, expected: Tensor64, limit: number): void {
