@@ -8,15 +8,19 @@ import { toFlaError } from './errors.js';
 
 const require = createRequire(import.meta.url);
 
-/** A tensor in native memory, as the addon hands it out. Types are ONNX numbers. */
+/** A tensor in native memory, the host's or a GPU's, as the addon hands it out. Types are ONNX numbers. */
 export interface NativeValue {
   readonly type: number;
   readonly dims: number[];
   readonly byteLength: number;
-  /** An ArrayBuffer over the tensor's own memory, which stays valid after dispose(). */
+  /** Number of the GPU that holds it, -1 for the host's memory. */
+  readonly device: number;
+  /** An ArrayBuffer over the tensor's own memory, which stays valid after dispose(). Host memory only. */
   buffer(): ArrayBuffer;
   /** A copy of some bytes. */
   read(byteOffset: number, byteLength: number): ArrayBuffer;
+  /** A copy of all bytes, made off the event loop. */
+  download(): Promise<ArrayBuffer>;
   write(bytes: Uint8Array, byteOffset: number): void;
   dispose(): void;
 }
@@ -62,6 +66,8 @@ export interface NativeSession {
     fetches: Fetch[],
     options?: NativeRunOptions,
   ): Promise<(ArrayOutput | NativeValue | undefined)[]>;
+  /** Zeros where the session computes: on its GPU, or in the host's memory. */
+  allocate(type: number, dims: readonly number[]): NativeValue;
   endProfiling(): string;
   dispose(): void;
 }
@@ -82,7 +88,10 @@ export interface NativeSessionOptions {
   logVerbosityLevel?: number;
   config?: [string, string][];
   externalData?: { path: string; data: Uint8Array }[];
+  /** Options of the CUDA provider; none: the session runs on the CPU. */
   cuda?: [string, string][];
+  /** Its device_id. */
+  cudaDevice?: number;
   library?: string;
 }
 

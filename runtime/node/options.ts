@@ -9,7 +9,10 @@ import { type NativeSessionOptions, ortLibrary, type RuntimeInfo } from './addon
 /** `{ name: 'fla', ... }` in `executionProviders`. */
 export interface FlaExecutionProviderOption {
   readonly name: 'fla';
-  /** Default `cpu`. `cuda` needs an onnxruntime-node that was installed with its CUDA libraries. */
+  /**
+   * Default `cpu`. `cuda` needs an onnxruntime-node that was installed with its CUDA libraries, and for the kernels of
+   * com.fla an operator library built with CUDA.
+   */
   readonly device?: 'cpu' | 'cuda';
   /** Which GPU; default 0. */
   readonly deviceId?: number;
@@ -136,16 +139,31 @@ export function cudaError(reason: string, cause?: unknown): FlaError {
 function cudaOptions(
   provider: FlaExecutionProviderOption,
   runtime: RuntimeInfo,
-): [string, string][] {
+): Pick<NativeSessionOptions, 'cuda' | 'cudaDevice'> {
   const library = 'libonnxruntime_providers_cuda.so';
   const present = existsSync(join(dirname(ortLibrary()), library));
   if (!runtime.providers.includes('CUDAExecutionProvider') || !present) {
     throw cudaError(`onnxruntime-node ${runtime.version} lacks ${library}`);
   }
-  return [
-    ['device_id', String(integer('deviceId', provider.deviceId, 0) ?? 0)],
-    ...flattenExtra(provider.cuda ?? {}),
-  ];
+  const device = integer('deviceId', provider.deviceId, 0) ?? 0;
+  return {
+    cudaDevice: device,
+    cuda: [['device_id', String(device)], ...flattenExtra(provider.cuda ?? {})],
+  };
+}
+
+/**
+ * The outputs, by name, that a session on a GPU leaves there. `preferredOutputLocation` has no meaning on the CPU and is
+ * ignored there.
+ */
+export function outputsOnGpu(options: SessionOptions): (name: string) => boolean {
+  const { preferredOutputLocation: preferred } = options;
+  if (flaProvider(options).device !== 'cuda' || preferred === undefined) return () => false;
+  for (const place of typeof preferred === 'string' ? [preferred] : Object.values(preferred)) {
+    if (place !== 'cpu' && place !== 'gpu-buffer')
+      throw mustBe('preferredOutputLocation', "'cpu' or 'gpu-buffer'", place);
+  }
+  return (name) => (typeof preferred === 'string' ? preferred : preferred[name]) === 'gpu-buffer';
 }
 
 function opsLibrary(library: string | false | undefined): string | undefined {
@@ -195,7 +213,7 @@ export async function nativeOptions(
     logVerbosityLevel: integer('logVerbosityLevel', options.logVerbosityLevel, 0),
     config: config(options, provider),
     externalData: options.externalData && (await readExternalData(options.externalData)),
-    cuda: device === 'cuda' ? cudaOptions(provider, runtime) : undefined,
+    ...(device === 'cuda' ? cudaOptions(provider, runtime) : {}),
     library: opsLibrary(provider.library),
   };
 }

@@ -20,7 +20,13 @@ import {
 } from './dtypes.js';
 import { cleanMessage, toFlaError } from './errors.js';
 import { NativeTensor } from './native_tensor.js';
-import { cudaError, flattenExtra, nativeOptions, type SessionOptions } from './options.js';
+import {
+  cudaError,
+  flattenExtra,
+  nativeOptions,
+  outputsOnGpu,
+  type SessionOptions,
+} from './options.js';
 
 export type AnyTensor = Tensor | NativeTensor;
 
@@ -74,11 +80,21 @@ function checkTensor(kind: 'input' | 'output', tensor: AnyTensor, info: ValueInf
   }
 }
 
-/** The tensor's own memory for the addon; nothing is copied but strings. */
-function viewOf(tensor: AnyTensor): NativeValue | TensorView {
+function place(deviceId: number): string {
+  return deviceId < 0 ? "the host's memory" : `GPU ${deviceId}`;
+}
+
+/** The tensor's own memory for the addon, in the host or on GPU `deviceId`; nothing is copied but strings. */
+function viewOf(tensor: AnyTensor, deviceId: number): NativeValue | TensorView {
   if (tensor instanceof NativeTensor) {
     if (tensor.location === 'none')
       throw new FlaError('disposed', 'NativeTensor: used after dispose()');
+    if (tensor.location === 'gpu-buffer' && tensor.deviceId !== deviceId) {
+      throw new FlaError(
+        'unsupported',
+        `Session: a tensor must be in ${place(deviceId)}, where the session computes, received one on ${place(tensor.deviceId)}`,
+      );
+    }
     return tensor.value;
   }
   if (tensor.location !== 'cpu' && tensor.location !== 'cpu-pinned') {
@@ -125,13 +141,26 @@ export class FlaSession implements InferenceSessionHandler {
   readonly modelMetadata: Readonly<Record<string, string>>;
   /** Whether the operator library is in use: its kernels run, not the function bodies. */
   readonly hasLibrary: boolean;
+  /** Where it computes. */
+  readonly device: 'cpu' | 'cuda';
+  /** Number of its GPU, -1 on the CPU. */
+  readonly deviceId: number;
+  readonly #staysOnGpu: (output: string) => boolean;
   readonly #native: NativeSession;
   readonly #running = new Set<Promise<unknown>>();
   #disposed: Promise<void> | undefined;
 
-  private constructor(native: NativeSession, hasLibrary: boolean) {
+  private constructor(
+    native: NativeSession,
+    hasLibrary: boolean,
+    deviceId: number,
+    staysOnGpu: (output: string) => boolean,
+  ) {
     this.#native = native;
     this.hasLibrary = hasLibrary;
+    this.device = deviceId < 0 ? 'cpu' : 'cuda';
+    this.deviceId = deviceId;
+    this.#staysOnGpu = staysOnGpu;
     this.inputs = native.inputs.map(valueInfo);
     this.outputs = native.outputs.map(valueInfo);
     this.inputNames = this.inputs.map((input) => input.name);
@@ -149,9 +178,15 @@ export class FlaSession implements InferenceSessionHandler {
     const { addon, info } = load();
     if (model.length === 0) throw new FlaError('invalid_model', 'Session: the model is empty');
     const native = await nativeOptions(options, info);
+    const staysOnGpu = outputsOnGpu(options);
     try {
       const session = await addon.createSession(model, native);
-      return new FlaSession(session, native.library !== undefined);
+      return new FlaSession(
+        session,
+        native.library !== undefined,
+        native.cudaDevice ?? -1,
+        staysOnGpu,
+      );
     } catch (thrown) {
       const { ortCode, message } = thrown as Error & { ortCode?: number };
       if (native.cuda && ortCode === ORT_EP_FAIL) throw cudaError(cleanMessage(message), thrown);
@@ -160,11 +195,27 @@ export class FlaSession implements InferenceSessionHandler {
   }
 
   /**
+   * Zeros where the session computes: on its GPU, or in the host's memory. A tensor on a GPU keeps the session's memory
+   * alive until it is disposed.
+   */
+  zeros(type: DType, dims: readonly number[]): NativeTensor {
+    this.#assertLive();
+    if (!isNumeric(type))
+      throw new FlaError('invalid_type', 'Session.zeros: type must be numeric, received string');
+    try {
+      return new NativeTensor(this.#native.allocate(dtypeCode(type), dims));
+    } catch (thrown) {
+      throw toFlaError(thrown);
+    }
+  }
+
+  /**
    * Runs the model off the event loop.
    *
    * @param feeds Tensors by input name. Their memory is used as it is: leave it alone until the run is over.
-   * @param fetches Wanted outputs: `null` for a new tensor, `'native'` for a new NativeTensor, or a tensor to write into,
-   *   which may be one of the feeds when the model's operator allows it (state updated in place).
+   * @param fetches Wanted outputs: `null` for a new tensor (in the host's memory, unless `preferredOutputLocation` says
+   *   otherwise), `'native'` for a new NativeTensor where the session computes, or a tensor to write into, which may be one
+   *   of the feeds when the model's operator allows it (state updated in place).
    * @throws FlaError as a rejection, as do all failures.
    */
   async run(
@@ -214,7 +265,7 @@ export class FlaSession implements InferenceSessionHandler {
 
   #input(index: number, tensor: AnyTensor): NativeValue | TensorView {
     checkTensor('input', tensor, this.inputs[index]);
-    return viewOf(tensor);
+    return viewOf(tensor, this.deviceId);
   }
 
   #outputIndex(name: string): number {
@@ -228,11 +279,11 @@ export class FlaSession implements InferenceSessionHandler {
   }
 
   #fetch(name: string, fetch: AnyTensor | 'native' | null): Fetch {
-    if (fetch === null) return undefined;
+    if (fetch === null) return this.#staysOnGpu(name) || undefined;
     if (fetch === 'native') return true;
     checkTensor('output', fetch, this.outputs[this.#outputIndex(name)]);
     if (fetch.type === 'string') return undefined;
-    return viewOf(fetch);
+    return viewOf(fetch, this.deviceId);
   }
 
   /** Does nothing: profiling starts with the session when `enableProfiling` is set. */

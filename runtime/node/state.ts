@@ -1,6 +1,6 @@
 import { FlaError } from '../../ops/error.js';
 import type { DType } from './dtypes.js';
-import { NativeTensor } from './native_tensor.js';
+import type { NativeTensor } from './native_tensor.js';
 import type { FlaSession, ValueInfo } from './session.js';
 
 /** An input that takes what an output of the run before gave. */
@@ -104,10 +104,9 @@ function initialDims(pair: StatePair, batch: number, batchNames: ReadonlySet<str
   });
 }
 
-/** Where one pair's tensor lives between runs. Made per pair; the location is that of its tensors. */
+/** Where one pair's tensor lives between runs: in the memory that the session computes in. */
 export interface StateSlot {
   readonly pair: StatePair;
-  readonly location: 'cpu';
   /** The state after the last committed run. */
   readonly current: NativeTensor;
   /** What to fetch the new state into. */
@@ -123,17 +122,15 @@ export interface StateSlot {
 
 /** State of a fixed size: two tensors in turn, or one that is read and written in the same run. */
 class FixedSlot implements StateSlot {
-  readonly location = 'cpu';
   readonly #tensors: NativeTensor[];
 
   constructor(
     readonly pair: StatePair,
     dims: readonly number[],
     inPlace: boolean,
+    session: FlaSession,
   ) {
-    this.#tensors = Array.from({ length: inPlace ? 1 : 2 }, () =>
-      NativeTensor.zeros(pair.type, dims),
-    );
+    this.#tensors = Array.from({ length: inPlace ? 1 : 2 }, () => session.zeros(pair.type, dims));
   }
 
   get current(): NativeTensor {
@@ -153,7 +150,7 @@ class FixedSlot implements StateSlot {
   }
 
   set(_dims: readonly number[], bytes: Uint8Array): void {
-    this.current.write(bytes);
+    this.current.assign(bytes);
   }
 
   dispose(): void {
@@ -163,17 +160,19 @@ class FixedSlot implements StateSlot {
 
 /** State that grows with every token, as an ordinary KV cache: each run hands out a new tensor. */
 class GrowingSlot implements StateSlot {
-  readonly location = 'cpu';
   readonly target = 'native';
   readonly #empty: readonly number[];
+  readonly #session: FlaSession;
   #tensor: NativeTensor;
 
   constructor(
     readonly pair: StatePair,
     dims: readonly number[],
+    session: FlaSession,
   ) {
     this.#empty = dims;
-    this.#tensor = NativeTensor.zeros(pair.type, dims);
+    this.#session = session;
+    this.#tensor = session.zeros(pair.type, dims);
   }
 
   get current(): NativeTensor {
@@ -186,11 +185,13 @@ class GrowingSlot implements StateSlot {
   }
 
   reset(): void {
-    this.commit(NativeTensor.zeros(this.pair.type, this.#empty));
+    this.commit(this.#session.zeros(this.pair.type, this.#empty));
   }
 
   set(dims: readonly number[], bytes: Uint8Array): void {
-    this.commit(NativeTensor.from(this.pair.type, bytes, dims));
+    const tensor = this.#session.zeros(this.pair.type, dims);
+    tensor.assign(bytes);
+    this.commit(tensor);
   }
 
   dispose(): void {
@@ -210,13 +211,17 @@ function grows(pair: StatePair, batchNames: ReadonlySet<string>): boolean {
  *
  * @param batchNames Names of the batch in the model's shapes.
  * @param inPlace Reads and writes a state of fixed size in the same memory.
+ * @param session Gives the memory.
  */
 export function makeSlot(
   pair: StatePair,
   batch: number,
   batchNames: ReadonlySet<string>,
   inPlace: boolean,
+  session: FlaSession,
 ): StateSlot {
   const dims = initialDims(pair, batch, batchNames);
-  return grows(pair, batchNames) ? new GrowingSlot(pair, dims) : new FixedSlot(pair, dims, inPlace);
+  return grows(pair, batchNames)
+    ? new GrowingSlot(pair, dims, session)
+    : new FixedSlot(pair, dims, inPlace, session);
 }

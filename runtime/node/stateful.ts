@@ -66,7 +66,7 @@ const AUTOMATIC = new Set(['attention_mask', 'position_ids', 'cache_position']);
 const TOKEN_INPUTS = ['input_ids', 'tokens', 'ids'];
 
 /**
- * A model with memory: keeps every past/present pair in native memory between calls, so that a text of any length can be
+ * A model with memory: keeps every past/present pair in native memory between calls (on the GPU with device `cuda`), so that a text of any length can be
  * fed in pieces. Pairs are found in the model's metadata (`onnx_fla.state`) or by name: `past_X` -> `present_X`,
  * `past_key_values.N.X` -> `present.N.X`. Pairs of fixed size start as zeros, growing ones (KV caches) empty.
  * `attention_mask`, `position_ids` and `cache_position` are fed where the model has them.
@@ -98,7 +98,13 @@ export class StatefulSession {
     }
     this.#batchNames = batchNames(session, this.pairs);
     this.#slots = this.pairs.map((pair) =>
-      makeSlot(pair, this.batch, this.#batchNames, isInPlace(pair, session, options.inPlace)),
+      makeSlot(
+        pair,
+        this.batch,
+        this.#batchNames,
+        isInPlace(pair, session, options.inPlace),
+        session,
+      ),
     );
   }
 

@@ -92,6 +92,15 @@ Environment::Environment(int log_level) {
 
 Environment::~Environment() { ort().ReleaseEnv(env_); }
 
+const OrtMemoryInfo* cpu_memory() {
+  static const OrtMemoryInfo* info = [] {
+    OrtMemoryInfo* made = nullptr;
+    check(ort().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &made));
+    return made;
+  }();
+  return info;
+}
+
 OrtAllocator* default_allocator() {
   OrtAllocator* allocator = nullptr;
   check(ort().GetAllocatorWithDefaultOptions(&allocator));

@@ -60,9 +60,24 @@ inline OrtHandle<OrtModelMetadata> own(OrtModelMetadata* p) {
 inline OrtHandle<OrtSessionOptions> own(OrtSessionOptions* p) {
   return {p, [](OrtSessionOptions* x) { ort().ReleaseSessionOptions(x); }};
 }
+inline OrtHandle<OrtSession> own(OrtSession* p) {
+  return {p, [](OrtSession* x) { ort().ReleaseSession(x); }};
+}
+inline OrtHandle<OrtMemoryInfo> own(OrtMemoryInfo* p) {
+  return {p, [](OrtMemoryInfo* x) { ort().ReleaseMemoryInfo(x); }};
+}
+inline OrtHandle<OrtAllocator> own(OrtAllocator* p) {
+  return {p, [](OrtAllocator* x) { ort().ReleaseAllocator(x); }};
+}
+inline OrtHandle<OrtIoBinding> own(OrtIoBinding* p) {
+  return {p, [](OrtIoBinding* x) { ort().ReleaseIoBinding(x); }};
+}
 inline OrtHandle<OrtCUDAProviderOptionsV2> own(OrtCUDAProviderOptionsV2* p) {
   return {p, [](OrtCUDAProviderOptionsV2* x) { ort().ReleaseCUDAProviderOptions(x); }};
 }
+
+// The host's memory, as ONNX Runtime describes it; kept for ever.
+const OrtMemoryInfo* cpu_memory();
 
 // The default CPU allocator; it belongs to ONNX Runtime and is never released.
 OrtAllocator* default_allocator();

@@ -1,53 +1,15 @@
 #include "session.h"
 
 #include <cstring>
-#include <optional>
 
 #include "addon.h"
+#include "cuda.h"
 #include "session_options.h"
+#include "task.h"
 #include "value.h"
 
 namespace fla {
 namespace {
-
-// Work on a libuv thread that settles a promise. `work` runs there; `finish` makes the result on
-// the JavaScript thread.
-class Task : public Napi::AsyncWorker {
- public:
-  explicit Task(Napi::Env env)
-      : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)) {}
-  Napi::Promise promise() const { return deferred_.Promise(); }
-
- protected:
-  virtual void work() = 0;
-  virtual Napi::Value finish(Napi::Env env) = 0;
-
- private:
-  void Execute() final {
-    try {
-      work();
-    } catch (const OrtFailure& failure) {
-      failure_.emplace(failure);
-    } catch (const std::exception& failure) {
-      failure_.emplace(ORT_FAIL, failure.what());
-    }
-  }
-
-  void OnOK() final {
-    const Napi::Env env = Env();
-    if (failure_) return deferred_.Reject(to_error(env, *failure_).Value());
-    try {
-      deferred_.Resolve(finish(env));
-    } catch (const Napi::Error& error) {
-      deferred_.Reject(error.Value());
-    } catch (const std::exception& failure) {
-      deferred_.Reject(to_error(env, failure).Value());
-    }
-  }
-
-  Napi::Promise::Deferred deferred_;
-  std::optional<OrtFailure> failure_;
-};
 
 class CreateTask : public Task {
  public:
@@ -55,6 +17,8 @@ class CreateTask : public Task {
       : Task(env),
         environment_(Addon::of(env).environment),
         options_(read_session_options(options)) {
+    if (options.Has("cudaDevice"))
+      cuda_device_ = options.Get("cudaDevice").As<Napi::Number>().Int32Value();
     // The model's bytes and the external data are read on the other thread.
     pins_ = Napi::Persistent(Napi::Object::New(env));
     pins_.Set("model", model);
@@ -77,7 +41,7 @@ class CreateTask : public Task {
     } else {
       check(ort().CreateSession(environment_->get(), path_.c_str(), options_.get(), &session));
     }
-    session_ = std::make_shared<LoadedSession>(environment_, session);
+    session_ = std::make_shared<LoadedSession>(environment_, session, cuda_device_);
   }
 
   Napi::Value finish(Napi::Env env) override {
@@ -87,6 +51,7 @@ class CreateTask : public Task {
 
   std::shared_ptr<Environment> environment_;
   OrtHandle<OrtSessionOptions> options_;
+  int cuda_device_ = kHost;
   Napi::ObjectReference pins_;
   std::string path_;
   const uint8_t* bytes_ = nullptr;
@@ -138,8 +103,12 @@ class RunTask : public Task {
     std::vector<OrtValue*> out;
     for (const auto& tensor : inputs_) in.push_back(tensor->value());
     for (const auto& tensor : outputs_) out.push_back(tensor ? tensor->value() : nullptr);
-    check(ort().Run(session_->get(), options_.get(), input_names_.data(), in.data(), in.size(),
-                    output_names_.data(), out.size(), out.data()));
+    if (session_->device() == kHost) {
+      check(ort().Run(session_->get(), options_.get(), input_names_.data(), in.data(), in.size(),
+                      output_names_.data(), out.size(), out.data()));
+    } else {
+      run_bound(in, &out);
+    }
     std::string failure;
     for (size_t i = 0; i < out.size(); ++i) {
       try {
@@ -155,15 +124,48 @@ class RunTask : public Task {
     if (!failure.empty()) throw OrtFailure(ORT_NOT_IMPLEMENTED, failure);
   }
 
+  // A run on a GPU: arrays come to the host, handles stay there. Returns when all is done.
+  void run_bound(const std::vector<const OrtValue*>& in, std::vector<OrtValue*>* out) {
+    OrtIoBinding* raw = nullptr;
+    check(ort().CreateIoBinding(session_->get(), &raw));
+    const auto binding = own(raw);
+    for (size_t i = 0; i < in.size(); ++i) check(ort().BindInput(raw, input_names_[i], in[i]));
+    for (size_t i = 0; i < out->size(); ++i) {
+      if (fetches_[i] == Fetch::kInPlace) {
+        check(ort().BindOutput(raw, output_names_[i], (*out)[i]));
+      } else {
+        const bool stays = fetches_[i] == Fetch::kHandle;
+        check(ort().BindOutputToDevice(raw, output_names_[i],
+                                       stays ? session_->device_memory() : cpu_memory()));
+      }
+    }
+    check(ort().RunWithBinding(session_->get(), options_.get(), raw));
+    check(ort().SynchronizeBoundOutputs(raw));
+    OrtValue** values = nullptr;
+    size_t count = 0;
+    check(ort().GetBoundOutputValues(raw, default_allocator(), &values, &count));
+    for (size_t i = 0; i < count; ++i) {
+      if (fetches_[i] == Fetch::kInPlace) {
+        ort().ReleaseValue(values[i]);
+      } else {
+        (*out)[i] = values[i];
+      }
+    }
+    if (values != nullptr) default_allocator()->Free(default_allocator(), values);
+  }
+
   // ONNX Runtime hands a feed back as it is where the graph's output is the graph's input. That
   // memory is the caller's, so the output becomes a copy.
   std::shared_ptr<Tensor> take(OrtValue* value) {
     if (value == nullptr) throw OrtFailure(ORT_FAIL, "is an absent optional value");
-    auto tensor = std::make_shared<Tensor>(session_->environment(), value);
+    auto tensor = std::make_shared<Tensor>(session_->environment(), value, session_);
     for (const auto& input : inputs_) {
       if (tensor->bytes() == 0 || tensor->data() != input->data()) continue;
-      auto copy = std::make_shared<Tensor>(session_->environment(), tensor->type(), tensor->dims());
-      std::memcpy(copy->data(), tensor->data(), tensor->bytes());
+      const auto copy =
+          tensor->device() == kHost
+              ? std::make_shared<Tensor>(session_->environment(), tensor->type(), tensor->dims())
+              : session_->allocate(tensor->type(), tensor->dims());
+      copy_tensor(*copy, *tensor);
       return copy;
     }
     return tensor;
@@ -176,7 +178,7 @@ class RunTask : public Task {
       const Tensor& from = *inputs_[i];
       const Tensor& to = *outputs_[output];
       if (from.dims() != to.dims()) throw OrtFailure(ORT_FAIL, "must have the dims of the input");
-      if (to.bytes() > 0) std::memmove(to.data(), from.data(), to.bytes());
+      copy_tensor(to, from);
     }
   }
 
@@ -271,13 +273,33 @@ Napi::Array describe_values(Napi::Env env, const OrtSession* session,
 
 }  // namespace
 
-LoadedSession::LoadedSession(std::shared_ptr<Environment> environment, OrtSession* session)
+LoadedSession::LoadedSession(std::shared_ptr<Environment> environment, OrtSession* session,
+                             int device)
     : environment_(std::move(environment)),
-      session_(session),
+      session_(own(session)),
+      device_(device),
       inputs_(read_names(session, ort().SessionGetInputCount, ort().SessionGetInputName)),
-      outputs_(read_names(session, ort().SessionGetOutputCount, ort().SessionGetOutputName)) {}
+      outputs_(read_names(session, ort().SessionGetOutputCount, ort().SessionGetOutputName)) {
+  if (device == kHost) return;
+  OrtMemoryInfo* memory = nullptr;
+  check(
+      ort().CreateMemoryInfo(kCudaMemory, OrtDeviceAllocator, device, OrtMemTypeDefault, &memory));
+  memory_ = own(memory);
+  OrtAllocator* allocator = nullptr;
+  check(ort().CreateAllocator(session, memory, &allocator));
+  allocator_ = own(allocator);
+}
 
-LoadedSession::~LoadedSession() { ort().ReleaseSession(session_); }
+std::shared_ptr<Tensor> LoadedSession::allocate(ONNXTensorElementDataType type,
+                                                const std::vector<int64_t>& dims) {
+  if (device_ == kHost) return std::make_shared<Tensor>(environment_, type, dims);
+  tensor_bytes(type, dims);  // refuses what cannot be allocated
+  OrtValue* value = nullptr;
+  check(ort().CreateTensorAsOrtValue(allocator_.get(), dims.data(), dims.size(), type, &value));
+  auto tensor = std::make_shared<Tensor>(environment_, value, shared_from_this());
+  cuda::zero(device_, tensor->data(), tensor->bytes());
+  return tensor;
+}
 
 Napi::Function Session::define(Napi::Env env) {
   return DefineClass(
@@ -285,16 +307,15 @@ Napi::Function Session::define(Napi::Env env) {
       {InstanceAccessor<&Session::get_inputs>("inputs"),
        InstanceAccessor<&Session::get_outputs>("outputs"),
        InstanceAccessor<&Session::get_metadata>("metadata"), InstanceMethod<&Session::run>("run"),
+       InstanceMethod<&Session::allocate>("allocate"),
        InstanceMethod<&Session::end_profiling>("endProfiling"),
        InstanceMethod<&Session::dispose>("dispose")});
 }
 
 Napi::Value Session::create(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto task = std::make_unique<CreateTask>(info.Env(), info[0], info[1].As<Napi::Object>());
-    const Napi::Promise promise = task->promise();
-    task.release()->Queue();
-    return promise;
+    return Task::start(
+        std::make_unique<CreateTask>(info.Env(), info[0], info[1].As<Napi::Object>()));
   });
 }
 
@@ -360,9 +381,16 @@ Napi::Value Session::run(const Napi::CallbackInfo& info) {
     for (uint32_t i = 0; i < fetches.Length(); ++i) {
       task->fetch(output_indices.Get(i).As<Napi::Number>().Uint32Value(), fetches.Get(i));
     }
-    const Napi::Promise promise = task->promise();
-    task.release()->Queue();
-    return promise;
+    return Task::start(std::move(task));
+  });
+}
+
+// allocate(type, dims) -> a Value with zeros where the session computes.
+Napi::Value Session::allocate(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto type =
+        static_cast<ONNXTensorElementDataType>(info[0].As<Napi::Number>().Int32Value());
+    return Value::wrap(info.Env(), loaded().allocate(type, read_dims(info[1])));
   });
 }
 

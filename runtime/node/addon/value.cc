@@ -4,6 +4,8 @@
 #include <limits>
 
 #include "addon.h"
+#include "cuda.h"
+#include "task.h"
 
 namespace fla {
 namespace {
@@ -36,17 +38,6 @@ int element_bits(ONNXTensorElementDataType type) {
   }
 }
 
-OrtMemoryInfo* cpu_memory() {
-  // Made once and kept: it belongs to no environment and every tensor over JavaScript memory needs
-  // it.
-  static OrtMemoryInfo* info = [] {
-    OrtMemoryInfo* made = nullptr;
-    check(ort().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &made));
-    return made;
-  }();
-  return info;
-}
-
 size_t element_count(const std::vector<int64_t>& dims) {
   size_t count = 1;
   for (int64_t dim : dims) {
@@ -68,7 +59,8 @@ size_t tensor_bytes(ONNXTensorElementDataType type, const std::vector<int64_t>& 
   return (element_count(dims) * bits + 7) / 8;
 }
 
-Tensor::Tensor(std::shared_ptr<Environment> environment, OrtValue* value)
+Tensor::Tensor(std::shared_ptr<Environment> environment, OrtValue* value,
+               std::shared_ptr<void> owner)
     : environment_(std::move(environment)), value_(value) {
   try {
     describe();
@@ -76,6 +68,7 @@ Tensor::Tensor(std::shared_ptr<Environment> environment, OrtValue* value)
     ort().ReleaseValue(value_);
     throw;
   }
+  if (device_ != kHost) owner_ = std::move(owner);
 }
 
 Tensor::Tensor(std::shared_ptr<Environment> environment, ONNXTensorElementDataType type,
@@ -117,6 +110,24 @@ void Tensor::describe() {
   void* data = nullptr;
   check(ort().GetTensorMutableData(value_, &data));
   data_ = static_cast<uint8_t*>(data);
+  const OrtMemoryInfo* memory = nullptr;
+  const char* name = nullptr;
+  check(ort().GetTensorMemoryInfo(value_, &memory));
+  check(ort().MemoryInfoGetName(memory, &name));
+  if (std::strcmp(name, kCudaMemory) == 0) check(ort().MemoryInfoGetId(memory, &device_));
+}
+
+void copy_tensor(const Tensor& to, const Tensor& from) {
+  if (to.bytes() == 0) return;
+  if (from.device() == kHost && to.device() == kHost) {
+    std::memmove(to.data(), from.data(), to.bytes());
+  } else if (from.device() == kHost) {
+    cuda::to_device(to.device(), to.data(), from.data(), to.bytes());
+  } else if (to.device() == kHost) {
+    cuda::to_host(from.device(), to.data(), from.data(), to.bytes());
+  } else {
+    cuda::on_device(to.device(), to.data(), from.data(), to.bytes());
+  }
 }
 
 std::vector<int64_t> read_dims(const Napi::Value& value) {
@@ -220,7 +231,8 @@ Napi::Function Value::define(Napi::Env env) {
       env, "Value",
       {InstanceAccessor<&Value::get_type>("type"), InstanceAccessor<&Value::get_dims>("dims"),
        InstanceAccessor<&Value::get_byte_length>("byteLength"),
-       InstanceMethod<&Value::buffer>("buffer"), InstanceMethod<&Value::read>("read"),
+       InstanceAccessor<&Value::get_device>("device"), InstanceMethod<&Value::buffer>("buffer"),
+       InstanceMethod<&Value::read>("read"), InstanceMethod<&Value::download>("download"),
        InstanceMethod<&Value::write>("write"), InstanceMethod<&Value::dispose>("dispose")});
 }
 
@@ -281,6 +293,10 @@ Napi::Value Value::get_byte_length(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value Value::get_device(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), tensor()->device()); });
+}
+
 Napi::Value Value::buffer(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] { return array_buffer_over(info.Env(), tensor(), false); });
 }
@@ -296,12 +312,20 @@ static std::pair<size_t, size_t> read_range(const Tensor& tensor, int64_t offset
   return {offset, length};
 }
 
+static void read_bytes(const Tensor& tensor, size_t offset, size_t length, void* to) {
+  if (tensor.device() != kHost) {
+    cuda::to_host(tensor.device(), to, tensor.data() + offset, length);
+  } else if (length > 0) {
+    std::memcpy(to, tensor.data() + offset, length);
+  }
+}
+
 Napi::Value Value::read(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto [offset, length] = read_range(*tensor(), info[0].As<Napi::Number>().Int64Value(),
                                              info[1].As<Napi::Number>().Int64Value());
     Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(info.Env(), length);
-    if (length > 0) std::memcpy(buffer.Data(), tensor()->data() + offset, length);
+    read_bytes(*tensor(), offset, length, buffer.Data());
     return buffer;
   });
 }
@@ -311,8 +335,40 @@ void Value::write(const Napi::CallbackInfo& info) {
     Napi::Uint8Array bytes = info[0].As<Napi::Uint8Array>();
     const auto [offset, length] =
         read_range(*tensor(), info[1].As<Napi::Number>().Int64Value(), bytes.ByteLength());
-    if (length > 0) std::memcpy(tensor()->data() + offset, bytes.Data(), length);
+    if (tensor()->device() != kHost) {
+      cuda::to_device(tensor()->device(), tensor()->data() + offset, bytes.Data(), length);
+    } else if (length > 0) {
+      std::memcpy(tensor()->data() + offset, bytes.Data(), length);
+    }
   });
+}
+
+namespace {
+
+// A copy of a whole tensor in JavaScript memory.
+class DownloadTask : public Task {
+ public:
+  DownloadTask(Napi::Env env, std::shared_ptr<Tensor> tensor)
+      : Task(env), tensor_(std::move(tensor)) {
+    Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, tensor_->bytes());
+    bytes_ = buffer.Data();
+    buffer_ = Napi::Persistent(buffer);
+  }
+
+ private:
+  void work() override { read_bytes(*tensor_, 0, tensor_->bytes(), bytes_); }
+  Napi::Value finish(Napi::Env) override { return buffer_.Value(); }
+
+  std::shared_ptr<Tensor> tensor_;
+  Napi::Reference<Napi::ArrayBuffer> buffer_;
+  void* bytes_;
+};
+
+}  // namespace
+
+Napi::Value Value::download(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(),
+                 [&] { return Task::start(std::make_unique<DownloadTask>(info.Env(), tensor())); });
 }
 
 void Value::dispose(const Napi::CallbackInfo& info) { release(info.Env()); }
