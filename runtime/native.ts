@@ -1,5 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { FlaError } from '../ops/error.js';
 
@@ -23,6 +23,13 @@ export function nativeDir(): string {
   return process.env.FLA_NATIVE_DIR || join(packageRoot(), 'build', 'native');
 }
 
+/** What builds the compiled parts: in a checkout, or from the folder of a project that has the package installed. */
+function buildCommand(): string {
+  const installed = basename(dirname(packageRoot())) === 'node_modules';
+  const script = 'npm run build:native';
+  return installed ? `npm explore ${PACKAGE} -- ${script}` : script;
+}
+
 /**
  * Path of one compiled part, for example `fla_node.node`.
  *
@@ -33,7 +40,7 @@ export function nativeFile(name: string): string {
   if (existsSync(path)) return path;
   throw new FlaError(
     'not_found',
-    `${path} was not found. Build it with "npm run build:native" (needs CMake and a C++17 compiler), or set FLA_NATIVE_DIR to the folder that has it.`,
+    `${path} was not found: build it with "${buildCommand()}" (needs CMake and a C++17 compiler), or set FLA_NATIVE_DIR to the folder that has it`,
   );
 }
 

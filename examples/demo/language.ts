@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { printLanguage } from '../../exporter/cli/commands/compare.js';
-import { printSites } from '../../exporter/cli/commands/inspect.js';
+import { printInspection } from '../../exporter/cli/commands/inspect.js';
 import { formatBytes, formatNumber } from '../../exporter/cli/format.js';
 import { printTable } from '../../exporter/cli/io.js';
 import { compareLanguage, compareModels } from '../../exporter/compare/index.js';
@@ -32,7 +32,7 @@ const tokenizer = loadTokenizer(TINYLM_TOKENIZER);
 export async function languageDemo(): Promise<string> {
   title('A language model: 4 layers, 2.9 M parameters, KV cache');
   const { sites } = await inspectModel(loadModel(TINYLM_CACHED));
-  printSites(io, sites);
+  printInspection(io, sites);
   const ids = tokenizer.encode(fs.readFileSync(TINYLM_TEXT, 'utf8'));
 
   const linear = await rewritten('tinylm-linear', LINEAR);

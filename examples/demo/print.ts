@@ -1,12 +1,7 @@
-import type { Io } from '../../exporter/cli/io.js';
+import { processIo } from '../../exporter/cli/io.js';
 
 /** Where the demo prints. */
-export const io: Io = {
-  out: (text) => process.stdout.write(text),
-  err: (text) => process.stderr.write(text),
-  signal: new AbortController().signal,
-  interactive: process.stderr.isTTY === true,
-};
+export const io = processIo(new AbortController().signal);
 
 export function title(text: string): void {
   io.out(`\n== ${text}\n`);

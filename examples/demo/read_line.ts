@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import * as ort from 'onnxruntime-node';
-import { printSites } from '../../exporter/cli/commands/inspect.js';
+import { printInspection } from '../../exporter/cli/commands/inspect.js';
 import { formatNumber } from '../../exporter/cli/format.js';
 import { printTable } from '../../exporter/cli/io.js';
 import { maxAbsDifference } from '../../exporter/compare/statistics.js';
@@ -32,7 +32,7 @@ const MAPS: FeatureMapName[] = ['elu1', 'relu', 'exp', 'silu', 'softmax', 'l2nor
 export async function readLineDemo(): Promise<void> {
   title('Reading a line of text: PP-OCRv4 recogniser');
   const { sites } = await inspectModel(loadModel(RECOGNISER));
-  printSites(io, sites);
+  printInspection(io, sites);
 
   const alphabet = loadAlphabet(RECOGNISER_KEYS);
   const original = await Reader.open(RECOGNISER, alphabet, 'cpu');

@@ -1,5 +1,5 @@
 import cliProgress from 'cli-progress';
-import Table from 'cli-table3';
+import { formatTable } from './table.js';
 
 /** What commands talk to. */
 export interface Io {
@@ -9,6 +9,21 @@ export interface Io {
   signal: AbortSignal;
   /** Progress is drawn only here. */
   interactive: boolean;
+  /** Characters that fit into a line of output. */
+  columns: number;
+}
+
+const DEFAULT_COLUMNS = 120;
+
+/** This process's own streams. */
+export function processIo(signal: AbortSignal): Io {
+  return {
+    out: (text) => process.stdout.write(text),
+    err: (text) => process.stderr.write(text),
+    signal,
+    interactive: process.stderr.isTTY === true,
+    columns: process.stdout.columns || Number(process.env.COLUMNS) || DEFAULT_COLUMNS,
+  };
 }
 
 /** Prints a value as JSON; numbers that JSON lacks become null. */
@@ -16,23 +31,13 @@ export function printJson(io: Io, value: unknown): void {
   io.out(`${JSON.stringify(value, null, 2)}\n`);
 }
 
-const WIDE = 60; // columns; longer cells are wrapped
-
-/** Prints rows under a head. */
+/** Prints rows under a head, as wide as the terminal at most. */
 export function printTable(
   io: Io,
   head: readonly string[],
   rows: readonly (readonly string[])[],
 ): void {
-  const colWidths = head.map((_, i) => (rows.some((r) => r[i]!.length > WIDE) ? WIDE + 2 : null));
-  const table = new Table({
-    head: [...head],
-    style: { head: [], border: [] },
-    colWidths,
-    wordWrap: true,
-  });
-  for (const row of rows) table.push([...row]);
-  io.out(`${table.toString()}\n`);
+  io.out(`${formatTable(head, rows, io.columns)}\n`);
 }
 
 const PATIENCE_MS = 700;

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { CommanderError } from 'commander';
 import { FlaError } from '../../ops/error.js';
-import type { Io } from './io.js';
+import { processIo } from './io.js';
 import { buildProgram } from './program.js';
 
 const EXIT_INTERRUPTED = 130; // 128 + SIGINT, as shells have it
@@ -12,12 +12,7 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   process.exit(error.code === 'EPIPE' ? 0 : 1); // the reader has had enough
 });
 
-const io: Io = {
-  out: (text) => process.stdout.write(text),
-  err: (text) => process.stderr.write(text),
-  signal: interrupt.signal,
-  interactive: process.stderr.isTTY === true,
-};
+const io = processIo(interrupt.signal);
 
 /** Rejects when the user interrupts, so that nobody waits for work that does not listen. */
 const interrupted = new Promise<never>((_, reject) => {

@@ -16,6 +16,7 @@ export function buildProgram(io: Io): Command {
     .showHelpAfterError(false)
     .exitOverride()
     .configureOutput({ writeOut: io.out, writeErr: io.err, outputError: () => {} })
+    .configureHelp({ subcommandTerm: (c) => `${c.name()} ${argumentsOf(c)}`.trim() })
     .addHelpText(
       'after',
       `
@@ -34,6 +35,10 @@ Ctrl-C stops any command; files appear only when they are complete.
   addGenerate(program, io);
   addOps(program, io);
   return program;
+}
+
+function argumentsOf(command: Command): string {
+  return command.registeredArguments.map((a) => `<${a.name()}>`).join(' ');
 }
 
 function packageVersion(): string {

@@ -54,7 +54,7 @@ export async function chooseBackend(
     return { backend: 'fla' };
   } catch (error) {
     if (backend === 'fla') throw error;
-    const notice = `${(error as Error).message}; ONNX Runtime runs the portable form of the ops`;
+    const notice = `ONNX Runtime runs the portable form of the ops: ${(error as Error).message}`;
     return { backend: 'stock', notice };
   }
 }

@@ -55,8 +55,11 @@ async function compare(
 }
 
 describe.each(FAMILIES)('$name', (family) => {
-  it.skipIf(family.noKernel)('is the attention that the reference computes', async () => {
-    expect((await compare(family, 'softmax')).error).toBeLessThan(2e-6);
+  it('is the attention that the reference computes', async () => {
+    const original = compare(family, 'softmax');
+    // What ONNX Runtime cannot run on the CPU is compared after its round trip, below.
+    if (family.noKernel) await expect(original).rejects.toThrow(family.noKernel);
+    else expect((await original).error).toBeLessThan(2e-6);
   });
 
   it('is found by inspect', async () => {

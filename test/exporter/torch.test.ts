@@ -76,7 +76,12 @@ describe.each(EXPORTS)('$name', ({ name, mask, cache = false }) => {
     }
   });
 
-  it.skipIf(mask === 'other')('runs as linear attention, any length', async () => {
+  it('runs as linear attention, any length, or is refused with the reason', async () => {
+    if (mask === 'other') {
+      const refused = rewritten(name, { variant: 'linear', layers: [0] });
+      await expect(refused).rejects.toThrow(/layer 0 cannot be rewritten: mask: /);
+      return;
+    }
     const { model, report } = await rewritten(name, { variant: 'linear' });
     expect(report.sites).toMatchObject([{ rewritten: true }]);
     for (const tokens of [1, TOKENS, 30]) {

@@ -2,6 +2,7 @@ import type { Command } from 'commander';
 import { namingFile } from '../../compare/session.js';
 import { inspectModel, loadModel, type SiteReport } from '../../index.js';
 import { type Io, printJson, printTable, withProgress } from '../io.js';
+import { wrap } from '../table.js';
 
 export function addInspect(program: Command, io: Io): void {
   program
@@ -24,24 +25,31 @@ export function addInspect(program: Command, io: Io): void {
         ),
       );
       if (options.json) return printJson(io, report);
-      printSites(io, report.sites);
       if (report.sites.length === 0) return io.out('no Softmax and no attention in this model\n');
+      printInspection(io, report.sites);
       const taken = report.sites.filter((s) => s.rewritable).length;
       io.out(`${taken} of ${report.sites.length} can be rewritten\n`);
     });
 }
 
-/** The table of `inspect`; `verdict` says what the last column holds. */
+/** What `inspect` says of each site. */
+export function printInspection(io: Io, sites: readonly SiteReport[]): void {
+  printSites(io, sites, 'rewritable', (s) => (s.rewritable ? 'yes' : 'no'));
+  printReasons(io, sites, (s) => s.reason);
+}
+
+/** The table of `inspect` and `rewrite`; they differ in the last column. */
 export function printSites<Site extends SiteReport>(
   io: Io,
   sites: readonly Site[],
-  verdict: (site: Site) => string = (s) => (s.rewritable ? 'can be rewritten' : (s.reason ?? '')),
+  verdict: string,
+  verdictOf: (site: Site) => string,
 ): void {
   if (sites.length === 0) return;
   const cell = (value: string | number | null) => (value === null ? '-' : String(value));
   printTable(
     io,
-    ['layer', 'node', 'pattern', 'heads q/kv', 'head dim', 'mask', 'cache', ''],
+    ['layer', 'node', 'pattern', 'heads', 'dim', 'mask', 'cache', verdict],
     sites.map((s) => [
       cell(s.layer),
       s.node,
@@ -50,7 +58,23 @@ export function printSites<Site extends SiteReport>(
       cell(s.head_dim),
       cell(s.mask),
       s.cache ? 'yes' : 'no',
-      verdict(s),
+      verdictOf(s),
     ]),
   );
+}
+
+/** Says why sites were left, each reason once. */
+export function printReasons<Site extends SiteReport>(
+  io: Io,
+  sites: readonly Site[],
+  reasonOf: (site: Site) => string | null,
+): void {
+  const who = new Map<string, string[]>();
+  for (const site of sites) {
+    const reason = reasonOf(site);
+    const name = site.layer === null ? site.node : `layer ${site.layer}`;
+    if (reason !== null) who.set(reason, [...(who.get(reason) ?? []), name]);
+  }
+  for (const [reason, names] of who)
+    io.out(`${wrap(`${names.join(', ')}: ${reason}`, io.columns)}\n`);
 }

@@ -15,7 +15,7 @@ import {
 import { loadGates } from '../gates.js';
 import { type Io, printJson, withProgress } from '../io.js';
 import { parseLayers, parseNumbers } from '../options.js';
-import { printSites } from './inspect.js';
+import { printReasons, printSites } from './inspect.js';
 
 interface Flags
   extends Pick<
@@ -115,8 +115,9 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
 }
 
 function printReport(io: Io, report: RewriteReport, output: string | undefined): void {
-  const left = (s: RewriteReport['sites'][number]) => s.kept ?? s.reason ?? '';
-  printSites(io, report.sites, (s) => (s.rewritten ? report.variant : `left: ${left(s)}`));
+  const written = report.variant === 'none' ? 'softmax again' : report.variant;
+  printSites(io, report.sites, 'becomes', (s) => (s.rewritten ? written : 'left alone'));
+  printReasons(io, report.sites, (s) => (s.rewritten ? null : (s.reason ?? s.kept)));
   const count = report.sites.filter((s) => s.rewritten).length;
   const states = report.state.length > 0 ? `, ${report.state.length} states carried` : '';
   io.out(`${count} of ${report.sites.length} rewritten${states}\n`);

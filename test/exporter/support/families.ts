@@ -122,8 +122,8 @@ export interface Family {
   /** The mask's name in the report. */
   readonly mask: string;
   readonly pattern?: string;
-  /** ONNX Runtime has no CPU kernel for the original. */
-  readonly noKernel?: boolean;
+  /** ONNX Runtime has no CPU kernel for the original, and says so in these words. */
+  readonly noKernel?: RegExp;
 }
 
 const qkv = (w: Writer) => {
@@ -567,7 +567,7 @@ export const FAMILIES: readonly Family[] = [
   },
   {
     name: 'com.microsoft.MultiHeadAttention, packed QKV, causal',
-    noKernel: true,
+    noKernel: /Packed QKV/,
     pattern: 'com.microsoft.MultiHeadAttention',
     visible: 'causal',
     padding: false,
