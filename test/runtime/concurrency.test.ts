@@ -103,7 +103,12 @@ describe('worker threads', () => {
   const size = 64;
   function start(cycles: number, depth: number): Worker {
     return new Worker(new URL('./support/worker.mjs', import.meta.url), {
-      workerData: { cycles, size, depth },
+      workerData: {
+        script: new URL('./support/worker.ts', import.meta.url).href,
+        cycles,
+        size,
+        depth,
+      },
     });
   }
   function message(worker: Worker, key: string): Promise<unknown> {

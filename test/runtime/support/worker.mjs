@@ -1,5 +1,6 @@
-// In Node 20 a worker thread's entry cannot be TypeScript, whatever its execArgv.
+// In Node 20 a worker thread's entry cannot be TypeScript, whatever its execArgv: workerData.script names the real one.
+import { workerData } from 'node:worker_threads';
 import { register } from 'tsx/esm/api';
 
 register();
-await import('./worker.ts');
+await import(workerData.script);
