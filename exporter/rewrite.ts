@@ -75,13 +75,22 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
 }
 
 function checkOptions(options: RewriteOptions): void {
-  const { variant, normalize, featureMap } = options;
+  const { variant, normalize, featureMap, decay, gates } = options;
   if (variant !== 'none' && !(variant in VARIANTS)) {
     const known = ['none', ...Object.keys(VARIANTS)].join(', ');
     throw new FlaError('invalid_argument', `variant must be one of ${known}, received ${variant}`);
   }
   if (variant === 'none' && (featureMap !== undefined || normalize !== undefined)) {
     throw new FlaError('invalid_argument', 'variant none takes no feature map and no normalize');
+  }
+  if (decay && variant !== 'retention') {
+    throw new FlaError('invalid_argument', `decay is for variant retention, received ${variant}`);
+  }
+  if (gates && variant !== 'gla' && variant !== 'gated-delta') {
+    throw new FlaError(
+      'invalid_argument',
+      `gates are for variants gla and gated-delta, received ${variant}`,
+    );
   }
   if (variant === 'gated-delta' && normalize) {
     throw new FlaError(

@@ -14,9 +14,13 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 
 const io = processIo(interrupt.signal);
 
-/** Rejects when the user interrupts, so that nobody waits for work that does not listen. */
+const GRACE_MS = 500; // for work that listens to take its unfinished files away
+
+/** Rejects a moment after the user interrupts, so that nobody waits for work that does not listen. */
 const interrupted = new Promise<never>((_, reject) => {
-  io.signal.addEventListener('abort', () => reject(io.signal.reason));
+  io.signal.addEventListener('abort', () => {
+    setTimeout(() => reject(io.signal.reason), GRACE_MS);
+  });
 });
 
 function isVerbose(): boolean {

@@ -10,6 +10,7 @@ import {
   type GraphProto,
   type TensorProto,
 } from './proto.js';
+import { readFile } from './read_file.js';
 import {
   type ExternalReader,
   elementCount,
@@ -102,15 +103,10 @@ function insideFolder(folder: string, location: string): string {
  * @throws FlaError `io` when the file cannot be read, `invalid_model` when it is no ONNX model
  */
 export function loadModel(file: string): Model {
-  let bytes: Uint8Array;
-  try {
-    bytes = fs.readFileSync(file);
-  } catch (error) {
-    const code = (error as NodeJS.ErrnoException).code;
-    const why = code === 'ENOENT' ? 'no such file' : (error as Error).message;
-    throw new FlaError('io', `${file}: cannot be read: ${why}`, { cause: error });
-  }
-  return new Model(decodeModel(bytes, file), new FolderReader(path.dirname(path.resolve(file))));
+  return new Model(
+    decodeModel(readFile(file), file),
+    new FolderReader(path.dirname(path.resolve(file))),
+  );
 }
 
 export interface SaveOptions {
@@ -130,6 +126,20 @@ export interface SaveOptions {
  * @throws FlaError `io` naming the path and the system's reason; `aborted` when the signal fired
  */
 export function saveModel(model: Model, file: string, options: SaveOptions = {}): void {
+  for (const _ of saveSteps(model, file, options));
+}
+
+/** `saveModel` that lets other work run between pieces, so that a signal can fire while it copies. */
+export async function saveModelAsync(
+  model: Model,
+  file: string,
+  options: SaveOptions = {},
+): Promise<void> {
+  for (const _ of saveSteps(model, file, options)) await new Promise(setImmediate);
+}
+
+/** Does the work of `saveModel`, and pauses after every piece copied. */
+function* saveSteps(model: Model, file: string, options: SaveOptions): Generator<void> {
   const target = path.resolve(file);
   const dataName = `${path.basename(target)}.data`;
   const suffix = `.tmp-${process.pid}`;
@@ -138,8 +148,10 @@ export function saveModel(model: Model, file: string, options: SaveOptions = {})
   const moves = planExternal(model, options.externalThreshold);
   const restore = moves.map(({ tensor }) => ({ tensor, copy: { ...tensor } }));
   try {
-    if (moves.length > 0) writeExternal(model, moves, temporaryData, dataName, options);
+    if (moves.length > 0) yield* writeExternal(model, moves, temporaryData, dataName, options);
     fs.writeFileSync(temporary, encodeModel(model.proto));
+    yield;
+    throwIfAborted(options.signal);
     if (moves.length > 0) fs.renameSync(temporaryData, path.join(path.dirname(target), dataName));
     fs.renameSync(temporary, target);
   } catch (error) {
@@ -155,6 +167,10 @@ export function saveModel(model: Model, file: string, options: SaveOptions = {})
       Object.assign(tensor, copy);
     }
   }
+}
+
+function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new FlaError('aborted', 'interrupted');
 }
 
 interface Move {
@@ -178,13 +194,13 @@ function planExternal(model: Model, threshold?: number): Move[] {
   return [...moves, ...inlined.filter((m) => m.bytes >= limit)];
 }
 
-function writeExternal(
+function* writeExternal(
   model: Model,
   moves: readonly Move[],
   temporary: string,
   dataName: string,
   options: SaveOptions,
-): void {
+): Generator<void> {
   const total = moves.reduce((sum, m) => sum + m.bytes, 0);
   const fd = fs.openSync(temporary, 'w');
   // Tensors that share one stretch of the old file go on sharing one of the new.
@@ -199,12 +215,13 @@ function writeExternal(
       if (offset === undefined) {
         offset = Math.ceil(end / ALIGN) * ALIGN;
         for (let at = 0; at < bytes; at += CHUNK) {
-          if (options.signal?.aborted) throw new FlaError('aborted', 'interrupted');
           const n = Math.min(CHUNK, bytes - at);
           const part = from
             ? model.external!.read(from.location, from.offset + at, n)
             : tensor.rawData!.subarray(at, at + n);
           fs.writeSync(fd, part, 0, part.length, offset + at);
+          yield;
+          throwIfAborted(options.signal);
         }
         end = offset + bytes;
         if (key !== undefined) written.set(key, offset);

@@ -154,7 +154,8 @@ export function decodeModel(bytes: Uint8Array, what = 'model'): ModelProto {
   try {
     model = MODEL.decode(reader) as unknown as ModelProto;
   } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
+    const why =
+      error instanceof RangeError ? 'a field reaches beyond the end' : (error as Error).message;
     throw new FlaError(
       'invalid_model',
       `${what}: not a readable ONNX model: decoding stopped at byte ${reader.pos} of ${bytes.length}: ${why}`,

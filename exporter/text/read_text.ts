@@ -1,13 +1,6 @@
-import fs from 'node:fs';
-import { FlaError } from '../../ops/error.js';
+import { readFile } from '../ir/read_file.js';
 
 /** Reads a UTF-8 file. @throws FlaError `io` naming the file and the reason */
 export function readText(file: string): string {
-  try {
-    return fs.readFileSync(file, 'utf8');
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const why = code === 'ENOENT' ? 'no such file' : code === 'EISDIR' ? 'is a folder' : message;
-    throw new FlaError('io', `${file}: cannot be read: ${why}`, { cause: error });
-  }
+  return readFile(file).toString('utf8');
 }

@@ -140,34 +140,32 @@ export function printLanguage(io: Io, { ppl, kld, same_top, text }: Comparison):
   );
 }
 
-/** Time and memory against length. */
+/** Time and memory against length, two lines a length. */
 export function printCost(io: Io, cost: Comparison['cost']): void {
   if (cost.length === 0) return;
+  const times = (ratio: number | null) => (ratio === null ? '-' : `${formatNumber(ratio, 3)}x`);
   printTable(
     io,
-    [
-      'length',
-      'original',
-      'rewritten',
-      'speedup',
-      'next token, original',
-      'rewritten',
-      'peak memory, original',
-      'rewritten',
-      'carried, original',
-      'rewritten',
-    ],
-    cost.map((r) => [
-      String(r.length),
-      r.original_error ? 'failed' : formatMs(r.original_ms),
-      r.rewritten_error ? 'failed' : formatMs(r.rewritten_ms),
-      r.speedup === null ? '-' : `${formatNumber(r.speedup, 3)}x`,
-      formatMs(r.original_decode_ms),
-      formatMs(r.rewritten_decode_ms),
-      formatBytes(r.original_peak_bytes),
-      formatBytes(r.rewritten_peak_bytes),
-      formatBytes(r.original_state_bytes),
-      formatBytes(r.rewritten_state_bytes),
+    ['length', 'model', 'time', 'speedup', 'next token', 'peak memory', 'carried'],
+    cost.flatMap((r) => [
+      [
+        String(r.length),
+        'original',
+        r.original_error ? 'failed' : formatMs(r.original_ms),
+        '',
+        formatMs(r.original_decode_ms),
+        formatBytes(r.original_peak_bytes),
+        formatBytes(r.original_state_bytes),
+      ],
+      [
+        '',
+        'rewritten',
+        r.rewritten_error ? 'failed' : formatMs(r.rewritten_ms),
+        times(r.speedup),
+        formatMs(r.rewritten_decode_ms),
+        formatBytes(r.rewritten_peak_bytes),
+        formatBytes(r.rewritten_state_bytes),
+      ],
     ]),
   );
   for (const r of cost) {

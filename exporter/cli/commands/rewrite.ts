@@ -10,7 +10,7 @@ import {
   type RewriteOptions,
   type RewriteReport,
   rewriteModel,
-  saveModel,
+  saveModelAsync,
 } from '../../index.js';
 import { loadGates } from '../gates.js';
 import { type Io, printJson, withProgress } from '../io.js';
@@ -103,7 +103,7 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
     );
     io.signal.throwIfAborted();
     if (output && !flags.dryRun) {
-      saveModel(model, output, {
+      await saveModelAsync(model, output, {
         signal: io.signal,
         onProgress: (n, total) => update('bytes written', n, total),
       });
@@ -130,8 +130,10 @@ function checkOutput(model: Model, file: string, output: string): void {
   if (!fs.existsSync(folder)) {
     throw new FlaError('io', `${output}: cannot be written: folder ${folder} does not exist`);
   }
-  if (fs.existsSync(output) && fs.statSync(output).isDirectory()) {
-    throw new FlaError('io', `${output}: cannot be written: is a folder`);
+  const there = fs.statSync(output, { throwIfNoEntry: false });
+  if (there && !there.isFile()) {
+    const what = there.isDirectory() ? 'a folder' : 'no ordinary file';
+    throw new FlaError('io', `${output}: cannot be written: is ${what}`);
   }
   const data = externalFiles(model).map((name) => path.join(path.dirname(file), name));
   for (const written of [output, `${output}.data`]) {

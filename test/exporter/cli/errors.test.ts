@@ -82,7 +82,7 @@ const malformed: Record<string, { make: () => string; message: RegExp }> = {
     make: () => at('nothing.onnx'),
     message: /nothing\.onnx: cannot be read: no such file/,
   },
-  'a folder': { make: () => folder, message: /cannot be read: / },
+  'a folder': { make: () => folder, message: /cannot be read: is a folder/ },
 };
 
 /** One clear line on stderr, nothing on stdout, exit code 1. */
@@ -144,8 +144,14 @@ describe('files and options', () => {
       /folder .*no does not exist/,
     ],
     ['an output that is a folder', ['rewrite', model, '-o', folder], /is a folder/],
+    ['a device as output', ['rewrite', model, '-o', '/dev/full'], /is no ordinary file/],
     ['the input as output', ['rewrite', model, '-o', model], /must be another file/],
     ['the weights as output', ['rewrite', model, '-o', weights], /must be another file/],
+    [
+      'a decay that the variant has no use for',
+      ['rewrite', model, '-o', at('o.onnx'), '--decay', '-0.1,-0.1'],
+      /decay is for variant retention, received linear/,
+    ],
     [
       'gates that are not there',
       ['rewrite', model, '-o', at('o.onnx'), '--gates', at('g.json')],

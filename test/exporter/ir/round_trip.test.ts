@@ -11,6 +11,7 @@ import {
   modelBytes,
   parseModel,
   saveModel,
+  saveModelAsync,
   tensorNumbers,
 } from '../../../exporter/index.js';
 import { OCR_RECOGNISER } from '../../support/models.js';
@@ -93,6 +94,22 @@ describe('reader and writer', () => {
     expect(() => tensorNumbers(read.graph.initializer('w')!, read.external)).toThrow(
       /must be a relative path inside the model's folder/,
     );
+  });
+
+  it('leaves nothing behind when writing is interrupted', async () => {
+    const before = fs.readdirSync(folder);
+    const stop = new AbortController();
+    const target = path.join(folder, 'interrupted.onnx');
+    const saving = saveModelAsync(small(), target, {
+      externalThreshold: 1,
+      signal: stop.signal,
+      onProgress: () => {
+        expect(fs.readdirSync(folder).length).toBe(before.length + 1);
+        stop.abort();
+      },
+    });
+    await expect(saving).rejects.toMatchObject({ code: 'aborted' });
+    expect(fs.readdirSync(folder)).toEqual(before);
   });
 
   it('leaves nothing behind when writing fails', () => {
