@@ -5,12 +5,12 @@
  * calls interleaved.
  */
 import os from 'node:os';
-import * as ort from 'onnxruntime-node';
-import '../../runtime/node/index.js';
 import { parseArgs } from 'node:util';
 import cliProgress from 'cli-progress';
 import Table from 'cli-table3';
+import * as ort from 'onnxruntime-node';
 import { buildModel, makeNode, modelBytes, type ValueSpec } from '../../exporter/ir/index.js';
+import { nativeInfo } from '../../runtime/node/index.js';
 import {
   commit,
   interleaved,
@@ -255,6 +255,9 @@ async function measure(rule: Rule, shape: Shape, copy: number): Promise<Row[]> {
     all.map((r) => r.run),
     { budgetMs: work > 1e9 ? 4000 : 1500, minRounds: work > 1e9 ? 3 : 5 },
   );
+  nativeInfo();
+  await ours.run();
+  const workspace = nativeInfo().ops.workspace_peak as number;
   for (const r of all) await r.release();
 
   const floats =
@@ -272,7 +275,7 @@ async function measure(rule: Rule, shape: Shape, copy: number): Promise<Row[]> {
     ms: ms[0]!,
     bytes,
     fraction_of_copy: bytes / (ms[0]! / 1000) / copy,
-    workspace_bytes: null,
+    workspace_bytes: workspace,
   };
   const against = (peer: string, peer_ms: number) => ({
     ...base,

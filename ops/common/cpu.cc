@@ -35,14 +35,18 @@ constexpr size_t kAlign = 64;
 struct alignas(kAlign) Block {
   Block* next;
   size_t bytes;
+  size_t used;  // what was asked for
 };
 
 std::mutex pool_mutex;
 Block* pool = nullptr;
+size_t in_use = 0, peak = 0;  // bytes handed out
 
 // Takes the first free block that is large enough out of the pool.
 Block* take(size_t bytes) {
   std::lock_guard<std::mutex> lock(pool_mutex);
+  in_use += bytes;
+  if (in_use > peak) peak = in_use;
   for (Block** link = &pool; *link; link = &(*link)->next) {
     Block* block = *link;
     if (block->bytes < bytes) continue;
@@ -69,17 +73,30 @@ void* scratch_acquire(size_t bytes) {
   if (!block) {
     block = static_cast<Block*>(
         ::operator new(sizeof(Block) + bytes, std::align_val_t(kAlign), std::nothrow));
-    if (!block) return nullptr;
+    if (!block) {
+      std::lock_guard<std::mutex> lock(pool_mutex);
+      in_use -= bytes;
+      return nullptr;
+    }
     block->bytes = bytes;
   }
+  block->used = bytes;
   return block + 1;
 }
 
 void scratch_release(void* memory) {
   Block* block = static_cast<Block*>(memory) - 1;
   std::lock_guard<std::mutex> lock(pool_mutex);
+  in_use -= block->used;
   block->next = pool;
   pool = block;
+}
+
+size_t scratch_peak() {
+  std::lock_guard<std::mutex> lock(pool_mutex);
+  const size_t bytes = peak;
+  peak = in_use;
+  return bytes;
 }
 
 }  // namespace fla

@@ -11,6 +11,9 @@ namespace fla {
 void* scratch_acquire(size_t bytes);
 void scratch_release(void* block);
 
+// Most bytes that were handed out at one time since the last call. Thread safe.
+size_t scratch_peak();
+
 }  // namespace fla
 
 #endif  // FLA_OPS_COMMON_SCRATCH_H_

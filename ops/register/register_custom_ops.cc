@@ -10,6 +10,7 @@
 #include <string>
 
 #include "ops/common/cpu.h"
+#include "ops/common/scratch.h"
 #include "ops/register/ort_op.h"
 #ifdef FLA_BUILD_CUDA
 #include "ops/register/cuda.h"
@@ -100,12 +101,15 @@ RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   }
 }
 
-// What this library is, as JSON; the string lives as long as the library.
+// What this library is, as JSON: version, instruction set, operators, CUDA, and the most bytes of
+// work memory that its CPU kernels held at one time since the last call. Valid until the thread's
+// next call.
 extern "C" __attribute__((visibility("default"))) const char* fla_ops_info() {
-  static const std::string info =
-      std::string("{\"version\":\"") + FLA_VERSION + "\",\"isa\":\"" + fla::cpu_isa() +
-      "\",\"ops\":[\"com.fla.LinearAttention\",\"com.fla.CausalConvWithState\"],"
-      "\"cuda\":" +
-      fla::cuda_info() + "}";
-  return info.c_str();
+  thread_local char text[1024];
+  std::snprintf(text, sizeof text,
+                "{\"version\":\"%s\",\"isa\":\"%s\","
+                "\"ops\":[\"com.fla.LinearAttention\",\"com.fla.CausalConvWithState\"],"
+                "\"cuda\":%s,\"workspace_peak\":%zu}",
+                FLA_VERSION, fla::cpu_isa(), fla::cuda_info().c_str(), fla::scratch_peak());
+  return text;
 }

@@ -48,7 +48,22 @@ describe('the operator library', () => {
       isa: expect.stringMatching(/^(portable|avx2|avx512)$/),
       ops: Object.keys(ops).map((name) => `com.fla.${name}`),
       cuda: false,
+      workspace_peak: expect.any(Number),
     });
+  });
+
+  it('tells how much work memory its kernels took, which does not depend on the length', async () => {
+    const peakOf = async (tokens: number) => {
+      const [query, key, value] = [0, 1, 2].map(() => normal(1, tokens, 64));
+      nativeInfo();
+      await runCall(callOf({ query: query!, key: key!, value: value! }), { threads: 1 });
+      return nativeInfo().ops.workspace_peak;
+    };
+    const short = await peakOf(100);
+    expect(short).toBeGreaterThan(10_000);
+    expect(short).toBeLessThan(1_000_000);
+    expect(await peakOf(2000)).toBe(short);
+    expect(nativeInfo().ops.workspace_peak).toBe(0);
   });
 
   it('exports RegisterCustomOps and fla_ops_info, nothing else', () => {
