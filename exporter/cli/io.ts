@@ -47,22 +47,34 @@ export class Progress {
   private readonly start = performance.now();
   private bar: cliProgress.SingleBar | undefined;
   private stage = '';
+  private waiting: NodeJS.Timeout | undefined;
 
   constructor(private readonly io: Io) {}
 
   readonly update = (stage: string, done: number, total: number): void => {
-    if (!this.io.interactive || performance.now() - this.start < PATIENCE_MS) return;
+    clearTimeout(this.waiting);
+    if (!this.io.interactive || total === 0) return;
+    const patience = PATIENCE_MS - (performance.now() - this.start);
+    if (patience > 0) {
+      this.waiting = setTimeout(() => this.draw(stage, done, total), patience);
+    } else {
+      this.draw(stage, done, total);
+    }
+  };
+
+  /** Wipes the bar. */
+  end(): void {
+    clearTimeout(this.waiting);
+    this.bar?.stop();
+    this.bar = undefined;
+  }
+
+  private draw(stage: string, done: number, total: number): void {
     if (stage !== this.stage) this.end();
     this.stage = stage;
     this.bar ??= this.begin(stage, total);
     this.bar.setTotal(total);
     this.bar.update(done);
-  };
-
-  /** Wipes the bar. */
-  end(): void {
-    this.bar?.stop();
-    this.bar = undefined;
   }
 
   private begin(stage: string, total: number): cliProgress.SingleBar {

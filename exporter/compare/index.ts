@@ -67,6 +67,8 @@ export async function compareModels(
     original: { backend: options.originalBackend ?? 'auto', threads },
     rewritten: { backend: options.backend ?? 'auto', threads },
   };
+  const step = (done: number) => onProgress?.('models run', done, 2);
+  step(0);
   const original = { file: originalFile, ...(await openSession(originalFile, choices.original)) };
   const rewritten = {
     file: rewrittenFile,
@@ -75,7 +77,7 @@ export async function compareModels(
   const tokens = isLanguageModel(original.session) && isLanguageModel(rewritten.session);
   let outputs: Comparison['outputs'];
   try {
-    outputs = await compareOutputs(original, rewritten, options);
+    outputs = await compareOutputs(original, rewritten, { ...options, onModelRun: step });
   } finally {
     await original.session.release();
     await rewritten.session.release();

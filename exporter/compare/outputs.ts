@@ -54,14 +54,17 @@ export interface OpenModel extends OpenedSession {
 export async function compareOutputs(
   original: OpenModel,
   rewritten: OpenModel,
-  options: ShapeOptions = {},
+  options: ShapeOptions & { onModelRun?: (done: number) => void } = {},
 ): Promise<Record<string, OutputDifference>> {
+  checkDims([original, rewritten], options.dims ?? {});
   const run = async ({ file, session }: OpenModel) => {
     const feeds = await feedsFor(file, session, options);
     return namingFile(file, () => session.run(feeds));
   };
   const a = await run(original);
+  options.onModelRun?.(1);
   const b = await run(rewritten);
+  options.onModelRun?.(2);
   const differences: Record<string, OutputDifference> = {};
   for (const name of Object.keys(a)) {
     const x = a[name] as Ort.Tensor;
@@ -76,6 +79,18 @@ export async function compareOutputs(
     );
   }
   return differences;
+}
+
+function checkDims(models: readonly OpenModel[], dims: Readonly<Record<string, number>>): void {
+  const shapes = models.flatMap(({ session }) => tensorInputs(session.inputMetadata));
+  const names = new Set(shapes.flatMap((i) => i.shape.filter((d) => typeof d === 'string' && d)));
+  for (const name of Object.keys(dims)) {
+    if (names.has(name)) continue;
+    throw new FlaError(
+      'invalid_argument',
+      `dim must name a dimension of the inputs (${[...names].join(', ') || 'none has a name'}), received ${name}`,
+    );
+  }
 }
 
 /** The distance of two vectors of equal length. */

@@ -72,7 +72,7 @@ Examples:
   onnx-fla compare model.onnx linear.onnx
   onnx-fla compare model.onnx linear.onnx --text book.txt --tokenizer tokenizer.json
   onnx-fla compare model.onnx linear.onnx --lengths 128,1024,8192 --json
-  onnx-fla compare ocr.onnx ocr-linear.onnx --dim width=640
+  onnx-fla compare ocr.onnx ocr-linear.onnx --dim p2o.DynamicDimension.1=640
 `,
     )
     .action(async (original: string, rewritten: string, flags: Flags) => {

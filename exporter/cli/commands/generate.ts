@@ -62,7 +62,10 @@ async function runGenerate(io: Io, file: string, flags: Flags): Promise<void> {
   const tokenizer = loadTokenizer(flags.tokenizer);
   const ids = tokenizer.encode(readPrompt(flags));
   if (ids.length === 0) throw new FlaError('invalid_argument', 'generate: the prompt is empty');
-  const model = await LanguageModel.open(file, flags);
+  const model = await withProgress(io, (update) => {
+    update('models opened', 0, 1);
+    return LanguageModel.open(file, flags);
+  });
   if (model.notice) io.err(`note: ${model.notice}\n`);
   const stream = new TextStream(tokenizer);
   const result = await withProgress(io, (update) =>

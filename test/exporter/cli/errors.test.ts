@@ -183,6 +183,11 @@ describe('files and options', () => {
       ['compare', model, model, '--dim', 'width'],
       /expected name=length/,
     ],
+    [
+      'a dimension that no input has',
+      ['compare', model, model, '--dim', 'width=3'],
+      /dim must name a dimension of the inputs \(.*sequence.*\), received width/,
+    ],
     ['no tokenizer', ['generate', model, '--prompt', 'a'], /required option '--tokenizer <file>'/],
     [
       'no prompt',
