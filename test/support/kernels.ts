@@ -59,6 +59,8 @@ export interface SessionSettings {
   /** ONNX Runtime's: 3 prints errors, 4 only fatal ones. */
   readonly logSeverityLevel?: number;
   readonly optimizedModelFilePath?: string;
+  /** A GPU to run on. */
+  readonly cudaDevice?: number;
 }
 
 export async function openCall(
@@ -70,6 +72,10 @@ export async function openCall(
     logSeverityLevel: settings.logSeverityLevel ?? 3,
     intraOpNumThreads: settings.threads ?? 2,
     optimizedModelFilePath: settings.optimizedModelFilePath,
+    ...(settings.cudaDevice !== undefined && {
+      cuda: [['device_id', String(settings.cudaDevice)]],
+      cudaDevice: settings.cudaDevice,
+    }),
   });
 }
 
