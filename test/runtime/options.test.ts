@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -36,8 +37,6 @@ function foldable(): Uint8Array {
     }),
   );
 }
-
-const x = floats([1, 2], [1, 2]);
 
 async function optimizedOps(graphOptimizationLevel: 'disabled' | 'all'): Promise<string[]> {
   const optimizedModelFilePath = join(folder, `${graphOptimizationLevel}.onnx`);
@@ -100,24 +99,52 @@ describe('session options', () => {
     await warm.release();
   });
 
-  test('the others are taken', async () => {
-    const session = await createSession(foldable(), {
-      interOpNumThreads: 2,
-      executionMode: 'parallel',
-      enableCpuMemArena: false,
-      enableMemPattern: false,
-      logId: 'test',
-      logSeverityLevel: 3,
-      logVerbosityLevel: 1,
+  describe('as ONNX Runtime itself logs them', () => {
+    const log = (options: ort.InferenceSession.SessionOptions, run: object = {}) => {
+      const child = join(import.meta.dirname, 'support/options_child.ts');
+      const args = ['--import', 'tsx', child, JSON.stringify(options), JSON.stringify(run)];
+      const { status, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' });
+      expect(status, stderr).toBe(0);
+      return stderr;
+    };
+
+    test('all of them', () => {
+      const text = log({
+        intraOpNumThreads: 2,
+        interOpNumThreads: 3,
+        executionMode: 'parallel',
+        enableCpuMemArena: false,
+        enableMemPattern: false,
+        graphOptimizationLevel: 'extended',
+        logId: 'a-session',
+        logSeverityLevel: 0,
+        logVerbosityLevel: 5,
+        extra: { session: { disable_prepacking: '1' } },
+      });
+      const traced = /Session Options {(.*)}/.exec(text)?.[1];
+      for (const part of [
+        /intra_op_param:OrtThreadPoolParams { thread_pool_size: 2 /,
+        /inter_op_param:OrtThreadPoolParams { thread_pool_size: 3 /,
+        /execution_mode:1 /,
+        /enable_cpu_mem_arena:0 /,
+        /enable_mem_pattern:0 /,
+        /graph_optimization_level:2 /,
+        /session_logid:a-session /,
+        /session_log_severity_level:0 /,
+        /session_log_verbosity_level:5 /,
+        /session.disable_prepacking: 1 /,
+      ]) {
+        expect(traced).toMatch(part);
+      }
     });
-    const run = {
-      logSeverityLevel: 3,
-      logVerbosityLevel: 1,
-      tag: 'a',
-      extra: { memory: { none: '1' } },
-    } as const;
-    expect((await session.run({ x }, run)).y.data).toEqual(Float32Array.of(2, 4));
-    await session.release();
+
+    test('a run: tag and severity', () => {
+      const options = { intraOpNumThreads: 1, logSeverityLevel: 1 } as const;
+      expect(log(options, { tag: 'first-run' })).toContain('Running with tag: first-run');
+      const failure = /\[E:onnxruntime.*Non-zero status code/;
+      expect(log({ ...options, logSeverityLevel: 4 }, { logSeverityLevel: 3 })).toMatch(failure);
+      expect(log({ ...options, logSeverityLevel: 3 }, { logSeverityLevel: 4 })).toBe('');
+    });
   });
 
   const wrong: [object, string][] = [
