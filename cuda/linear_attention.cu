@@ -1,6 +1,5 @@
 // Entry points of linear_attention.h: checks sizes and picks the kernel family.
 #include "cuda/linear_attention.h"
-
 #include "cuda/linear_attention_kernels.h"
 
 namespace fla {

@@ -1,13 +1,15 @@
-// LinearAttention token by token, all four rules: for short inputs (decoding), where moving the state once is
-// all the work there is, and for devices whose shared memory the chunked kernels do not fit.
+// LinearAttention token by token, all four rules: for short inputs (decoding), where moving the
+// state once is all the work there is, and for devices whose shared memory the chunked kernels do
+// not fit.
 //
-// A block owns 32 columns of one state, a warp 8: lane pairs share a row (two 16-byte halves), so that every access to
-// the state moves whole 32-byte sectors. The state stays in registers over all tokens. Queries, keys and per-key decay
-// are mapped once per block, by one warp each, and read from shared memory. Per token, with S already decayed:
+// A block owns 32 columns of one state, a warp 8: lane pairs share a row (two 16-byte halves), so
+// that every access to the state moves whole 32-byte sectors. The state stays in registers over all
+// tokens. Queries, keys and per-key decay are mapped once per block, by one warp each, and read
+// from shared memory. Per token, with S already decayed:
 //   linear, gated   w = v                       o = S'q + (q.k) w
 //   delta rules     w = beta (v - S'k)          o = S'q + (q.k) w,   S += k w'
-// The normaliser is one more column, carried by every warp and written by the first; a block then walks all columns
-// of one head, so that nobody still reads it.
+// The normaliser is one more column, carried by every warp and written by the first; a block then
+// walks all columns of one head, so that nobody still reads it.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -23,7 +25,7 @@ constexpr int kColumns = 8;  // of the state, per warp
 
 struct DecodeArgs {
   int T, Hq, Hk, HV, HO, K, V, W, group;  // W = V + normalize; group = query heads per state
-  int parts;  // of kColumns columns
+  int parts;                              // of kColumns columns
   float scale;
   bool decays, delta, before, bonus, causal, normalize, l2norm, vector_state;
   FeatureMap feature_map;
@@ -38,7 +40,8 @@ constexpr int kWarps = 4;
 
 // Maps a head vector into shared memory, by one warp. Elements from K on become 0.
 template <int KP, typename IO>
-__device__ __forceinline__ void stage_features(const DecodeArgs& p, const IO* src, bool keep, float* out) {
+__device__ __forceinline__ void stage_features(const DecodeArgs& p, const IO* src, bool keep,
+                                               float* out) {
   constexpr int N = (KP + 31) / 32;
   const int lane = threadIdx.x & 31;
   float x[N], largest = -INFINITY;
@@ -102,10 +105,12 @@ __device__ __forceinline__ float row_sum(float x) {
 }
 
 template <typename IO, typename ST, int R, bool Normalize>
-__global__ void __launch_bounds__(32 * kWarps, R == 16 || Normalize ? 2 : 5) decode_kernel(const __grid_constant__ DecodeArgs p) {
+__global__ void __launch_bounds__(32 * kWarps, R == 16 || Normalize ? 2 : 5)
+    decode_kernel(const __grid_constant__ DecodeArgs p) {
   constexpr int KP = 16 * R, kStagedQueries = 2;
   constexpr int kSlots = Normalize ? 5 : 4;  // the last one is the normaliser's column
-  // Per token parity: keys, decay factors, the first queries of the group. Then queries beyond those.
+  // Per token parity: keys, decay factors, the first queries of the group. Then queries beyond
+  // those.
   __shared__ float staged[2][2 + kStagedQueries][KP], more_queries[kWarps][KP];
   const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, first_row = lane >> 1;
   const int blocks_per_head = Normalize ? 1 : (p.parts + kWarps - 1) / kWarps;
@@ -166,20 +171,23 @@ __global__ void __launch_bounds__(32 * kWarps, R == 16 || Normalize ? 2 : 5) dec
         beta = load_as_float(p.beta, p.beta_type, at);
       }
       if (warp == 0) {
-        stage_features<KP>(p, static_cast<const IO*>(p.key) + (t * p.Hk + hk) * p.K, seen, vectors[0]);
+        stage_features<KP>(p, static_cast<const IO*>(p.key) + (t * p.Hk + hk) * p.K, seen,
+                           vectors[0]);
       } else if (warp == 1) {
         for (int i = lane; per_key && i < KP; i += 32) {
           const bool decays = seen && i < p.K;
           vectors[1][i] =
-              decays ? exp2f(kLog2e * load_as_float(p.decay, p.decay_type, (t * p.HV + h) * p.K + i))
-                     : 1.f;
+              decays
+                  ? exp2f(kLog2e * load_as_float(p.decay, p.decay_type, (t * p.HV + h) * p.K + i))
+                  : 1.f;
         }
       } else if (warp - 2 < p.group) {
         stage_features<KP>(p, query(t, warp - 2), true, vectors[warp]);
       }
       __syncthreads();
 
-      // o for every query head of this state. `with_self` adds the token itself, which is not in the state yet.
+      // o for every query head of this state. `with_self` adds the token itself, which is not in
+      // the state yet.
       const auto read_out = [&](bool with_self) {
         for (int n = 0; n < p.group; ++n) {
           const float* q = vectors[2 + n];
@@ -187,7 +195,8 @@ __global__ void __launch_bounds__(32 * kWarps, R == 16 || Normalize ? 2 : 5) dec
             const int slot = (n - kStagedQueries) % kWarps;
             if (slot == 0) {
               __syncthreads();
-              if (n + warp < p.group) stage_features<KP>(p, query(t, n + warp), true, more_queries[warp]);
+              if (n + warp < p.group)
+                stage_features<KP>(p, query(t, n + warp), true, more_queries[warp]);
               __syncthreads();
             }
             q = more_queries[slot];
@@ -258,7 +267,8 @@ __global__ void __launch_bounds__(32 * kWarps, R == 16 || Normalize ? 2 : 5) dec
 #pragma unroll
             for (int i = 0; i < R; ++i) {
 #pragma unroll
-              for (int j = 0; j < kSlots; ++j) sums[j] += more_queries[0][first_row + 16 * i] * state[i][j];
+              for (int j = 0; j < kSlots; ++j)
+                sums[j] += more_queries[0][first_row + 16 * i] * state[i][j];
             }
 #pragma unroll
             for (int j = 0; j < kSlots; ++j) sums[j] = p.scale * row_sum(sums[j]);
@@ -299,7 +309,8 @@ __global__ void __launch_bounds__(32 * kWarps, R == 16 || Normalize ? 2 : 5) dec
     for (int i = 0; i < R; ++i) {
       const int row = first_row + 16 * i;
       if (row < p.K) {
-        present[state_at + static_cast<int64_t>(row) * p.W + p.V] = from_float<ST>(state[i][kSlots - 1]);
+        present[state_at + static_cast<int64_t>(row) * p.W + p.V] =
+            from_float<ST>(state[i][kSlots - 1]);
       }
     }
   }
@@ -320,7 +331,8 @@ cudaError_t launch(const DecodeArgs& args, int64_t heads, cudaStream_t stream) {
 }
 
 template <typename IO>
-cudaError_t launch_state(const DecodeArgs& args, bool float_state, int64_t heads, cudaStream_t stream) {
+cudaError_t launch_state(const DecodeArgs& args, bool float_state, int64_t heads,
+                         cudaStream_t stream) {
   return float_state ? launch<IO, float>(args, heads, stream) : launch<IO, IO>(args, heads, stream);
 }
 
@@ -365,7 +377,8 @@ cudaError_t launch_linear_attention_decode(const LinearAttentionParams& p, cudaS
   a.output = p.output;
   a.present_state = p.present_state;
   const int64_t piece = 4 * size_of(p.state);
-  a.vector_state = a.W % 4 == 0 && a.V % 4 == 0 && reinterpret_cast<uintptr_t>(p.past_state) % piece == 0 &&
+  a.vector_state = a.W % 4 == 0 && a.V % 4 == 0 &&
+                   reinterpret_cast<uintptr_t>(p.past_state) % piece == 0 &&
                    reinterpret_cast<uintptr_t>(p.present_state) % piece == 0;
   const int64_t heads = p.B * p.HV;
   const bool float_state = p.state == DType::kFloat32;

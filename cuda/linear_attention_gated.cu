@@ -1,4 +1,5 @@
-// Rules linear and gated: plan, scan over the segments, choice of the kernel. See linear_attention_gated.cuh.
+// Rules linear and gated: plan, scan over the segments, choice of the kernel. See
+// linear_attention_gated.cuh.
 #include <algorithm>
 #include <cmath>
 
@@ -15,13 +16,16 @@ bool is_general(const LinearAttentionParams& p) {
          p.read == ReadMode::kBonus || p.decay_kind == DecayKind::kPerKey;
 }
 
-// Blocks that the two passes should have at least: what fits the 132 multiprocessors of a large GPU at once. A
-// constant, so that the order of summation, and with it every bit of the result, depends on the shape alone.
+// Blocks that the two passes should have at least: what fits the 132 multiprocessors of a large GPU
+// at once. A constant, so that the order of summation, and with it every bit of the result, depends
+// on the shape alone.
 int64_t target_blocks(const LinearAttentionParams& p) {
-  return 132 * (p.K > 64 || (is_general(p) && p.io != DType::kBFloat16) ? 2 : 3);
+  if (p.K > 64) return 132;
+  return 132 * (is_general(p) && p.io != DType::kBFloat16 ? 2 : 3);
 }
-// From this many independent heads on, walking the sequence once beats filling the GPU.
-constexpr int64_t kEnoughHeads = 132;
+
+// From this many independent states on, reading the inputs once beats filling the GPU.
+int64_t enough_states(const LinearAttentionParams& p) { return p.K > 64 ? 100 : 200; }
 
 struct Plan {
   int64_t segments, segment_chunks;
@@ -33,11 +37,11 @@ Plan plan_of(const LinearAttentionParams& p) {
   const int64_t chunk = p.K > 128 ? 32 : 64;
   const int64_t tile = p.K > 64 && p.K <= 128 ? 128 : 64;
   const int64_t tiles = (p.V + tile - 1) / tile, chunks = (p.T + chunk - 1) / chunk;
-  const int64_t heads = p.B * p.HV * tiles;
+  const int64_t blocks = p.B * p.HV * tiles;
   Plan plan;
   int64_t segments = 1;
-  if (heads < kEnoughHeads) {
-    segments = std::max<int64_t>(1, std::min((chunks + 1) / 2, target_blocks(p) / heads));
+  if (blocks < enough_states(p)) {
+    segments = std::max<int64_t>(1, std::min((chunks + 1) / 2, target_blocks(p) / blocks));
   }
   plan.segment_chunks = (chunks + segments - 1) / segments;
   plan.segments = (chunks + plan.segment_chunks - 1) / plan.segment_chunks;
@@ -101,10 +105,11 @@ GatedArgs args_of(const LinearAttentionParams& p, const Plan& plan, void* worksp
   return a;
 }
 
-// Turns what each segment adds into the state before it. Thread = one element of one state; the order of the
-// sums is that of the segments. Not causal: slot 0 becomes the state after all segments.
+// Turns what each segment adds into the state before it. Thread = one element of one state; the
+// order of the sums is that of the segments. Not causal: slot 0 becomes the state after all
+// segments. kAhead loads are in flight at a time.
+template <int kAhead>
 __global__ void __launch_bounds__(128) gated_scan_kernel(const __grid_constant__ GatedArgs p) {
-  constexpr int kAhead = 32;  // loads in flight
   const int size = p.K * p.W, i = blockIdx.y * 128 + threadIdx.x;
   const int64_t head = blockIdx.x;
   wait_for_previous_grid();
@@ -147,8 +152,9 @@ DeviceLimits device_limits() {
 
 cudaError_t launch_gated_scan(const GatedArgs& args, int B, cudaStream_t stream, bool dependent) {
   const dim3 grid(static_cast<unsigned>(B) * args.HV, (args.K * args.W + 127) / 128);
-  if (dependent) return launch_dependent(gated_scan_kernel, grid, dim3(128), 0, stream, args);
-  gated_scan_kernel<<<grid, 128, 0, stream>>>(args);
+  const auto kernel = args.segments > 8 ? gated_scan_kernel<32> : gated_scan_kernel<4>;
+  if (dependent) return launch_dependent(kernel, grid, dim3(128), 0, stream, args);
+  kernel<<<grid, 128, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -2,19 +2,20 @@
 //
 //   S_t = diag(e^{g_t}) S_{t-1} + k_t v_t',  o_t = scale * S_t' q_t      (g = 0 for rule linear)
 //
-// The sequence is cut into segments, a segment into chunks of C tokens. Pass 1 (gated_states_kernel) sums up
-// what each segment adds to the state; gated_scan_kernel turns these into the state before each segment; pass 2
-// (gated_output_kernel) walks each segment with the state in registers. With one segment per head only pass 2
-// runs. Inside a chunk, with G_r the inclusive sum of log decays up to row r and Gq_r = G_r (read after the
-// update) or G_{r-1} (before):
+// The sequence is cut into segments, a segment into chunks of C tokens. Pass 1
+// (gated_states_kernel) sums up what each segment adds to the state; gated_scan_kernel turns these
+// into the state before each segment; pass 2 (gated_output_kernel) walks each segment with the
+// state in registers. With one segment per head only pass 2 runs. Inside a chunk, with G_r the
+// inclusive sum of log decays up to row r and Gq_r = G_r (read after the update) or G_{r-1}
+// (before):
 //
 //   O  = scale * [(Q . e^Gq) S0 + ((Q K') . D) V],  D_rs = e^{Gq_r - G_s} for s <= r (s < r before)
 //   S1 = e^{G_C} S0 + (K . e^{G_C - G})' V
 //
 // Decay per head: D is formed from differences, so nothing can overflow. Decay per key dimension:
-// Q K' . D becomes (Q . e^Gq)(K . e^-G)' while e^-G stays below 2^kMaxExponent over the chunk, which is
-// decided per chunk; a chunk with stronger decay computes its scores one by one. Exponents are base 2.
-// Papers: Katharopoulos et al. 2020, Yang et al. 2023 (GLA), Dao and Gu 2024 (SSD).
+// Q K' . D becomes (Q . e^Gq)(K . e^-G)' while e^-G stays below 2^kMaxExponent over the chunk,
+// which is decided per chunk; a chunk with stronger decay computes its scores one by one. Exponents
+// are base 2. Papers: Katharopoulos et al. 2020, Yang et al. 2023 (GLA), Dao and Gu 2024 (SSD).
 #ifndef FLA_CUDA_LINEAR_ATTENTION_GATED_CUH_
 #define FLA_CUDA_LINEAR_ATTENTION_GATED_CUH_
 
@@ -27,7 +28,7 @@
 namespace fla::cuda {
 
 constexpr float kMaxExponent = 64.f;
-constexpr float kVanished = -126.f;  // fast_exp2 gives 0 below
+constexpr float kVanished = -126.f;      // fast_exp2 gives 0 below
 constexpr float kMinLog2Decay = -150.f;  // decay 0, and so is what follows from it
 constexpr float kMinLogDecay = -104.f;   // the same, natural
 
@@ -44,12 +45,32 @@ struct GatedArgs {
   bool states_in_workspace;
   const void *query, *key, *value, *past_state, *decay, *mask, *bonus_u;
   void *output, *present_state;
-  float* segment_state;  // [B*HV, segments, K, W]: pass 1's sums, then the state before each segment
+  float*
+      segment_state;  // [B*HV, segments, K, W]: pass 1's sums, then the state before each segment
   float* segment_decay;  // [B*HV, segments] or [B*HV, segments, K]: log2
 };
 
-// General kernels transform queries and keys in shared memory before use; the others feed them to the tensor
-// cores as they are.
+// Tiles are kept as panels of 64 columns, one after the other: [columns / 64][Rows][64].
+template <typename E, int Rows>
+__device__ __forceinline__ uint32_t panel_offset(uint32_t row, uint32_t col) {
+  return (col >> 6) * (Rows * 64) + tile_offset<E, 64>(row, col & 63);
+}
+template <int Rows, typename E>
+__device__ __forceinline__ E* panel_of(E* tile, uint32_t col) {
+  return tile + (col >> 6) * (Rows * 64);
+}
+template <typename E, int Rows, int Width, int Threads>
+__device__ __forceinline__ void load_panels(E* tile, const E* src, int64_t row_stride,
+                                            int valid_rows, int cols, bool vectorised) {
+#pragma unroll
+  for (int col = 0; col < Width; col += 64) {
+    load_tile<E, Rows, 64, Threads>(tile + col * Rows, src + col, row_stride, valid_rows,
+                                    max(cols - col, 0), vectorised);
+  }
+}
+
+// General kernels transform queries and keys in shared memory before use; the others feed them to
+// the tensor cores as they are.
 template <typename IO_, typename Mma_, int KP_, bool General_>
 struct GatedConfig {
   using IO = IO_;
@@ -59,20 +80,22 @@ struct GatedConfig {
   using MmaQK = std::conditional_t<std::is_same_v<QK, f16>, MmaF16, Mma>;
   static constexpr bool kGeneral = General_;
   static constexpr bool kConverts = General_ && !std::is_same_v<IO, E>;
-  static constexpr int KP = KP_;                       // dk rounded up
-  static constexpr int C = KP == 256 ? 32 : 64;        // tokens per chunk
-  static constexpr int kRowWarps = C / 16;             // warps over the chunk's rows
+  static constexpr int KP = KP_;                                      // dk rounded up
+  static constexpr int C = KP == 256 ? 32 : 64;                       // tokens per chunk
+  static constexpr int kRowWarps = C / 16;                            // warps over the chunk's rows
   static constexpr int kColWarps = KP == 64 ? 1 : KP == 128 ? 2 : 4;  // warps over dv
-  static constexpr int VP = KP == 128 ? 128 : 64;      // dv columns per block
-  static constexpr int VW = VP / kColWarps;            // dv columns per warp
+  static constexpr int VP = KP == 128 ? 128 : 64;                     // dv columns per block
+  static constexpr int VW = VP / kColWarps;                           // dv columns per warp
   static constexpr int NT = VW / 8;
-  static constexpr int KT = C / 16;                    // 16-token steps per chunk
-  static constexpr int MT = KP / 16 / kRowWarps;       // 16-row tiles of the state per warp
-  // The warpgroup's instructions take 64x64 tiles of bf16, which is what this configuration works on.
-  static constexpr bool kWgmma = kHasWgmma && KP == 64 && std::is_same_v<E, bf16>;
+  static constexpr int KT = C / 16;               // 16-token steps per chunk
+  static constexpr int MT = KP / 16 / kRowWarps;  // 16-row tiles of the state per warp
+  // A warpgroup's instructions take 64x64 panels of bf16: the chunk's rows by one warpgroup's
+  // columns.
+  static constexpr bool kWgmma = kHasWgmma && KP <= 128 && std::is_same_v<E, bf16>;
   static constexpr int kThreads = 32 * kRowWarps * kColWarps;
-  static constexpr int kPairs = KP / 2;                // column pairs
-  static constexpr int kParts = kThreads / kPairs;     // threads per column pair, each with C/kParts tokens
+  static constexpr int kPairs = KP / 2;  // column pairs
+  static constexpr int kParts =
+      kThreads / kPairs;  // threads per column pair, each with C/kParts tokens
   static constexpr int kRows = C / kParts;
   static constexpr int kMinBlocks = KP > 64 ? 1 : sizeof(E) == 4 ? 2 : 3;  // per multiprocessor
   static constexpr int kStateBuffers = sizeof(E) == 2 ? 2 : 1;
@@ -157,9 +180,7 @@ struct GatedBlock {
     part_total = GatedLayout<Cfg>::kSharedSums ? gq : z + 2 * KP;
   }
 
-  __device__ bool per_key() const {
-    return Cfg::kGeneral && p.decay_kind == DecayKind::kPerKey;
-  }
+  __device__ bool per_key() const { return Cfg::kGeneral && p.decay_kind == DecayKind::kPerKey; }
   __device__ bool per_head() const { return p.decay_kind == DecayKind::kPerHead; }
   __device__ int64_t token(int chunk) const {
     return static_cast<int64_t>(b) * p.T + static_cast<int64_t>(first_chunk + chunk) * C;
@@ -187,7 +208,7 @@ struct GatedBlock {
   template <typename G>
   __device__ float2 decay2(int chunk, uint32_t row, uint32_t col) const {
     const G* tile = reinterpret_cast<const G*>(shared + layout.g);
-    float2 g = load2(tile + tile_offset<G, KP>(row, col));
+    float2 g = load2(tile + panel_offset<G, C>(row, col));
     if (p.mask && visible[(chunk & 1) * C + row] == 0.f) g = make_float2(0.f, 0.f);
     return make_float2(fmaxf(g.x, kMinLogDecay), fmaxf(g.y, kMinLogDecay));
   }
@@ -197,15 +218,15 @@ struct GatedBlock {
     const int64_t t = token(chunk);
     const int rows = valid_rows(chunk);
     if (output) {
-      load_tile<IO, C, KP, Cfg::kThreads>(
+      load_panels<IO, C, KP, Cfg::kThreads>(
           raw_q(chunk), static_cast<const IO*>(p.query) + (t * p.Hq + hq) * p.K,
           static_cast<int64_t>(p.Hq) * p.K, rows, p.K, p.vector_qk);
     }
     if (!output || p.causal) {
-      load_tile<IO, C, KP, Cfg::kThreads>(raw_k(chunk),
-                                          static_cast<const IO*>(p.key) + (t * p.Hk + hk) * p.K,
-                                          static_cast<int64_t>(p.Hk) * p.K, rows, p.K, p.vector_qk);
-      load_tile<IO, C, VP, Cfg::kThreads>(
+      load_panels<IO, C, KP, Cfg::kThreads>(
+          raw_k(chunk), static_cast<const IO*>(p.key) + (t * p.Hk + hk) * p.K,
+          static_cast<int64_t>(p.Hk) * p.K, rows, p.K, p.vector_qk);
+      load_panels<IO, C, VP, Cfg::kThreads>(
           tile_v(chunk), static_cast<const IO*>(p.value) + (t * p.HV + h) * p.V + v0,
           static_cast<int64_t>(p.HV) * p.V, rows, cols, p.vector_v);
     }
@@ -219,13 +240,13 @@ struct GatedBlock {
     const int64_t stride = static_cast<int64_t>(p.HV) * p.K;
     const int rows = valid_rows(chunk);
     if (p.decay_type == DType::kFloat32) {
-      load_tile<float, C, KP, Cfg::kThreads>(reinterpret_cast<float*>(shared + layout.g),
-                                             static_cast<const float*>(p.decay) + start, stride, rows, p.K,
-                                             p.vector_g);
+      load_panels<float, C, KP, Cfg::kThreads>(reinterpret_cast<float*>(shared + layout.g),
+                                               static_cast<const float*>(p.decay) + start, stride,
+                                               rows, p.K, p.vector_g);
     } else {
-      load_tile<IO, C, KP, Cfg::kThreads>(reinterpret_cast<IO*>(shared + layout.g),
-                                          static_cast<const IO*>(p.decay) + start, stride, rows, p.K,
-                                          p.vector_g);
+      load_panels<IO, C, KP, Cfg::kThreads>(reinterpret_cast<IO*>(shared + layout.g),
+                                            static_cast<const IO*>(p.decay) + start, stride, rows,
+                                            p.K, p.vector_g);
     }
     copy_async_commit();
   }
@@ -233,7 +254,8 @@ struct GatedBlock {
   // Whether the kernel needs per-token scalars at all.
   __device__ bool has_scalars() const { return Cfg::kGeneral || per_head(); }
 
-  // What one lane of warp 0 holds of the next chunk's per-token scalars, as loaded: rows lane * kScalars + i.
+  // What one lane of warp 0 holds of the next chunk's per-token scalars, as loaded: rows lane *
+  // kScalars + i.
   static constexpr int kScalars = C / 32;
   struct Scalars {
     uint32_t g[kScalars], mask[kScalars];
@@ -263,7 +285,8 @@ struct GatedBlock {
       bool seen = lane * kScalars + i < rows;
       if (Cfg::kGeneral && p.mask) seen = seen && as_float(p.mask_type, s.mask[i]) != 0.f;
       visible[at + i] = seen ? 1.f : 0.f;
-      g[i] = seen && per_head() ? fmaxf(as_float(p.decay_type, s.g[i]) * kLog2e, kMinLog2Decay) : 0.f;
+      g[i] =
+          seen && per_head() ? fmaxf(as_float(p.decay_type, s.g[i]) * kLog2e, kMinLog2Decay) : 0.f;
       sum += g[i];
     }
     float before = sum;
@@ -283,7 +306,8 @@ struct GatedBlock {
     }
   }
 
-  // Applies feature map, normalisation and mask to one tile. Columns from K on and hidden keys become 0.
+  // Applies feature map, normalisation and mask to one tile. Columns from K on and hidden keys
+  // become 0.
   __device__ void map_tile(const IO* src, QK* dst, bool is_key, int chunk) const {
     const float* seen = visible + (chunk & 1) * C;
     if (p.l2norm || p.feature_map == FeatureMap::kL2Norm || p.feature_map == FeatureMap::kSoftmax) {
@@ -292,22 +316,22 @@ struct GatedBlock {
         const bool keep = !is_key || seen[row] != 0.f;
         map_features<32>(
             p.feature_map, p.l2norm, lane, p.K,
-            [&](int i) { return to_float(src[tile_offset<IO, KP>(row, i)]); },
+            [&](int i) { return to_float(src[panel_offset<IO, C>(row, i)]); },
             [&](int i, float x) {
-              dst[tile_offset<QK, KP>(row, i)] = from_float<QK>(keep ? x : 0.f);
+              dst[panel_offset<QK, C>(row, i)] = from_float<QK>(keep ? x : 0.f);
             });
         for (int i = p.K + lane; i < KP; i += 32) {
-          dst[tile_offset<QK, KP>(row, i)] = from_float<QK>(0.f);
+          dst[panel_offset<QK, C>(row, i)] = from_float<QK>(0.f);
         }
       }
     } else {
       for (int i = threadIdx.x; i < C * Cfg::kPairs; i += Cfg::kThreads) {
         const int row = i / Cfg::kPairs, col = i % Cfg::kPairs * 2;
         const bool keep = !is_key || seen[row] != 0.f;
-        float2 x = load2(src + tile_offset<IO, KP>(row, col));
+        float2 x = load2(src + panel_offset<IO, C>(row, col));
         x.x = keep && col < p.K ? feature_of(p.feature_map, x.x) : 0.f;
         x.y = keep && col + 1 < p.K ? feature_of(p.feature_map, x.y) : 0.f;
-        store2(dst + tile_offset<QK, KP>(row, col), x.x, x.y);
+        store2(dst + panel_offset<QK, C>(row, col), x.x, x.y);
       }
     }
   }
@@ -316,9 +340,9 @@ struct GatedBlock {
     return Cfg::kConverts || p.feature_map != FeatureMap::kIdentity || p.l2norm || p.mask;
   }
 
-  // A thread's column pair over its rows: sums of the log decays (natural) from its first row up to, but without,
-  // each row; the last one includes all. `before` and `total` are log2: from the chunk's first row to the
-  // thread's first, and over the chunk.
+  // A thread's column pair over its rows: sums of the log decays (natural) from its first row up
+  // to, but without, each row; the last one includes all. `before` and `total` are log2: from the
+  // chunk's first row to the thread's first, and over the chunk.
   struct ColumnSums {
     float2 sums[Cfg::kRows + 1];
     float2 before, total;
@@ -359,13 +383,16 @@ struct GatedBlock {
     if (part == 0) store2(column_total + col, out.total.x, out.total.y);
   }
 
-  // Multiplies the elements of this thread's rows and columns of a tile by 2^(offset + slope * log2e * sums[i + shift]).
-  __device__ void decay_columns(QK* tile, const ColumnSums& s, int shift, float slope, float2 offset) const {
-    const uint32_t col = threadIdx.x % Cfg::kPairs * 2, first = threadIdx.x / Cfg::kPairs * Cfg::kRows;
+  // Multiplies the elements of this thread's rows and columns of a tile by 2^(offset + slope *
+  // log2e * sums[i + shift]).
+  __device__ void decay_columns(QK* tile, const ColumnSums& s, int shift, float slope,
+                                float2 offset) const {
+    const uint32_t col = threadIdx.x % Cfg::kPairs * 2,
+                   first = threadIdx.x / Cfg::kPairs * Cfg::kRows;
     slope *= kLog2e;
 #pragma unroll
     for (int i = 0; i < Cfg::kRows; ++i) {
-      QK* at = tile + tile_offset<QK, KP>(first + i, col);
+      QK* at = tile + panel_offset<QK, C>(first + i, col);
       const float2 x = load2(at), sum = shift ? s.sums[i + 1] : s.sums[i];
       store2(at, x.x * fast_exp2(fmaf(slope, sum.x, offset.x)),
              x.y * fast_exp2(fmaf(slope, sum.y, offset.y)));
@@ -374,7 +401,7 @@ struct GatedBlock {
 
   // This warp's rows (d) and columns (dv) of the state.
   __device__ int state_row(int mt) const {
-    return (warp % Cfg::kRowWarps * Cfg::MT + mt) * 16;
+    return (mt * Cfg::kRowWarps + warp % Cfg::kRowWarps) * 16;
   }
   __device__ int first_column() const { return warp / Cfg::kRowWarps * Cfg::VW; }
 
@@ -383,11 +410,11 @@ struct GatedBlock {
   }
 };
 
-// Runs fn(element, row, col) for every element of this warp's part of the state that exists. The last tile of
-// `state` is the normaliser's column, col == V, when the kernel carries it.
+// Runs fn(element, row, col) for every element of this warp's part of the state that exists. The
+// last tile of `state` is the normaliser's column, col == V, when the kernel carries it.
 template <typename Cfg, int Tiles, typename Fn>
-__device__ __forceinline__ void for_each_state(const GatedBlock<Cfg>& block, float (&state)[Cfg::MT][Tiles][4],
-                                               Fn fn) {
+__device__ __forceinline__ void for_each_state(const GatedBlock<Cfg>& block,
+                                               float (&state)[Cfg::MT][Tiles][4], Fn fn) {
   const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
 #pragma unroll
   for (int mt = 0; mt < Cfg::MT; ++mt) {

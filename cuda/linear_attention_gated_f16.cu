@@ -1,5 +1,5 @@
-// Half precision cannot hold the state nor every feature, and bfloat16 would cost 3 bits: tf32 has the
-// mantissa of the one and the range of the other.
+// Half precision cannot hold the state nor every feature, and bfloat16 would cost 3 bits: tf32 has
+// the mantissa of the one and the range of the other.
 #include "cuda/linear_attention_gated_launch.cuh"
 
 namespace fla::cuda {

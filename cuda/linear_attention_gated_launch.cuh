@@ -7,7 +7,8 @@
 
 namespace fla::cuda {
 
-// Shared memory a block may use on the current device, and whether dependent launches are supported.
+// Shared memory a block may use on the current device, and whether dependent launches are
+// supported.
 struct DeviceLimits {
   int shared_bytes = 0;
   bool dependent_launch = false;
@@ -16,7 +17,8 @@ DeviceLimits device_limits();
 
 cudaError_t launch_gated_scan(const GatedArgs& args, int B, cudaStream_t stream, bool dependent);
 
-// cudaErrorNotSupported when the tiles do not fit the device's shared memory; nothing is launched then.
+// cudaErrorNotSupported when the tiles do not fit the device's shared memory; nothing is launched
+// then.
 cudaError_t launch_gated_bf16(GatedArgs args, int B, bool general, cudaStream_t stream);
 cudaError_t launch_gated_f16(GatedArgs args, int B, bool general, cudaStream_t stream);
 cudaError_t launch_gated_f32(GatedArgs args, int B, cudaStream_t stream);
@@ -35,8 +37,8 @@ cudaError_t launch_gated_config(const GatedArgs& args, int B, cudaStream_t strea
   GatedArgs output_args = args, states_args = args;
   if (!fits<Cfg>(output_args, limits, true)) return cudaErrorNotSupported;
   const int output_bytes = GatedLayout<Cfg>(output_args, true).total;
-  cudaError_t error = cudaFuncSetAttribute(gated_output_kernel<Cfg>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, output_bytes);
+  cudaError_t error = cudaFuncSetAttribute(
+      gated_output_kernel<Cfg>, cudaFuncAttributeMaxDynamicSharedMemorySize, output_bytes);
   if (error != cudaSuccess) return error;
 
   const unsigned tiles = (args.V + Cfg::VP - 1) / Cfg::VP;
@@ -44,8 +46,8 @@ cudaError_t launch_gated_config(const GatedArgs& args, int B, cudaStream_t strea
   if (sums_needed) {
     fits<Cfg>(states_args, limits, false);
     const int states_bytes = GatedLayout<Cfg>(states_args, false).total;
-    error = cudaFuncSetAttribute(gated_states_kernel<Cfg>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 states_bytes);
+    error = cudaFuncSetAttribute(gated_states_kernel<Cfg>,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, states_bytes);
     if (error != cudaSuccess) return error;
     const dim3 grid(static_cast<unsigned>(B) * args.HV * args.segments, tiles);
     gated_states_kernel<Cfg><<<grid, Cfg::kThreads, states_bytes, stream>>>(states_args);
@@ -57,8 +59,8 @@ cudaError_t launch_gated_config(const GatedArgs& args, int B, cudaStream_t strea
   }
   const dim3 grid(static_cast<unsigned>(B) * args.HO * args.segments, tiles);
   if (dependent && args.states_in_workspace) {
-    return launch_dependent(gated_output_kernel<Cfg>, grid, dim3(Cfg::kThreads), output_bytes, stream,
-                            output_args);
+    return launch_dependent(gated_output_kernel<Cfg>, grid, dim3(Cfg::kThreads), output_bytes,
+                            stream, output_args);
   }
   gated_output_kernel<Cfg><<<grid, Cfg::kThreads, output_bytes, stream>>>(output_args);
   return cudaGetLastError();
@@ -67,7 +69,8 @@ cudaError_t launch_gated_config(const GatedArgs& args, int B, cudaStream_t strea
 template <typename IO, typename Mma, bool General>
 cudaError_t launch_gated_sizes(const GatedArgs& args, int B, cudaStream_t stream) {
   if (args.K <= 64) return launch_gated_config<GatedConfig<IO, Mma, 64, General>>(args, B, stream);
-  if (args.K <= 128) return launch_gated_config<GatedConfig<IO, Mma, 128, General>>(args, B, stream);
+  if (args.K <= 128)
+    return launch_gated_config<GatedConfig<IO, Mma, 128, General>>(args, B, stream);
   return launch_gated_config<GatedConfig<IO, Mma, 256, true>>(args, B, stream);
 }
 

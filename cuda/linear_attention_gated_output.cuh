@@ -1,6 +1,7 @@
-// Pass 2 of the rules linear and gated: outputs and the final state. See linear_attention_gated.cuh.
-// Grid: x = (b, output head, segment), y = dv tile. A warp owns 16 rows of the chunk for the scores and the
-// output, and KP/kRowWarps rows of the state, both over VW columns of dv.
+// Pass 2 of the rules linear and gated: outputs and the final state. See
+// linear_attention_gated.cuh. Grid: x = (b, output head, segment), y = dv tile. A warp owns 16 rows
+// of the chunk for the scores and the output, and KP/kRowWarps rows of the state, both over VW
+// columns of dv.
 #ifndef FLA_CUDA_LINEAR_ATTENTION_GATED_OUTPUT_CUH_
 #define FLA_CUDA_LINEAR_ATTENTION_GATED_OUTPUT_CUH_
 
@@ -8,8 +9,8 @@
 
 namespace fla::cuda {
 
-// Scores of a chunk whose per-key decay is too strong to be split between Q and K: one by one, in float. Tiles
-// hold features without decay. Rows of `scores` [C][C] are complete, zeros included.
+// Scores of a chunk whose per-key decay is too strong to be split between Q and K: one by one, in
+// float. Tiles hold features without decay. Rows of `scores` [C][C] are complete, zeros included.
 template <typename G, typename Cfg>
 __device__ void direct_scores(const GatedBlock<Cfg>& block, int chunk, typename Cfg::E* scores) {
   using E = typename Cfg::E;
@@ -22,7 +23,7 @@ __device__ void direct_scores(const GatedBlock<Cfg>& block, int chunk, typename 
     float2 q[kSteps], decay[kSteps];
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      q[i] = load2(q_tile + tile_offset<QK, KP>(row, lane * 2 + i * 64));
+      q[i] = load2(q_tile + panel_offset<QK, C>(row, lane * 2 + i * 64));
       decay[i] = make_float2(0.f, 0.f);
     }
     const int last = block.p.before ? row - 1 : row;
@@ -33,7 +34,7 @@ __device__ void direct_scores(const GatedBlock<Cfg>& block, int chunk, typename 
       float sum = 0.f;
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        const float2 k = load2(k_tile + tile_offset<QK, KP>(s, lane * 2 + i * 64));
+        const float2 k = load2(k_tile + panel_offset<QK, C>(s, lane * 2 + i * 64));
         const float2 g = block.template decay2<G>(chunk, s, lane * 2 + i * 64);
         sum += q[i].x * k.x * fast_exp2(decay[i].x) + q[i].y * k.y * fast_exp2(decay[i].y);
         decay[i].x += g.x * kLog2e;
@@ -55,7 +56,7 @@ __device__ void bonus_diagonal(const GatedBlock<Cfg>& block, int chunk) {
   for (int row = threadIdx.x / 32; row < Cfg::C; row += Cfg::kThreads / 32) {
     float sum = 0.f;
     for (int i = lane; i < block.p.K; i += 32) {
-      const int at = tile_offset<QK, Cfg::KP>(row, i);
+      const int at = panel_offset<QK, Cfg::C>(row, i);
       sum += load_as_float(block.p.bonus_u, block.p.bonus_type, block.h * block.p.K + i) *
              to_float(q_tile[at]) * to_float(k_tile[at]);
     }
@@ -64,8 +65,8 @@ __device__ void bonus_diagonal(const GatedBlock<Cfg>& block, int chunk) {
   }
 }
 
-// Feature maps, then the per-key decay folded into the tiles. Returns whether the scores were computed directly;
-// then the keys carry e^{G_C - G} instead of e^-G.
+// Feature maps, then the per-key decay folded into the tiles. Returns whether the scores were
+// computed directly; then the keys carry e^{G_C - G} instead of e^-G.
 template <typename Cfg>
 __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typename Cfg::E* scores) {
   using QK = typename Cfg::QK;
@@ -119,13 +120,15 @@ __device__ __forceinline__ void add_scores(const GatedBlock<Cfg>& block, int chu
 #pragma unroll
   for (int ks = 0; ks < KP / 16; ++ks) {
     RawA<QK> raw;
-    load_a<QK, KP>(raw, block.tile_q(chunk), row_block * 16, ks * 16);
+    load_a<QK, 64>(raw, panel_of<Cfg::C>(block.tile_q(chunk), ks * 16), row_block * 16,
+                   ks * 16 % 64);
     const auto a = M::prepare(raw);
 #pragma unroll
     for (int j = 0; j < Cfg::KT; ++j) {
       if (j > row_block) continue;
       RawB<QK> b0, b1;
-      load_b_transposed<QK, KP>(b0, b1, block.tile_k(chunk), j * 16, ks * 16);
+      load_b_transposed<QK, 64>(b0, b1, panel_of<Cfg::C>(block.tile_k(chunk), ks * 16), j * 16,
+                                ks * 16 % 64);
       M::mma(scores[2 * j], a, M::prepare(b0));
       M::mma(scores[2 * j + 1], a, M::prepare(b1));
     }
@@ -133,7 +136,8 @@ __device__ __forceinline__ void add_scores(const GatedBlock<Cfg>& block, int chu
 }
 
 template <typename Cfg>
-__device__ __forceinline__ void read_scores(const GatedBlock<Cfg>& block, const typename Cfg::E* from,
+__device__ __forceinline__ void read_scores(const GatedBlock<Cfg>& block,
+                                            const typename Cfg::E* from,
                                             float (&scores)[2 * Cfg::KT][4]) {
   const int lane = threadIdx.x & 31;
   const int row = block.warp % Cfg::kRowWarps * 16 + (lane >> 2), col = 2 * (lane & 3);
@@ -148,7 +152,8 @@ __device__ __forceinline__ void read_scores(const GatedBlock<Cfg>& block, const 
   }
 }
 
-// Mask and per-head decay; the result is a left operand over the chunk's tokens, 0 right of the diagonal.
+// Mask and per-head decay; the result is a left operand over the chunk's tokens, 0 right of the
+// diagonal.
 template <typename Cfg>
 __device__ __forceinline__ void weigh_scores(const GatedBlock<Cfg>& block, int chunk,
                                              float (&scores)[2 * Cfg::KT][4],
@@ -202,7 +207,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   using E = typename Cfg::E;
   using QK = typename Cfg::QK;
   using M = typename Cfg::Mma;
-  constexpr int C = Cfg::C, KP = Cfg::KP, VP = Cfg::VP, VW = Cfg::VW;
+  constexpr int C = Cfg::C, KP = Cfg::KP, VW = Cfg::VW;
   constexpr int NT = Cfg::NT, MT = Cfg::MT, KT = Cfg::KT;
   constexpr int kTiles = NT + (Cfg::kGeneral ? 1 : 0);
   constexpr bool kHoldKeys = sizeof(E) == 2 && KP < 256;
@@ -237,11 +242,11 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
 #pragma unroll
     for (int mt = 0; mt < MT; ++mt) {
       const int d = block.state_row(mt) + g;
-      const uint32_t at = tile_offset<E, VP>(d, 2 * c) ^ warp_col;
+      const uint32_t at = panel_offset<E, KP>(d, warp_col) ^ 2 * c;
 #pragma unroll
       for (int nt = 0; nt < NT; ++nt) {
         store2(tile + (at ^ nt * 8), state[mt][nt][0], state[mt][nt][1]);
-        store2(tile + (at ^ nt * 8) + 8 * VP, state[mt][nt][2], state[mt][nt][3]);
+        store2(tile + (at ^ nt * 8) + 8 * 64, state[mt][nt][2], state[mt][nt][3]);
       }
       if constexpr (Cfg::kGeneral) {
         if (p.normalize && c == 0 && warp_col == 0) {
@@ -266,12 +271,18 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     }
   };
 
+  // The fence also waits for this thread's stores to global memory, so it comes before those of the
+  // output.
+  const auto publish_tiles = [&]() {
+    copy_async_wait<0>();
+    if constexpr (Cfg::kWgmma) fence_for_wgmma();
+  };
   store_operand(0);
+  publish_tiles();
   for (int chunk = 0; chunk < block.chunks; ++chunk) {
     const bool more = chunk + 1 < block.chunks;
     if (loads_scalars) block.store_scalars(chunk, scalars);
-    copy_async_wait<0>();
-    if constexpr (Cfg::kWgmma) fence_for_wgmma();
+    if (p.stages == 1) publish_tiles();
     __syncthreads();
     if (more) {
       if (p.stages == 2) block.load(chunk + 1);
@@ -279,8 +290,9 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     }
     bool direct = false;
     // Scores computed one by one wait in the operand buffer of the next chunk, where there are two.
-    E* const direct_tile = Cfg::kStateBuffers == 2 ? block.state_tile(chunk + 1)
-                                                   : reinterpret_cast<E*>(memory + block.layout.scores);
+    E* const direct_tile = Cfg::kStateBuffers == 2
+                               ? block.state_tile(chunk + 1)
+                               : reinterpret_cast<E*>(memory + block.layout.scores);
     if constexpr (Cfg::kGeneral) {
       direct = transform_chunk(block, chunk, direct_tile);
       if (more) block.load_decays(chunk + 1);
@@ -294,12 +306,15 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     if constexpr (Cfg::kWgmma) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
       const uint64_t q = wgmma_operand(block.tile_q(chunk)), k = wgmma_operand(block.tile_k(chunk));
-      const uint64_t s = wgmma_operand(block.state_tile(chunk));
+      const uint64_t s = wgmma_operand(panel_of<KP>(block.state_tile(chunk), warp_col));
+      // Step `ks` along dk, in the panels of queries and keys.
+      constexpr uint64_t kPanel = C * 128 >> 4;
+      const auto step = [](int ks) { return ks / 4 * kPanel + ks % 4 * kStepColumns; };
       const auto add_state = [&]() {
         wgmma<false, false, true>(out, q, s);
 #pragma unroll
-        for (int ks = 1; ks < 4; ++ks) {
-          wgmma<true, false, true>(out, q + ks * kStepColumns, s + ks * kStepRows);
+        for (int ks = 1; ks < KP / 16; ++ks) {
+          wgmma<true, false, true>(out, q + step(ks), s + ks * kStepRows);
         }
         wgmma_commit();
       };
@@ -309,8 +324,8 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
         wgmma_fence();
         wgmma<false, false, false>(scores, q, k);
 #pragma unroll
-        for (int ks = 1; ks < 4; ++ks) {
-          wgmma<true, false, false>(scores, q + ks * kStepColumns, k + ks * kStepColumns);
+        for (int ks = 1; ks < KP / 16; ++ks) {
+          wgmma<true, false, false>(scores, q + step(ks), k + step(ks));
         }
         wgmma_commit();
         add_state();
@@ -344,20 +359,23 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     for (int ks = 0; ks < KP / 16; ++ks) {
       if (!steps) break;
       RawA<QK> raw;
-      load_a<QK, KP>(raw, block.tile_q(chunk), row_block * 16, ks * 16);
+      load_a<QK, 64>(raw, panel_of<Cfg::C>(block.tile_q(chunk), ks * 16), row_block * 16,
+                     ks * 16 % 64);
       const auto a = M::prepare(widen<E>(raw));
 #pragma unroll
       for (int n = 0; n < NT; n += 2) {
         if constexpr (Cfg::kWgmma) break;
         RawB<E> b0, b1;
-        load_b<E, VP>(b0, b1, block.state_tile(chunk), ks * 16, warp_col + n * 8);
+        load_b<E, 64>(b0, b1, panel_of<KP>(block.state_tile(chunk), warp_col), ks * 16,
+                      warp_col % 64 + n * 8);
         M::mma(out[n], a, M::prepare(b0));
         M::mma(out[n + 1], a, M::prepare(b1));
       }
       if constexpr (Cfg::kGeneral) {
         if (p.normalize) {
           const float* z = block.z + (chunk & 1) * KP + ks * 16 + 2 * c;
-          const RawB<E> b = raw_b<E>(g ? 0.f : z[0], g ? 0.f : z[1], g ? 0.f : z[8], g ? 0.f : z[9]);
+          const RawB<E> b =
+              raw_b<E>(g ? 0.f : z[0], g ? 0.f : z[1], g ? 0.f : z[8], g ? 0.f : z[9]);
           M::mma(out[NT], a, M::prepare(b));
         }
       }
@@ -391,7 +409,8 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
 
       const auto load_keys = [&](int mt, int kt) {
         RawA<QK> raw;
-        load_a_transposed<QK, KP>(raw, block.tile_k(chunk), kt * 16, block.state_row(mt));
+        load_a_transposed<QK, 64>(raw, panel_of<C>(block.tile_k(chunk), block.state_row(mt)),
+                                  kt * 16, block.state_row(mt) % 64);
         RawA<E> keys = widen<E>(raw);
         if (per_head) {
           const float2 lo = *reinterpret_cast<const float2*>(gk + kt * 16 + 2 * c);
@@ -412,32 +431,46 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       }
       if constexpr (Cfg::kWgmma) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-        const uint64_t k = wgmma_operand(block.tile_k(chunk)), v = wgmma_operand(block.tile_v(chunk));
+        const uint64_t k = wgmma_operand(block.tile_k(chunk));
+        const uint64_t v = wgmma_operand(panel_of<C>(block.tile_v(chunk), warp_col));
+        constexpr uint64_t kPanel = C * 128 >> 4;
         const auto add_values = [&]() {
 #pragma unroll
           for (int kt = 0; kt < 4; ++kt) wgmma<true, true>(out, weights[kt], v + kt * kStepRows);
         };
+        const auto pin_state = [&]() {
+#pragma unroll
+          for (int mt = 0; mt < MT; ++mt) wgmma_pin(state[mt]);
+        };
         wgmma_pin(out);
-        wgmma_pin(state[0]);
+        pin_state();
         if (per_head) {
           wgmma_fence();
           add_values();
 #pragma unroll
-          for (int kt = 0; kt < 4; ++kt) wgmma<true, true>(state[0], keys[0][kt], v + kt * kStepRows);
+          for (int mt = 0; mt < MT; ++mt) {
+#pragma unroll
+            for (int kt = 0; kt < 4; ++kt)
+              wgmma<true, true>(state[mt], keys[mt][kt], v + kt * kStepRows);
+          }
           wgmma_commit();
           wgmma_wait<0>();
         } else {
           wgmma_fence();
           add_values();
 #pragma unroll
-          for (int kt = 0; kt < 4; ++kt) {
-            wgmma<true, true, true>(state[0], k + kt * kStepRows, v + kt * kStepRows);
+          for (int mt = 0; mt < MT; ++mt) {
+#pragma unroll
+            for (int kt = 0; kt < 4; ++kt) {
+              wgmma<true, true, true>(state[mt], k + mt * kPanel + kt * kStepRows,
+                                      v + kt * kStepRows);
+            }
           }
           wgmma_commit();
           wgmma_wait<0>();
         }
         wgmma_pin(out);
-        wgmma_pin(state[0]);
+        pin_state();
 #endif
       }
 
@@ -452,7 +485,8 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
           RawB<E> b0 = ones_column<E>(), b1 = b0;
           if (pair) {
             RawB<IO> v0, v1;
-            load_b<IO, VP>(v0, v1, block.tile_v(chunk), kt * 16, warp_col + n * 8);
+            load_b<IO, 64>(v0, v1, panel_of<C>(block.tile_v(chunk), warp_col), kt * 16,
+                           warp_col % 64 + n * 8);
             b0 = widen<E>(v0);
             b1 = widen<E>(v1);
           }
@@ -485,7 +519,14 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       }
     }
 
-    // Output, through this warp's part of the query tile, whose readers are the warps of the same rows.
+    if (more) {
+      if (Cfg::kStateBuffers == 1 || direct) __syncthreads();
+      store_operand(chunk + 1);
+    }
+    publish_tiles();
+
+    // Output, through this warp's part of the query tile, whose readers are the warps of the same
+    // rows.
     float factor[2] = {p.scale, p.scale};
     if constexpr (Cfg::kGeneral) {
       if (p.normalize) {
@@ -499,15 +540,16 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       __syncwarp();
     }
     IO* staged = block.raw_q(chunk);
-    const uint32_t at = tile_offset<IO, KP>(row, 2 * c) ^ warp_col;
+    const uint32_t at = panel_offset<IO, C>(row, warp_col) ^ 2 * c;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       store2(staged + (at ^ n * 8), out[n][0] * factor[0], out[n][1] * factor[0]);
-      store2(staged + (at ^ n * 8) + 8 * KP, out[n][2] * factor[1], out[n][3] * factor[1]);
+      store2(staged + (at ^ n * 8) + 8 * 64, out[n][2] * factor[1], out[n][3] * factor[1]);
     }
     __syncwarp();
     const int rows = block.valid_rows(chunk);
-    IO* target = static_cast<IO*>(p.output) + (block.token(chunk) * p.HO + block.ho) * p.V + block.v0;
+    IO* target =
+        static_cast<IO*>(p.output) + (block.token(chunk) * p.HO + block.ho) * p.V + block.v0;
     const int64_t stride = static_cast<int64_t>(p.HO) * p.V;
     if (p.vector_o) {
       constexpr int kPiece = 16 / sizeof(IO), kPieces = VW / kPiece;
@@ -516,27 +558,26 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
         const int r = row_block * 16 + i / kPieces, col = warp_col + i % kPieces * kPiece;
         if (r < rows && col < block.cols) {
           *reinterpret_cast<uint4*>(target + r * stride + col) =
-              *reinterpret_cast<const uint4*>(staged + tile_offset<IO, KP>(r, col));
+              *reinterpret_cast<const uint4*>(staged + panel_offset<IO, C>(r, col));
         }
       }
     } else {
       for (int i = lane; i < 16 * VW; i += 32) {
         const int r = row_block * 16 + i / VW, col = warp_col + i % VW;
         if (r < rows && col < block.cols) {
-          target[r * stride + col] = staged[tile_offset<IO, KP>(r, col)];
+          target[r * stride + col] = staged[panel_offset<IO, C>(r, col)];
         }
       }
     }
 
-    if (more) {
-      if (Cfg::kStateBuffers == 1 || p.stages == 1 || direct) __syncthreads();
-      if (p.stages == 1) block.load(chunk + 1);
-      store_operand(chunk + 1);
+    if (more && p.stages == 1) {
+      __syncthreads();
+      block.load(chunk + 1);
     }
   }
 
-  const bool owns_state = block.ho % (p.HO / p.HV) == 0 &&
-                          block.segment == (p.causal ? p.segments - 1 : 0);
+  const bool owns_state =
+      block.ho % (p.HO / p.HV) == 0 && block.segment == (p.causal ? p.segments - 1 : 0);
   if (p.present_state && owns_state) {
     const bool owns_z = blockIdx.y == 0 && warp_col == 0;
     const int64_t at = (static_cast<int64_t>(block.b) * p.HV + block.h) * p.K * p.W;

@@ -1,8 +1,8 @@
-// Pass 1 of the rules linear and gated: what each segment adds to the state, and its total decay. See
-// linear_attention_gated.cuh. Grid: x = (b, value head, segment), y = dv tile.
-// The chunks are walked from the last to the first: the sum never has to be rescaled, pass 2 starts where this
-// pass ended and finds those tiles in the L2 cache, and the walk can stop where the decay up to the segment's end
-// is 0 in float.
+// Pass 1 of the rules linear and gated: what each segment adds to the state, and its total decay.
+// See linear_attention_gated.cuh. Grid: x = (b, value head, segment), y = dv tile. The chunks are
+// walked from the last to the first: the sum never has to be rescaled, pass 2 starts where this
+// pass ended and finds those tiles in the L2 cache, and the walk can stop where the decay up to the
+// segment's end is 0 in float.
 #ifndef FLA_CUDA_LINEAR_ATTENTION_GATED_STATES_CUH_
 #define FLA_CUDA_LINEAR_ATTENTION_GATED_STATES_CUH_
 
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   using E = typename Cfg::E;
   using QK = typename Cfg::QK;
   using M = typename Cfg::Mma;
-  constexpr int C = Cfg::C, KP = Cfg::KP, VP = Cfg::VP, NT = Cfg::NT, MT = Cfg::MT, KT = Cfg::KT;
+  constexpr int C = Cfg::C, NT = Cfg::NT, MT = Cfg::MT, KT = Cfg::KT;
   constexpr int kTiles = NT + (Cfg::kGeneral ? 1 : 0);
   extern __shared__ __align__(1024) unsigned char memory[];
 
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   const int pair_col = threadIdx.x % Cfg::kPairs * 2;
 
   float state[MT][kTiles][4] = {};
-  float after = 0.f;                             // log2 decay from the chunk's end to the segment's end
+  float after = 0.f;  // log2 decay from the chunk's end to the segment's end
   float2 column_after = make_float2(0.f, 0.f);  // the same for this thread's column pair
 
   int chunk = block.chunks - 1;
@@ -83,17 +83,25 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     const bool steps = !Cfg::kWgmma || per_head || (Cfg::kGeneral && p.normalize);
     if constexpr (Cfg::kWgmma) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-      const uint64_t k = wgmma_operand(k_tile), v = wgmma_operand(block.tile_v(chunk));
+      const uint64_t k = wgmma_operand(k_tile);
+      const uint64_t v = wgmma_operand(panel_of<C>(block.tile_v(chunk), warp_col));
+      constexpr uint64_t kPanel = C * 128 >> 4;
       if (!per_head) {
-        wgmma_pin(state[0]);
+#pragma unroll
+        for (int mt = 0; mt < MT; ++mt) wgmma_pin(state[mt]);
         wgmma_fence();
 #pragma unroll
-        for (int kt = 0; kt < KT; ++kt) {
-          wgmma<true, true, true>(state[0], k + kt * kStepRows, v + kt * kStepRows);
+        for (int mt = 0; mt < MT; ++mt) {
+#pragma unroll
+          for (int kt = 0; kt < KT; ++kt) {
+            wgmma<true, true, true>(state[mt], k + mt * kPanel + kt * kStepRows,
+                                    v + kt * kStepRows);
+          }
         }
         wgmma_commit();
         wgmma_wait<0>();
-        wgmma_pin(state[0]);
+#pragma unroll
+        for (int mt = 0; mt < MT; ++mt) wgmma_pin(state[mt]);
       }
 #endif
     }
@@ -105,7 +113,8 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
 #pragma unroll
       for (int mt = 0; mt < MT; ++mt) {
         RawA<QK> raw;
-        load_a_transposed<QK, KP>(raw, k_tile, kt * 16, block.state_row(mt));
+        load_a_transposed<QK, 64>(raw, panel_of<C>(k_tile, block.state_row(mt)), kt * 16,
+                                  block.state_row(mt) % 64);
         RawA<E> a = widen<E>(raw);
         if (per_head) {
           const float2 lo = *reinterpret_cast<const float2*>(gk + kt * 16 + 2 * c);
@@ -126,7 +135,8 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       for (int n = 0; n < NT; n += 2) {
         if (Cfg::kWgmma && !per_head) break;
         RawB<IO> v0, v1;
-        load_b<IO, VP>(v0, v1, block.tile_v(chunk), kt * 16, warp_col + n * 8);
+        load_b<IO, 64>(v0, v1, panel_of<C>(block.tile_v(chunk), warp_col), kt * 16,
+                       warp_col % 64 + n * 8);
         const auto b0 = M::prepare(widen<E>(v0)), b1 = M::prepare(widen<E>(v1));
 #pragma unroll
         for (int mt = 0; mt < MT; ++mt) {

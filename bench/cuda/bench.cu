@@ -1,8 +1,10 @@
 // Times LinearAttention on a CUDA device: one JSON line per row.
-//   bench [filter] [seconds]     only rows whose "op BxTxHxD" contains filter; stops starting rows after `seconds`
-// Inputs are random and rotate among several sets, so that nothing stays in the L2 cache between calls. `ms` is the
-// median over single calls timed with events, `graph_ms` a graph of calls replayed, per call. `bytes` counts every input
-// once and every output once; `of_copy` is bytes / graph_ms over the copy bandwidth measured first.
+//   bench [filter] [seconds]     only rows whose "op BxTxHxD" contains filter; stops starting rows
+//   after `seconds`
+// Inputs are random and rotate among several sets, so that nothing stays in the L2 cache between
+// calls. `ms` is the median over single calls timed with events, `graph_ms` a graph of calls
+// replayed, per call. `bytes` counts every input once and every output once; `of_copy` is bytes /
+// graph_ms over the copy bandwidth measured first.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -159,11 +161,13 @@ void run_row(const Op& op, const Shape& shape, DType io, double bandwidth, cudaS
   const double ms = median(eager), graph_ms = median(graphed);
   const char* types[] = {"f32", "f16", "bf16"};
   std::printf(
-      "{\"op\":\"%s\",\"type\":\"%s\",\"B\":%lld,\"T\":%lld,\"H\":%lld,\"D\":%lld,\"ms\":%.4f,\"graph_ms\":%.4f,"
+      "{\"op\":\"%s\",\"type\":\"%s\",\"B\":%lld,\"T\":%lld,\"H\":%lld,\"D\":%lld,\"ms\":%.4f,"
+      "\"graph_ms\":%.4f,"
       "\"bytes\":%zu,\"of_copy\":%.3f,\"workspace\":%zu}\n",
       op.name, types[static_cast<int>(io)], static_cast<long long>(shape.B),
-      static_cast<long long>(shape.T), static_cast<long long>(shape.H), static_cast<long long>(shape.D),
-      ms, graph_ms, bytes, bytes / graph_ms / 1e9 / bandwidth, sets[0].workspace.size());
+      static_cast<long long>(shape.T), static_cast<long long>(shape.H),
+      static_cast<long long>(shape.D), ms, graph_ms, bytes, bytes / graph_ms / 1e9 / bandwidth,
+      sets[0].workspace.size());
   std::fflush(stdout);
 }
 
@@ -175,11 +179,11 @@ int run(const char* filter, double seconds) {
   CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   const double bandwidth = copy_bandwidth(stream);
   std::printf("{\"device\":\"%s\",\"copy_TBps\":%.3f}\n", device.name, bandwidth);
-  const Shape shapes[] = {{1, 4096, 8, 64, false},     {1, 16384, 8, 64, false}, {1, 65536, 8, 64, false},
-                          {1, 262144, 8, 64, false},   {1, 1048576, 8, 64, false},
-                          {1, 8192, 32, 128, false},   {1, 65536, 8, 128, false},
-                          {8, 4096, 16, 128, false},   {1, 1, 32, 128, true},    {64, 1, 32, 128, true},
-                          {256, 1, 32, 128, true}};
+  const Shape shapes[] = {
+      {1, 4096, 8, 64, false},   {1, 16384, 8, 64, false},   {1, 65536, 8, 64, false},
+      {1, 262144, 8, 64, false}, {1, 1048576, 8, 64, false}, {1, 8192, 32, 128, false},
+      {1, 65536, 8, 128, false}, {8, 4096, 16, 128, false},  {1, 1, 32, 128, true},
+      {64, 1, 32, 128, true},    {256, 1, 32, 128, true}};
   for (const DType io : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
     for (const Shape& shape : shapes) {
       for (const Op& op : kOps) {
@@ -203,5 +207,6 @@ int run(const char* filter, double seconds) {
 }  // namespace fla_test
 
 int main(int argc, char** argv) {
-  return fla_test::run(argc > 1 && argv[1][0] ? argv[1] : nullptr, argc > 2 ? std::atof(argv[2]) : 1e9);
+  return fla_test::run(argc > 1 && argv[1][0] ? argv[1] : nullptr,
+                       argc > 2 ? std::atof(argv[2]) : 1e9);
 }

@@ -1,4 +1,5 @@
-// Asynchronous copies from global to shared memory (sm_80+) and programmatic dependent launch (sm_90+).
+// Asynchronous copies from global to shared memory (sm_80+) and programmatic dependent launch
+// (sm_90+).
 #ifndef FLA_CUDA_COMMON_ASYNC_CUH_
 #define FLA_CUDA_COMMON_ASYNC_CUH_
 
@@ -29,8 +30,8 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// Waits until the grid launched before this one on the stream has finished and its writes are visible.
-// Needed only in kernels launched through launch_dependent.
+// Waits until the grid launched before this one on the stream has finished and its writes are
+// visible. Needed only in kernels launched through launch_dependent.
 __device__ __forceinline__ void wait_for_previous_grid() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

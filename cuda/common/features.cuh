@@ -1,4 +1,5 @@
-// Feature maps of queries and keys, one head vector at a time, spread over `Lanes` neighbouring lanes.
+// Feature maps of queries and keys, one head vector at a time, spread over `Lanes` neighbouring
+// lanes.
 #ifndef FLA_CUDA_COMMON_FEATURES_CUH_
 #define FLA_CUDA_COMMON_FEATURES_CUH_
 
@@ -39,12 +40,12 @@ __device__ __forceinline__ float feature_of(FeatureMap map, float x) {
   }
 }
 
-// Maps a vector of `size` elements in place. load(i) and store(i, x) reach element i; lane `lane` of the
-// Lanes that share the vector handles elements lane, lane + Lanes, ... below `size`. All lanes of the warp
-// must call this together.
+// Maps a vector of `size` elements in place. load(i) and store(i, x) reach element i; lane `lane`
+// of the Lanes that share the vector handles elements lane, lane + Lanes, ... below `size`. All
+// lanes of the warp must call this together.
 template <int Lanes, typename Load, typename Store>
-__device__ __forceinline__ void map_features(FeatureMap map, bool l2norm, int lane, int size, Load load,
-                                             Store store) {
+__device__ __forceinline__ void map_features(FeatureMap map, bool l2norm, int lane, int size,
+                                             Load load, Store store) {
   float shift = 0.f, factor = 1.f;
   if (map == FeatureMap::kSoftmax) {
     float largest = -INFINITY, total = 0.f;

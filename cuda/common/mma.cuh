@@ -1,4 +1,5 @@
-// Matrix products of one warp: 16x8x16 steps with float accumulators, on operands in one of three forms.
+// Matrix products of one warp: 16x8x16 steps with float accumulators, on operands in one of three
+// forms.
 //   MmaBf16, MmaF16  16-bit operands, one instruction per step
 //   MmaTf32<1>       float operands rounded to tf32 (10 bits of mantissa, float's range)
 //   MmaTf32<3>       float operands split into two tf32 halves, three products: float accuracy
@@ -6,8 +7,9 @@
 //   A 16x16  elements (g, 2c..2c+1) (g+8, 2c..) (g, 2c+8..) (g+8, 2c+8..)
 //   B 16x8   elements (2c..2c+1, g) (2c+8.., g)
 //   C 16x8   elements (g, 2c..2c+1) (g+8, 2c..2c+1)
-// The tf32 forms permute the inner index the same way in A and B, so all forms share these positions.
-// Operands are loaded raw (RawA, RawB: the tile's own elements), may be scaled, and are then prepared.
+// The tf32 forms permute the inner index the same way in A and B, so all forms share these
+// positions. Operands are loaded raw (RawA, RawB: the tile's own elements), may be scaled, and are
+// then prepared.
 #ifndef FLA_CUDA_COMMON_MMA_CUH_
 #define FLA_CUDA_COMMON_MMA_CUH_
 
@@ -112,8 +114,8 @@ struct MmaBf16 {
   static __device__ __forceinline__ const A& prepare(const A& a) { return a; }
   static __device__ __forceinline__ const B& prepare(const B& b) { return b; }
   static __device__ __forceinline__ void mma(float (&d)[4], const A& a, const B& b) {
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
@@ -128,8 +130,7 @@ struct MmaF16 {
   static __device__ __forceinline__ const A& prepare(const A& a) { return a; }
   static __device__ __forceinline__ const B& prepare(const B& b) { return b; }
   static __device__ __forceinline__ void mma(float (&d)[4], const A& a, const B& b) {
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
@@ -172,13 +173,13 @@ struct MmaTf32 {
 
   static __device__ __forceinline__ void step(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                               uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   }
-  static __device__ __forceinline__ void product(float (&d)[4], const uint32_t* a, const uint32_t* b) {
+  static __device__ __forceinline__ void product(float (&d)[4], const uint32_t* a,
+                                                 const uint32_t* b) {
     step(d, a[0], a[2], a[4], a[6], b[0], b[2]);
     step(d, a[1], a[3], a[5], a[7], b[1], b[3]);
   }

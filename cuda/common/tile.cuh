@@ -1,5 +1,6 @@
-// Row-major tiles in shared memory whose 8-element pieces are permuted within each row, so that the loads of a
-// warp's matrix operands, by rows or by columns, spread over the banks. A tile is aligned to its row's bytes.
+// Row-major tiles in shared memory whose 8-element pieces are permuted within each row, so that the
+// loads of a warp's matrix operands, by rows or by columns, spread over the banks. A tile is
+// aligned to its row's bytes.
 #ifndef FLA_CUDA_COMMON_TILE_CUH_
 #define FLA_CUDA_COMMON_TILE_CUH_
 
@@ -10,12 +11,13 @@ namespace fla::cuda {
 // Offset of element (row, col) in a tile of Width columns, a power of two.
 template <typename E, int Width>
 __device__ __forceinline__ uint32_t tile_offset(uint32_t row, uint32_t col) {
-  static_assert(Width * sizeof(E) >= 128 && (Width & (Width - 1)) == 0, "a row must span all banks");
+  static_assert(Width * sizeof(E) >= 128 && (Width & (Width - 1)) == 0,
+                "a row must span all banks");
   return row * Width + (col ^ ((row & 7) * 8 & (Width - 1)));
 }
 
-// The same for (row + r, col + c) from the offset of (r, c), where row is a multiple of 8, col one of 16, c < 16.
-// With constant row and col this is one instruction.
+// The same for (row + r, col + c) from the offset of (r, c), where row is a multiple of 8, col one
+// of 16, c < 16. With constant row and col this is one instruction.
 template <int Width>
 __device__ __forceinline__ uint32_t tile_step(uint32_t offset, uint32_t row, uint32_t col) {
   return (offset ^ col) + row * Width;
@@ -45,7 +47,8 @@ __device__ __forceinline__ void load_a(RawA<E>& a, const E* tile, uint32_t row, 
     const uint32_t at = tile_offset<E, Width>(lane >> 2, 2 * (lane & 3));
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
-      const float2 x = load2(tile + (tile_step<Width>(at, row, col) ^ (i >> 1) * 8) + (i & 1) * 8 * Width);
+      const float2 x =
+          load2(tile + (tile_step<Width>(at, row, col) ^ (i >> 1) * 8) + (i & 1) * 8 * Width);
       a.r[2 * i] = x.x;
       a.r[2 * i + 1] = x.y;
     }
@@ -57,7 +60,8 @@ __device__ __forceinline__ void load_a(RawA<E>& a, const E* tile, uint32_t row, 
 
 // A = tile[row..row+15, col..col+15]': rows of A are columns of the tile
 template <typename E, int Width>
-__device__ __forceinline__ void load_a_transposed(RawA<E>& a, const E* tile, uint32_t row, uint32_t col) {
+__device__ __forceinline__ void load_a_transposed(RawA<E>& a, const E* tile, uint32_t row,
+                                                  uint32_t col) {
   const uint32_t lane = threadIdx.x & 31;
   if constexpr (sizeof(E) == 4) {
     const uint32_t g = lane >> 2, c = 2 * (lane & 3);
@@ -74,7 +78,8 @@ __device__ __forceinline__ void load_a_transposed(RawA<E>& a, const E* tile, uin
 
 // Two B operands side by side, inner index along the rows: tile[row..row+15, col..col+15]
 template <typename E, int Width>
-__device__ __forceinline__ void load_b(RawB<E>& b0, RawB<E>& b1, const E* tile, uint32_t row, uint32_t col) {
+__device__ __forceinline__ void load_b(RawB<E>& b0, RawB<E>& b1, const E* tile, uint32_t row,
+                                       uint32_t col) {
   const uint32_t lane = threadIdx.x & 31;
   if constexpr (sizeof(E) == 4) {
     const uint32_t g = lane >> 2, c = 2 * (lane & 3);
@@ -98,8 +103,8 @@ __device__ __forceinline__ void load_b(RawB<E>& b0, RawB<E>& b1, const E* tile, 
 
 // Two B operands side by side, inner index along the columns: tile[row..row+15, col..col+15]'
 template <typename E, int Width>
-__device__ __forceinline__ void load_b_transposed(RawB<E>& b0, RawB<E>& b1, const E* tile, uint32_t row,
-                                                  uint32_t col) {
+__device__ __forceinline__ void load_b_transposed(RawB<E>& b0, RawB<E>& b1, const E* tile,
+                                                  uint32_t row, uint32_t col) {
   const uint32_t lane = threadIdx.x & 31;
   if constexpr (sizeof(E) == 4) {
     const uint32_t at =
@@ -124,9 +129,10 @@ __device__ __forceinline__ void load_b_transposed(RawB<E>& b0, RawB<E>& b1, cons
   }
 }
 
-// Starts copying rows [0, Rows) of a [*, row_stride] global matrix, columns [0, cols), into a tile. Rows from
-// `valid_rows` on and columns from `cols` on become zeros. With `vectorised` (everything 16-byte aligned and
-// cols a multiple of 16 bytes) the copy is asynchronous: commit and wait; otherwise it is done on return.
+// Starts copying rows [0, Rows) of a [*, row_stride] global matrix, columns [0, cols), into a tile.
+// Rows from `valid_rows` on and columns from `cols` on become zeros. With `vectorised` (everything
+// 16-byte aligned and cols a multiple of 16 bytes) the copy is asynchronous: commit and wait;
+// otherwise it is done on return.
 template <typename E, int Rows, int Width, int Threads>
 __device__ __forceinline__ void load_tile(E* tile, const E* src, int64_t row_stride, int valid_rows,
                                           int cols, bool vectorised) {
@@ -143,10 +149,10 @@ __device__ __forceinline__ void load_tile(E* tile, const E* src, int64_t row_str
 #pragma unroll
     for (uint32_t i = 0; i < Rows / kStep; ++i) {
       const bool valid = in_columns && static_cast<int>(row + i * kStep) < valid_rows;
-      const uint32_t to =
-          kStep % 8 == 0 ? first + i * kStep * Width * static_cast<uint32_t>(sizeof(E))
-                         : shared_address(tile) + tile_offset<E, Width>(row + i * kStep, col) *
-                                                      static_cast<uint32_t>(sizeof(E));
+      const uint32_t to = kStep % 8 == 0
+                              ? first + i * kStep * Width * static_cast<uint32_t>(sizeof(E))
+                              : shared_address(tile) + tile_offset<E, Width>(row + i * kStep, col) *
+                                                           static_cast<uint32_t>(sizeof(E));
       copy_async_16(to, valid ? from : src, valid);
       from += kStep * row_stride;
     }

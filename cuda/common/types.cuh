@@ -34,7 +34,9 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
 }
 
 // Two neighbouring elements at once; `p` is aligned to both.
-__device__ __forceinline__ float2 load2(const float* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ __forceinline__ float2 load2(const float* p) {
+  return *reinterpret_cast<const float2*>(p);
+}
 __device__ __forceinline__ float2 load2(const f16* p) {
   return __half22float2(*reinterpret_cast<const __half2*>(p));
 }

@@ -1,8 +1,8 @@
 // Tests of the CUDA LinearAttention kernels against float64.
 //   harness cases <file>     the shared cases (dump_cases.ts)
-//   harness random [filter]  fresh random inputs over the kernels' configurations; FLA_SEED fixes the seed
-//   harness long             up to a million tokens
-//   harness sanitize [filter]  one small call per kernel, for compute-sanitizer
+//   harness random [filter]  fresh random inputs over the kernels' configurations; FLA_SEED fixes
+//   the seed harness long [filter]    up to a million tokens harness sanitize [filter]  one small
+//   call per kernel, for compute-sanitizer
 // Every call runs twice on poisoned outputs and must give the same bits.
 #include <algorithm>
 #include <chrono>
@@ -30,7 +30,8 @@ bool is_delta(const LinearAttentionParams& p) {
   return p.rule == UpdateRule::kDelta || p.rule == UpdateRule::kGatedDelta;
 }
 
-// Of the arithmetic; a tensor stored with 16 bits is allowed its own rounding as well, which these include.
+// Of the arithmetic; a tensor stored with 16 bits is allowed its own rounding as well, which these
+// include.
 double tolerance(const LinearAttentionParams& p, DType stored) {
   const auto of = [&](DType type) {
     if (type == DType::kFloat16) return 2e-3;
@@ -48,18 +49,22 @@ class Report {
     Worst& worst = worst_[group];
     worst.count += 1;
     const bool passed = error <= limit;  // false for NaN
+    latest_[what] = error;
     if (!passed) failures_ += 1;
-    if (!passed || error > worst.error) worst = {std::isnan(error) ? INFINITY : error, call.name, worst.count};
+    if (!passed || error > worst.error)
+      worst = {std::isnan(error) ? INFINITY : error, call.name, worst.count};
     if (!passed) {
       std::printf("FAIL %-60s %s %s %s error %.3g > %.3g\n", call.name.c_str(),
-                  kTypes[static_cast<int>(call.params.io)], kTypes[static_cast<int>(call.params.state)],
-                  what, error, limit);
+                  kTypes[static_cast<int>(call.params.io)],
+                  kTypes[static_cast<int>(call.params.state)], what, error, limit);
     }
   }
   void fail(const Call& call, const char* what) {
     failures_ += 1;
-    std::printf("FAIL %-60s %s %s\n", call.name.c_str(), kTypes[static_cast<int>(call.params.io)], what);
+    std::printf("FAIL %-60s %s %s\n", call.name.c_str(), kTypes[static_cast<int>(call.params.io)],
+                what);
   }
+  double latest(const std::string& what) const { return latest_.at(what); }
   int finish() const {
     for (const auto& [group, worst] : worst_) {
       std::printf("%-28s %5d checks, worst %.3g (%s)\n", group.c_str(), worst.count, worst.error,
@@ -76,6 +81,7 @@ class Report {
     int count = 0;
   };
   std::map<std::string, Worst> worst_;
+  std::map<std::string, double> latest_;
   int failures_ = 0;
 };
 
@@ -114,7 +120,8 @@ void check_in_place(Call& call, Report& report) {
   call.output.poison();
   in_place.copy_from(call.past_state);
   call.params.past_state = call.params.present_state = in_place.get();
-  if (call.run() != cudaSuccess || differ(output, call.output) || differ(call.present_state, in_place)) {
+  if (call.run() != cudaSuccess || differ(output, call.output) ||
+      differ(call.present_state, in_place)) {
     report.fail(call, "differs in place");
   }
   call.bind();
@@ -188,13 +195,13 @@ int run_cases(const char* path) {
     Buffer reference_output(sizes.output * 8), reference_state(sizes.state * 8);
     run_reference(p, static_cast<double*>(reference_output.get()),
                   static_cast<double*>(reference_state.get()));
-    const double reference_error =
-        relative_error(output.get(), DType::kFloat32, static_cast<double*>(reference_output.get()),
-                       sizes.output);
+    const double reference_error = relative_error(
+        output.get(), DType::kFloat32, static_cast<double*>(reference_output.get()), sizes.output);
     if (!(reference_error < 1e-6)) report.add(call, "reference", reference_error, 1e-6);
 
     if (!run_twice(call, report)) continue;
-    report.add(call, "output", relative_error(call.output.get(), p.io, expected_output, sizes.output),
+    report.add(call, "output",
+               relative_error(call.output.get(), p.io, expected_output, sizes.output),
                tolerance(p, p.io));
     report.add(call, "state",
                relative_error(call.present_state.get(), p.state, expected_state, sizes.state),
@@ -248,7 +255,8 @@ Call make_call(const Spec& s, DType io, DType state, uint64_t seed) {
   call.key = make(tokens * s.Hk * s.K, io);
   call.value = make(tokens * s.HV * s.V, io);
   fill(call.query, io, Fill::kNormal, 1, 0, 1, ++seed);
-  fill(call.key, io, is_delta(p) ? Fill::kUnit : Fill::kNormal, 1, 0, static_cast<int>(s.K), ++seed);
+  fill(call.key, io, is_delta(p) ? Fill::kUnit : Fill::kNormal, 1, 0, static_cast<int>(s.K),
+       ++seed);
   fill(call.value, io, Fill::kNormal, 1, 0, 1, ++seed);
   if (s.past) {
     // The normaliser's column must be positive; with it all of the state is.
@@ -290,7 +298,8 @@ void check_against_reference(Call& call, Report& report) {
              tolerance(call.params, call.params.state));
 }
 
-// Two calls over [0, cut) and [cut, T) of a batch of one, the state carried, against float64 of the whole.
+// Two calls over [0, cut) and [cut, T) of a batch of one, the state carried, against float64 of the
+// whole.
 void check_split(const Call& call, int64_t cut, Report& report) {
   const LinearAttentionParams& p = call.params;
   if (p.B != 1 || !p.causal || p.T <= cut) return;
@@ -300,7 +309,8 @@ void check_split(const Call& call, int64_t cut, Report& report) {
   call.output.poison();
   call.present_state.poison();
   const auto at = [&](const void* base, DType type, int64_t elements) {
-    return base ? static_cast<const unsigned char*>(base) + elements * fla::cuda::size_of(type) : nullptr;
+    return base ? static_cast<const unsigned char*>(base) + elements * fla::cuda::size_of(type)
+                : nullptr;
   };
   const int64_t gates = p.HV * (p.decay_kind == DecayKind::kPerKey ? p.K : 1);
   LinearAttentionParams head = p, tail = p;
@@ -322,14 +332,16 @@ void check_split(const Call& call, int64_t cut, Report& report) {
     }
     CHECK(cudaDeviceSynchronize());
   }
-  report.add(call, "split",
-             relative_error(call.output.get(), p.io, static_cast<double*>(expected.get()), sizes.output),
-             tolerance(p, p.state));
+  report.add(
+      call, "split",
+      relative_error(call.output.get(), p.io, static_cast<double*>(expected.get()), sizes.output),
+      tolerance(p, p.state));
 }
 
 constexpr UpdateRule kLinear = UpdateRule::kLinear, kGated = UpdateRule::kGated,
                      kDelta = UpdateRule::kDelta, kGatedDelta = UpdateRule::kGatedDelta;
-constexpr DecayKind kNone = DecayKind::kNone, kPerHead = DecayKind::kPerHead, kPerKey = DecayKind::kPerKey;
+constexpr DecayKind kNone = DecayKind::kNone, kPerHead = DecayKind::kPerHead,
+                    kPerKey = DecayKind::kPerKey;
 
 const std::vector<Spec>& random_specs() {
   static const std::vector<Spec> specs = [] {
@@ -419,7 +431,8 @@ uint64_t start_seed() {
 }
 
 bool matches(const Spec& s, const char* filter) {
-  return !filter || std::strstr(s.name, filter) || std::strcmp(kRules[static_cast<int>(s.rule)], filter) == 0;
+  return !filter || std::strstr(s.name, filter) ||
+         std::strcmp(kRules[static_cast<int>(s.rule)], filter) == 0;
 }
 
 int run_random(const char* filter) {
@@ -441,7 +454,7 @@ int run_random(const char* filter) {
   return report.finish();
 }
 
-int run_long() {
+int run_long(const char* filter) {
   Report report;
   uint64_t seed = start_seed();
   struct Long {
@@ -450,25 +463,31 @@ int run_long() {
   };
   const int64_t million = 1 << 20;
   const std::vector<Long> all = {
-      {{"elu1 1M", 1, million, 2, 2, 2, 64, 64, kLinear, kNone, 1, FeatureMap::kElu1}, DType::kFloat32},
+      {{"elu1 1M", 1, million, 2, 2, 2, 64, 64, kLinear, kNone, 1, FeatureMap::kElu1},
+       DType::kFloat32},
       {{"linear 1M", 1, million, 8, 8, 8, 64, 64, kLinear, kNone}, DType::kBFloat16},
       {{"linear 1M", 1, million, 2, 2, 2, 64, 64, kLinear, kNone}, DType::kFloat16},
       {{"linear 1M", 1, million, 2, 2, 2, 64, 64, kLinear, kNone}, DType::kFloat32},
       {{"gated slow 1M", 1, million, 8, 8, 8, 64, 64, kGated, kPerHead, 0.001f}, DType::kBFloat16},
       {{"gated 1M", 1, million, 2, 2, 2, 64, 64, kGated, kPerHead, 0.05f}, DType::kFloat32},
       {{"gated key 1M", 1, million, 8, 8, 8, 64, 64, kGated, kPerKey, 0.25f}, DType::kBFloat16},
-      {{"gated key 256K", 1, million / 4, 2, 2, 2, 64, 64, kGated, kPerKey, 0.25f}, DType::kFloat32},
+      {{"gated key 256K", 1, million / 4, 2, 2, 2, 64, 64, kGated, kPerKey, 0.25f},
+       DType::kFloat32},
       {{"delta 1M", 1, million, 8, 8, 8, 64, 64, kDelta, kNone}, DType::kBFloat16},
       {{"delta 256K", 1, million / 4, 2, 2, 2, 64, 64, kDelta, kNone}, DType::kFloat32},
-      {{"gated_delta 1M", 1, million, 8, 8, 8, 64, 64, kGatedDelta, kPerHead, 0.05f}, DType::kBFloat16},
-      {{"gated_delta key 1M", 1, million, 8, 8, 8, 64, 64, kGatedDelta, kPerKey, 0.25f}, DType::kBFloat16},
+      {{"gated_delta 1M", 1, million, 8, 8, 8, 64, 64, kGatedDelta, kPerHead, 0.05f},
+       DType::kBFloat16},
+      {{"gated_delta key 1M", 1, million, 8, 8, 8, 64, 64, kGatedDelta, kPerKey, 0.25f},
+       DType::kBFloat16},
       {{"gated_delta key 256K", 1, million / 4, 2, 2, 2, 64, 64, kGatedDelta, kPerKey, 0.25f},
        DType::kFloat32},
   };
   for (const Long& item : all) {
+    if (!matches(item.spec, filter)) continue;
     Call call = make_call(item.spec, item.io, DType::kFloat32, seed += 100);
     check_against_reference(call, report);
-    std::printf("%s %s workspace %.1f MB\n", call.name.c_str(), kTypes[static_cast<int>(item.io)],
+    std::printf("%-22s %-4s output error %.2e, workspace %.1f MB\n", call.name.c_str(),
+                kTypes[static_cast<int>(item.io)], report.latest("output"),
                 static_cast<double>(call.workspace.size()) / 1e6);
     std::fflush(stdout);
   }
@@ -500,8 +519,9 @@ int main(int argc, char** argv) {
   const char* argument = argc > 2 ? argv[2] : nullptr;
   if (mode == "cases" && argument) return fla_test::run_cases(argument);
   if (mode == "random") return fla_test::run_random(argument);
-  if (mode == "long") return fla_test::run_long();
+  if (mode == "long") return fla_test::run_long(argument);
   if (mode == "sanitize") return fla_test::run_sanitize(argument);
-  std::fprintf(stderr, "usage: harness cases FILE | random [FILTER] | long | sanitize [FILTER]\n");
+  std::fprintf(stderr,
+               "usage: harness cases FILE | random [FILTER] | long [FILTER] | sanitize [FILTER]\n");
   return 2;
 }

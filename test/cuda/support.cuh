@@ -1,5 +1,5 @@
-// What the CUDA test and bench programs share: device buffers, random inputs, a float64 reference on the GPU,
-// error measures.
+// What the CUDA test and bench programs share: device buffers, random inputs, a float64 reference
+// on the GPU, error measures.
 #ifndef FLA_TEST_CUDA_SUPPORT_CUH_
 #define FLA_TEST_CUDA_SUPPORT_CUH_
 
@@ -13,13 +13,13 @@
 #include "cuda/common/types.cuh"
 #include "cuda/linear_attention.h"
 
-#define CHECK(call)                                                                       \
-  do {                                                                                    \
-    const cudaError_t error_ = (call);                                                    \
-    if (error_ != cudaSuccess) {                                                          \
+#define CHECK(call)                                                                        \
+  do {                                                                                     \
+    const cudaError_t error_ = (call);                                                     \
+    if (error_ != cudaSuccess) {                                                           \
       std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(error_)); \
-      std::exit(1);                                                                       \
-    }                                                                                     \
+      std::exit(1);                                                                        \
+    }                                                                                      \
   } while (0)
 
 namespace fla_test {
@@ -58,7 +58,8 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-__global__ void differ_kernel(const unsigned char* a, const unsigned char* b, size_t n, int* found) {
+__global__ void differ_kernel(const unsigned char* a, const unsigned char* b, size_t n,
+                              int* found) {
   const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
   for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n; i += stride) {
     if (a[i] != b[i]) *found = 1;
@@ -103,10 +104,11 @@ __device__ inline float normal_at(uint64_t seed, uint64_t i) {
   return sqrtf(-2.f * logf(uniform_at(seed, 2 * i))) * cospif(2.f * uniform_at(seed, 2 * i + 1));
 }
 
-__global__ void fill_kernel(void* out, DType type, int64_t n, Fill fill, float a, float b, int width,
-                            uint64_t seed) {
+__global__ void fill_kernel(void* out, DType type, int64_t n, Fill fill, float a, float b,
+                            int width, uint64_t seed) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < n; i += stride) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < n;
+       i += stride) {
     float x = 0.f;
     if (fill == Fill::kNormal) x = a * normal_at(seed, i);
     if (fill == Fill::kUniform) x = a + (b - a) * uniform_at(seed, i);
@@ -127,7 +129,8 @@ __global__ void fill_kernel(void* out, DType type, int64_t n, Fill fill, float a
   }
 }
 
-inline void fill(const Buffer& buffer, DType type, Fill kind, float a, float b, int width, uint64_t seed) {
+inline void fill(const Buffer& buffer, DType type, Fill kind, float a, float b, int width,
+                 uint64_t seed) {
   const int64_t n = buffer.size() / fla::cuda::size_of(type);
   if (n == 0) return;
   fill_kernel<<<1024, 256>>>(buffer.get(), type, n, kind, a, b, width, seed);
@@ -141,8 +144,8 @@ __device__ inline double reference_value(const void* p, DType type, int64_t i) {
 }
 
 // Mapped head vector into out[0..K), by one warp.
-__device__ inline void reference_features(const LinearAttentionParams& p, const void* src, int64_t at,
-                                          double* out) {
+__device__ inline void reference_features(const LinearAttentionParams& p, const void* src,
+                                          int64_t at, double* out) {
   using fla::FeatureMap;
   const int lane = threadIdx.x & 31;
   const auto sum_over = [&](auto term) {
@@ -182,7 +185,8 @@ __device__ inline void reference_features(const LinearAttentionParams& p, const 
   for (int i = lane; i < p.K; i += 32) out[i] = factor * raw(i);
 }
 
-// Grid: x = state b * HV + h. Threads: at least W = V + normalize, whole warps, at least 2 warps. KP >= K.
+// Grid: x = state b * HV + h. Threads: at least W = V + normalize, whole warps, at least 2 warps.
+// KP >= K.
 template <int KP>
 __global__ void reference_kernel(const LinearAttentionParams p, double* output, double* present) {
   using fla::DecayKind;
@@ -296,7 +300,8 @@ __global__ void error_kernel(const void* actual, DType type, const Expected* exp
                              double* sums) {
   double difference = 0, size = 0;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < n; i += stride) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < n;
+       i += stride) {
     const double e = expected[i], a = fla::cuda::load_as_float(actual, type, i);
     difference += (a - e) * (a - e);
     size += e * e;
