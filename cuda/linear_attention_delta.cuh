@@ -383,6 +383,27 @@ struct Walk {
     at += S::kTokens * stride;
   }
 
+  // Copies whole pieces of 8 elements and converts them.
+  template <int Width>
+  __device__ void widen_pieces(E* dst, const IO* src, int64_t stride, int valid_rows,
+                               int64_t size) const {
+    constexpr int kPieces = Width / 8;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < S::kTokens * kPieces; i += kThreads) {
+      const int row = i / kPieces, col = i % kPieces * 8;
+      uint4 x = {0, 0, 0, 0};
+      if (row < valid_rows && col < size) {
+        x = *reinterpret_cast<const uint4*>(src + row * stride + col);
+      }
+      const float2 y0 = unpack2(IO(), x.x), y1 = unpack2(IO(), x.y);
+      const float2 y2 = unpack2(IO(), x.z), y3 = unpack2(IO(), x.w);
+      *reinterpret_cast<float4*>(dst + tile_offset<E, Width>(row, col)) =
+          make_float4(y0.x, y0.y, y1.x, y1.y);
+      *reinterpret_cast<float4*>(dst + tile_offset<E, Width>(row, col + 4)) =
+          make_float4(y2.x, y2.y, y3.x, y3.y);
+    }
+  }
+
   // Element by element: column(col) is the source column, -1 for zero, -2 for one.
   template <int Width, typename Column>
   __device__ void load_elements(E* dst, const void* src, int64_t stride, int valid_rows,
@@ -416,6 +437,23 @@ struct Walk {
       }
     }
     const int64_t t = b * p.T + t0;
+    if constexpr (sizeof(IO) < sizeof(E)) {
+      if (plan.vectorised) {
+        widen_pieces<kK>(keys(stage), static_cast<const IO*>(p.key) + (t * p.Hk + hk) * p.K,
+                         p.Hk * p.K, rows, p.K);
+        if constexpr (S::kOutput) {
+          widen_pieces<kK>(queries(stage), static_cast<const IO*>(p.query) + (t * p.Hq + hq) * p.K,
+                           p.Hq * p.K, rows, p.K);
+        }
+        if (!is_map(0)) {
+          widen_pieces<kColumns>(
+              values(stage),
+              static_cast<const IO*>(p.value) + (t * p.HV + h) * p.V + tile * kColumns, p.HV * p.V,
+              rows, p.V - tile * kColumns);
+        }
+        return;
+      }
+    }
     const auto key_column = [&](int col) -> int64_t { return col < p.K ? col : -1; };
     load_elements<kK>(keys(stage), static_cast<const IO*>(p.key) + (t * p.Hk + hk) * p.K,
                       p.Hk * p.K, rows, key_column);
@@ -465,13 +503,49 @@ struct Walk {
     }
     if constexpr (S::kPrefetchDecay) {
 #pragma unroll
-      for (int i = 0; i < kK / 64; ++i) {
+      for (int i = 0; i < kK / 64; ++i) fetch_key_decays(gates.key_decay[i], t0, 64 * i + 2 * lane);
+    }
+  }
+
+  // The decays of tokens t..t+15 for key dims d and d+1, as read.
+  __device__ void fetch_key_decays(float2 (&x)[kBlock], int64_t t, int d) const {
+    const int64_t at = ((b * p.T + t) * p.HV + h) * p.K + d, step = p.HV * p.K;
+    const bool whole = plan.decay_pairs && t + kBlock <= p.T && d < p.K;
+    if (whole && p.decay_dtype == DType::kFloat32) {
+      const float* const from = static_cast<const float*>(p.decay) + at;
 #pragma unroll
-        for (int j = 0; j < kBlock; ++j) {
-          const int d = 64 * i + 2 * lane;
-          gates.key_decay[i][j] = t0 + j < p.T ? fetch_key_decay(plan, decay_index(t0 + j, d), d)
-                                               : make_float2(0.f, 0.f);
-        }
+      for (int i = 0; i < kBlock; ++i) x[i] = load2(from + i * step);
+    } else if (whole) {
+      const uint16_t* const from = static_cast<const uint16_t*>(p.decay) + at;
+#pragma unroll
+      for (int i = 0; i < kBlock; ++i) {
+        x[i].x = *reinterpret_cast<const float*>(from + i * step);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBlock; ++i) {
+        x[i] = make_float2(0.f, 0.f);
+        if (t + i < p.T) x[i] = fetch_key_decay(plan, at + i * step, d);
+      }
+    }
+  }
+
+  __device__ void decode_key_decays(float2 (&G)[kBlock], const float2 (&raw)[kBlock],
+                                    uint32_t seen) const {
+    const uint32_t all = 0xffff;
+    if (plan.decay_pairs && p.decay_dtype == DType::kFloat32 && (seen & all) == all) {
+#pragma unroll
+      for (int i = 0; i < kBlock; ++i) G[i] = make_float2(raw[i].x * kLog2e, raw[i].y * kLog2e);
+    } else if (plan.decay_pairs && p.decay_dtype == DType::kBFloat16 && (seen & all) == all) {
+#pragma unroll
+      for (int i = 0; i < kBlock; ++i) {
+        G[i] = unpack2(bf16(), __float_as_uint(raw[i].x));
+        G[i] = make_float2(G[i].x * kLog2e, G[i].y * kLog2e);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBlock; ++i) {
+        G[i] = seen >> i & 1 ? key_decay(plan, raw[i]) : make_float2(0.f, 0.f);
       }
     }
   }
@@ -517,16 +591,12 @@ struct Walk {
     for (int panel = 0; panel < kK / 64; ++panel) {
       const int d = 64 * panel + 2 * lane;
       float2 G[kBlock];
-#pragma unroll
-      for (int i = 0; i < kBlock; ++i) {
-        float2 raw;
-        if constexpr (S::kPrefetchDecay) {
-          raw = gates.key_decay[panel][i];
-        } else {
-          const int64_t t = t0 + block * kBlock + i;
-          raw = t < p.T ? fetch_key_decay(plan, decay_index(t, d), d) : make_float2(0.f, 0.f);
-        }
-        G[i] = seen >> i & 1 ? key_decay(plan, raw) : make_float2(0.f, 0.f);
+      if constexpr (S::kPrefetchDecay) {
+        decode_key_decays(G, gates.key_decay[panel], seen);
+      } else {
+        float2 raw[kBlock];
+        fetch_key_decays(raw, t0 + block * kBlock, d);
+        decode_key_decays(G, raw, seen);
       }
 #pragma unroll
       for (int i = 1; i < kBlock; ++i) {
