@@ -375,7 +375,7 @@ export class Facts {
       }
       case 'ConstantOfShape': {
         const n = x?.items.length === 1 ? x.items[0] : undefined;
-        if (typeof n !== 'number' || n > LIMIT) return undefined;
+        if (typeof n !== 'number' || n < 0 || n > LIMIT) return undefined;
         const t = node.tensor('value');
         const value = t ? tensorNumbers(t, this.graph.model.external)[0] : 0;
         return { rank: 1, items: Array(n).fill(value), integer: t?.dataType === 7 };

@@ -1,3 +1,4 @@
+import { FlaError } from '../../ops/error.js';
 import type { Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
 import { lookThrough } from './pattern.js';
@@ -141,7 +142,14 @@ function packedSource(value: string, heads: number, dim: number, facts: Facts): 
   const from = facts.dims(source);
   const to = facts.dims(value);
   const kept = (i: number) => from?.[i] !== undefined && from[i] === to?.[i];
-  const fits = from?.length === 3 && from[2] === heads * dim && kept(0) && kept(1);
+  if (from?.length !== 3 || typeof from[2] !== 'number' || !kept(0) || !kept(1)) return undefined;
+  const fits = from[2] === heads * dim;
+  if (!fits && typeof to?.[2] === 'number') {
+    throw new FlaError(
+      'invalid_model',
+      `node '${node.name}' (Reshape): cannot make [${shown(to)}] of [${shown(from)}]`,
+    );
+  }
   return fits ? { value: source, layout: 'packed', heads, dim } : undefined;
 }
 

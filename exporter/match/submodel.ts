@@ -21,6 +21,7 @@ import type { Facts } from './facts.js';
 
 const NODE_LIMIT = 4000;
 const BYTE_LIMIT = 256 * 2 ** 20; // weights copied into a probe
+const ELEMENT_LIMIT = 2 ** 28; // of any value in a probe
 
 /** A small model that computes some values of a larger one. */
 export interface Submodel {
@@ -79,6 +80,8 @@ export function cutOut(
       const reason = constant || forShape ? undefined : refuse(node);
       if (reason) return reason;
       nodes.set(node.proto, constant ?? node.proto);
+      const huge = node.outputs.find((v) => v && isHuge(v, facts));
+      if (huge) return `'${huge}' would be too large: [${facts.dims(huge)}]`;
       if (nodes.size > NODE_LIMIT) return `more than ${NODE_LIMIT} nodes lie behind it`;
       if (constant) continue;
       const read = [...node.inputs, ...node.subgraphs.flatMap(outerValues)];
@@ -87,6 +90,11 @@ export function cutOut(
   }
   const model = assemble(graph, wanted, [...nodes.values()], inputs, weights);
   return typeof model === 'string' ? model : { ...model, valueInputs: [...valueInputs] };
+}
+
+function isHuge(value: string, facts: Facts): boolean {
+  const dims = facts.dims(value) ?? [];
+  return dims.reduce((n: number, d) => n * (typeof d === 'number' ? d : 1), 1) > ELEMENT_LIMIT;
 }
 
 function assemble(
