@@ -177,6 +177,26 @@ describe('shape inference', () => {
     expect(await shapesOf(call)).toEqual({ output: [1, 40, 6], present_state: [1, 2, 4, 3] });
   });
 
+  it.each(['float32', 'float16', 'bfloat16'] as const)(
+    'gives the types of query and past_state, %s',
+    async (T) => {
+      const tensors = { ...inputs, past_state };
+      const typesOf = async (S: 'float32' | typeof T, names = Object.keys(tensors)) => {
+        const dtypes = { query: T, key: T, value: T, past_state: S };
+        const given = Object.fromEntries(
+          Object.entries(tensors).filter(([name]) => names.includes(name)),
+        );
+        const session = await openCall(callOf(given, { dtypes }));
+        const types = session.outputs.map(({ type }) => type);
+        session.dispose();
+        return types;
+      };
+      expect(await typesOf('float32')).toEqual([DATA_TYPE[T], DATA_TYPE.float32]);
+      expect(await typesOf(T)).toEqual([DATA_TYPE[T], DATA_TYPE[T]]);
+      expect(await typesOf(T, ['query', 'key', 'value'])).toEqual([DATA_TYPE[T], DATA_TYPE[T]]);
+    },
+  );
+
   it('of CausalConvWithState', async () => {
     const tensors = { input: normal(2, 5, 9), weight: normal(5, 1, 4) };
     const declared = { input: ['batch', 5, 'tokens'], weight: [5, 1, 4] };
