@@ -16,7 +16,6 @@ export const OCR_RECOGNISER = path.join(OCR, 'ch_PP-OCRv4_rec_infer.onnx');
 /** PP-OCRv4's text detector: a model without attention. */
 export const OCR_DETECTOR = path.join(OCR, 'ch_PP-OCRv4_det_infer.onnx');
 /** The recogniser's alphabet, one character a line. */
-export const OCR_KEYS = path.join(OCR, 'ppocr_keys_v1.txt');
 
 const FIXTURES = path.join(ROOT, 'test/fixtures');
 /** A small Llama-shaped language model: with and without KV cache, tokenizer, held-out text. */
