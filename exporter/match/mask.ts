@@ -226,15 +226,13 @@ async function widen(
 ): Promise<MaskClass> {
   if (found.kind !== 'causal' || fixed || values.length === 0) return found;
   const suspects = constantsBehind(values, prober).filter((c) => c > 7 && c <= LONGEST_PROBE);
-  if (suspects.length === 0) return found;
-  const s: Situation = {
-    batch: batchOf(prober.graph, 1),
-    tokens: Math.max(...suspects) + 2,
-    past: 0,
-  };
-  const seen = await visibility(sdpa, values, s, prober);
-  // A constant may just as well be the size of a table that the mask is cut from.
-  return typeof seen === 'string' ? found : classOf(seen, s);
+  for (const suspect of suspects.sort((a, b) => b - a)) {
+    const s: Situation = { batch: batchOf(prober.graph, 1), tokens: suspect + 2, past: 0 };
+    const seen = await visibility(sdpa, values, s, prober);
+    // Beyond the size of a table that it is cut from a mask does not exist: then a smaller one decides.
+    if (typeof seen !== 'string') return classOf(seen, s);
+  }
+  return found;
 }
 
 function constantsBehind(values: readonly string[], prober: Prober): number[] {

@@ -392,9 +392,13 @@ export const FAMILIES: readonly Family[] = [
       return w.finish(w.op('Reshape', [out, shape]));
     },
   },
-  ...[3, 20].map(
-    (size): Family => ({
-      name: `Mistral: causal window of ${size} from Range and comparisons`,
+  ...[
+    { size: 3, table: 0 },
+    { size: 20, table: 0 },
+    { size: 20, table: 64 },
+  ].map(
+    ({ size, table }): Family => ({
+      name: `Mistral: causal window of ${size} from Range and comparisons${table ? ', cut from a table' : ''}`,
       visible: { window: size },
       padding: false,
       mask: `window ${size}`,
@@ -410,8 +414,9 @@ export const FAMILIES: readonly Family[] = [
           columns,
           w.op('Sub', [rows, w.constant('int64', [size], [])]),
         ]);
+        const seen = w.op('And', [past, near]);
         const bias = w.op('Where', [
-          w.op('And', [past, near]),
+          table ? w.op('And', [seen, fromTable(w, table)]) : seen,
           w.scalar(0),
           w.scalar(-3.4028234663852886e38),
         ]);
@@ -583,6 +588,14 @@ export const FAMILIES: readonly Family[] = [
     },
   },
 ];
+
+/** bool [T,T], all true, cut from a table of `size` rows and columns: longer texts have no mask. */
+function fromTable(w: Writer, size: number): string {
+  const tokens = w.op('Min', [w.dim('x', 1), w.ints(size)]);
+  const end = w.op('Concat', [tokens, tokens], { axis: 0 });
+  const all = w.constant('bool', Array(size * size).fill(1), [size, size]);
+  return w.op('Slice', [all, w.ints(0, 0), end, w.ints(0, 1)]);
+}
 
 /** x W + b for query, key and value at once: [B,T,3*H*D]. */
 function packed(w: Writer): string {
