@@ -108,8 +108,11 @@ export function expectedOf(testCase: LinearAttentionCase, inputs: LinearAttentio
  * solve a triangular system, so their errors are a condition number larger) plus one rounding to `dtype`, at most half a unit in
  * the last place (2^-11 for float16, 2^-8 for bfloat16).
  */
-export function tolerance(testCase: LinearAttentionCase, dtype: DType): number {
-  const rule = testCase.attributes.update_rule ?? 'gated_delta';
+export function tolerance(
+  { attributes }: Pick<LinearAttentionCase, 'attributes'>,
+  dtype: DType,
+): number {
+  const rule = attributes.update_rule ?? 'gated_delta';
   const arithmetic = rule.endsWith('delta') ? 1e-5 : 3e-6;
   return arithmetic + { float32: 0, float16: 2 ** -11, bfloat16: 2 ** -8 }[dtype as CaseTypes['T']];
 }
