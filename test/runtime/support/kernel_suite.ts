@@ -122,7 +122,11 @@ export function kernelSuite(isa?: string): void {
       const reference = inputs as unknown as CausalConvWithStateInputs;
       const expected = causalConvWithStateReference(attributes, reference);
       const dtypes = Object.fromEntries(Object.keys(inputs).map((name) => [name, dtype]));
-      const actual = await runCall({ op: causalConvWithState, attributes, inputs, dtypes });
+      const call = { op: causalConvWithState, attributes, inputs, dtypes };
+      const session = await openCall(call);
+      const actual = await runIn(session, call);
+      expect(await runIn(session, call, { inPlace: true })).toEqual(actual);
+      session.dispose();
       const rounding = { float32: 0, float16: 2 ** -11, bfloat16: 2 ** -8 }[dtype];
       expectClose(actual.output, expected.output, 1e-6 + rounding);
       expect(actual.present_state).toEqual(expected.presentState);
