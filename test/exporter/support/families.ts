@@ -591,7 +591,7 @@ export const FAMILIES: readonly Family[] = [
 
 /** bool [T,T], all true, cut from a table of `size` rows and columns: longer texts have no mask. */
 function fromTable(w: Writer, size: number): string {
-  const tokens = w.op('Min', [w.dim('x', 1), w.ints(size)]);
+  const tokens = w.op('Min', [w.dim('x', 1), w.constant('int64', [size], [])]);
   const end = w.op('Concat', [tokens, tokens], { axis: 0 });
   const all = w.constant('bool', Array(size * size).fill(1), [size, size]);
   return w.op('Slice', [all, w.ints(0, 0), end, w.ints(0, 1)]);
