@@ -341,11 +341,11 @@ struct GatedBlock {
   }
 
   // A thread's column pair over its rows: sums of the log decays (natural) from its first row up
-  // to, but without, each row; the last one includes all. `before` and `total` are log2: from the
-  // chunk's first row to the thread's first, and over the chunk.
+  // to, but without, each row; the last one includes all. The others are log2: from the chunk's
+  // first row to the thread's first, from after the thread's last to the chunk's end, and all.
   struct ColumnSums {
     float2 sums[Cfg::kRows + 1];
-    float2 before, total;
+    float2 before, after, total;
   };
 
   template <typename G>
@@ -372,20 +372,24 @@ struct GatedBlock {
     store2(part_total + part * KP + col, out.sums[Cfg::kRows].x * kLog2e,
            out.sums[Cfg::kRows].y * kLog2e);
     __syncthreads();
-    out.before = out.total = make_float2(0.f, 0.f);
+    out.before = out.after = out.total = make_float2(0.f, 0.f);
 #pragma unroll
     for (int i = 0; i < Cfg::kParts; ++i) {
-      if (i == part) out.before = out.total;
       const float2 x = load2(part_total + i * KP + col);
+      if (i == part) out.before = out.total;
+      if (i > part) {
+        out.after.x += x.x;
+        out.after.y += x.y;
+      }
       out.total.x += x.x;
       out.total.y += x.y;
     }
     if (part == 0) store2(column_total + col, out.total.x, out.total.y);
   }
 
-  // Multiplies the elements of this thread's rows and columns of a tile by 2^(offset + slope *
-  // log2e * sums[i + shift]).
-  __device__ void decay_columns(QK* tile, const ColumnSums& s, int shift, float slope,
+  // Multiplies row i of this thread's rows and columns of a tile by 2^(offset + slope * log2e *
+  // (sums[i + shift] - from)).
+  __device__ void decay_columns(QK* tile, const ColumnSums& s, int shift, float slope, float2 from,
                                 float2 offset) const {
     const uint32_t col = threadIdx.x % Cfg::kPairs * 2,
                    first = threadIdx.x / Cfg::kPairs * Cfg::kRows;
@@ -394,9 +398,16 @@ struct GatedBlock {
     for (int i = 0; i < Cfg::kRows; ++i) {
       QK* at = tile + panel_offset<QK, C>(first + i, col);
       const float2 x = load2(at), sum = shift ? s.sums[i + 1] : s.sums[i];
-      store2(at, x.x * fast_exp2(fmaf(slope, sum.x, offset.x)),
-             x.y * fast_exp2(fmaf(slope, sum.y, offset.y)));
+      store2(at, x.x * fast_exp2(fmaf(slope, sum.x - from.x, offset.x)),
+             x.y * fast_exp2(fmaf(slope, sum.y - from.y, offset.y)));
     }
+  }
+
+  // Multiplies keys by what is left of them `later` (log2) after the chunk's end. The last rows
+  // weigh most: their exponents are sums of what follows, not differences of long sums.
+  __device__ void decay_to_end(QK* keys, const ColumnSums& s, float2 later) const {
+    decay_columns(keys, s, 1, -1.f, s.sums[Cfg::kRows],
+                  make_float2(s.after.x + later.x, s.after.y + later.y));
   }
 
   // This warp's rows (d) and columns (dv) of the state.

@@ -97,13 +97,17 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
     }
     __syncthreads();
   }
+  const float2 zero = make_float2(0.f, 0.f);
   if (p.before) {
-    block.decay_columns(q_tile, sums, 0, 1.f, before);
+    block.decay_columns(q_tile, sums, 0, 1.f, zero, before);
   } else {
-    block.decay_columns(q_tile, sums, 1, 1.f, before);
+    block.decay_columns(q_tile, sums, 1, 1.f, zero, before);
   }
-  const float2 anchor = direct ? total : make_float2(0.f, 0.f);
-  block.decay_columns(k_tile, sums, 1, -1.f, make_float2(anchor.x - before.x, anchor.y - before.y));
+  if (direct) {
+    block.decay_to_end(k_tile, sums, zero);
+  } else {
+    block.decay_columns(k_tile, sums, 1, -1.f, zero, make_float2(-before.x, -before.y));
+  }
   if constexpr (Cfg::kWgmma) fence_for_wgmma();
   __syncthreads();
   return direct;

@@ -66,11 +66,9 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       if (block.per_key()) {
         typename GatedBlock<Cfg>::ColumnSums sums;
         block.column_sums(chunk, sums);
+        block.decay_to_end(k_tile, sums, column_after);
         column_after.x += sums.total.x;
         column_after.y += sums.total.y;
-        block.decay_columns(
-            k_tile, sums, 1, -1.f,
-            make_float2(column_after.x - sums.before.x, column_after.y - sums.before.y));
         if constexpr (Cfg::kWgmma) fence_for_wgmma();
         __syncthreads();
         if (more) block.load_decays(chunk - 1);
