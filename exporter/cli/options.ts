@@ -1,4 +1,4 @@
-import { InvalidArgumentError } from 'commander';
+import { InvalidArgumentError, Option } from 'commander';
 
 /** Parses '0,2-3' into [0, 2, 3]. */
 export function parseLayers(text: string): number[] {
@@ -50,4 +50,18 @@ export function collectDim(text: string, before: Record<string, number>): Record
   const at = text.lastIndexOf('=');
   if (at < 1) throw new InvalidArgumentError('expected name=length');
   return { ...before, [text.slice(0, at)]: parseCount(text.slice(at + 1)) };
+}
+
+const THREADS = "threads inside an operator (default: ONNX Runtime's choice)";
+
+export function threadsOption(): Option {
+  return new Option('--threads <n>', THREADS).argParser(parsePositive);
+}
+
+/** Who runs a model. */
+export function backendOption(
+  flags = '--backend <name>',
+  what = 'who runs a model with our ops: our library, or stock ONNX Runtime',
+): Option {
+  return new Option(flags, what).choices(['auto', 'fla', 'stock']).default('auto');
 }

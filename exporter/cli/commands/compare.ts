@@ -1,11 +1,18 @@
-import { type Command, Option } from 'commander';
+import type { Command } from 'commander';
 import { FlaError } from '../../../ops/error.js';
 import { type BackendChoice, type Comparison, compareModels } from '../../compare/index.js';
 import { readText } from '../../text/read_text.js';
 import { loadTokenizer } from '../../text/tokenizer.js';
 import { formatBytes, formatMs, formatNumber } from '../format.js';
 import { type Io, printJson, printTable, withProgress } from '../io.js';
-import { collectDim, parseCount, parseLengths, parsePositive } from '../options.js';
+import {
+  backendOption,
+  collectDim,
+  parseCount,
+  parseLengths,
+  parsePositive,
+  threadsOption,
+} from '../options.js';
 
 interface Flags {
   text?: string;
@@ -53,17 +60,9 @@ export function addCompare(program: Command, io: Io): void {
     )
     .option('--dim <name=length>', 'length of a named dimension; may be repeated', collectDim, {})
     .option('--seed <n>', 'of random inputs', parseCount, 0)
-    .option(
-      '--threads <n>',
-      "threads inside an operator (default: ONNX Runtime's choice)",
-      parsePositive,
-    )
+    .addOption(threadsOption())
     .addOption(backendOption())
-    .addOption(
-      new Option('--original-backend <name>', 'who runs the original')
-        .choices(['auto', 'fla', 'stock'])
-        .default('auto'),
-    )
+    .addOption(backendOption('--original-backend <name>', 'who runs the original'))
     .option('--json', 'print JSON: {ppl, kld, same_top, outputs, cost}')
     .addHelpText(
       'after',
@@ -84,16 +83,6 @@ Examples:
       if (json) return printJson(io, result);
       printComparison(io, result);
     });
-}
-
-/** Who runs a model. */
-export function backendOption(): Option {
-  return new Option(
-    '--backend <name>',
-    'who runs a model with our ops: our library, or stock ONNX Runtime',
-  )
-    .choices(['auto', 'fla', 'stock'])
-    .default('auto');
 }
 
 function readIds(text: string | undefined, tokenizer: string | undefined): number[] | undefined {

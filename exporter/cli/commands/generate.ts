@@ -7,8 +7,13 @@ import { readText } from '../../text/read_text.js';
 import { loadTokenizer, TextStream } from '../../text/tokenizer.js';
 import { formatBytes } from '../format.js';
 import { type Io, printJson, withProgress } from '../io.js';
-import { parseCount, parsePositive, parseWithin } from '../options.js';
-import { backendOption } from './compare.js';
+import {
+  backendOption,
+  parseCount,
+  parsePositive,
+  parseWithin,
+  threadsOption,
+} from '../options.js';
 
 interface Flags {
   tokenizer: string;
@@ -39,11 +44,7 @@ export function addGenerate(program: Command, io: Io): void {
     .option('--top-p <p>', 'choose among the likeliest that make up p', parseWithin(0, 1), 0.95)
     .option('--seed <n>', 'of the choices', parseCount, 0)
     .option('--chunk <tokens>', 'tokens of the prompt read at a time', parsePositive, 512)
-    .option(
-      '--threads <n>',
-      "threads inside an operator (default: ONNX Runtime's choice)",
-      parsePositive,
-    )
+    .addOption(threadsOption())
     .addOption(backendOption())
     .option('--json', 'print JSON at the end instead of text as it comes')
     .addHelpText(

@@ -3,7 +3,12 @@ import os from 'node:os';
 import path from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import type { Comparison } from '../../../exporter/compare/index.js';
-import type { InspectReport, RewriteReport } from '../../../exporter/index.js';
+import {
+  type InspectReport,
+  loadModel,
+  type RewriteReport,
+  tensorNumbers,
+} from '../../../exporter/index.js';
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
 import { runCli, runJson, startCli } from './run_cli.js';
 
@@ -88,6 +93,22 @@ describe('rewrite', () => {
     expect(report.sites.map((s) => s.rewritten)).toEqual([false, true, false, true]);
     const { sites } = await runJson<InspectReport>('inspect', out);
     expect(sites.filter((s) => s.rewritable)).toHaveLength(2);
+  });
+  test('every option arrives in the model', async () => {
+    const out = at('options.onnx');
+    const how = ['--variant', 'retention', '--decay', '-0.25,-0.5', '--feature-map', 'relu'];
+    const more = ['--normalize', '--dtype', 'same', '--body', 'standard', '--layers', '0'];
+    await runJson('rewrite', TINYLM.modelKv, '-o', out, ...how, ...more);
+    const model = loadModel(out);
+    const [call, ...others] = model.graph.nodes.filter((n) => n.is('LinearAttention', 'com.fla'));
+    expect(others).toEqual([]);
+    expect([call!.string('update_rule'), call!.string('feature_map')]).toEqual(['gated', 'relu']);
+    expect(call!.int('normalize')).toBe(1);
+    expect(model.functions.map((f) => f.overload)).toEqual([expect.stringMatching(/^standard_/)]);
+    const constants = model.graph.proto.node.flatMap((n) => n.attribute.map((a) => a.t));
+    const tensors = [...model.graph.proto.initializer, ...constants].filter((t) => !!t);
+    const values = tensors.map((t) => [...tensorNumbers(t, model.external).slice(0, 3)]);
+    expect(values).toContainEqual([-0.25, -0.5]);
   });
   test('takes what it wrote again: a layer of one kind, the rest of another', async () => {
     const gates = at('gates.json');
