@@ -103,7 +103,9 @@ function checkOptions(options: RewriteOptions): void {
 function checkLayers({ sites }: Analysis, options: RewriteOptions): void {
   const layers = new Set(sites.map((s) => s.layer).filter((l) => l !== null));
   const shown = layers.size > 0 ? `0..${layers.size - 1}` : 'none';
-  for (const layer of [...(options.layers ?? []), ...(options.keepSoftmax ?? [])]) {
+  const { layers: asked = [], keepSoftmax = [], gates = {} } = options;
+  const gated = Object.keys(gates).filter((key) => key !== 'default');
+  for (const layer of [...asked, ...keepSoftmax, ...gated.map(Number)]) {
     if (!layers.has(layer)) {
       throw new FlaError(
         'invalid_argument',
@@ -111,7 +113,7 @@ function checkLayers({ sites }: Analysis, options: RewriteOptions): void {
       );
     }
   }
-  for (const layer of options.layers ?? []) {
+  for (const layer of asked) {
     const site = sites.find((s) => s.layer === layer)!;
     const { rewritable, reason } = siteReport(site);
     if (!rewritable && options.variant !== 'none') {

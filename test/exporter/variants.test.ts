@@ -133,6 +133,15 @@ describe('options', () => {
       message: /layer must be one of the model's \(0\.\.0\), received 3/,
     },
     { options: { variant: 'linear', keepSoftmax: [-1] }, message: /received -1/ },
+    {
+      options: { variant: 'gla', gates: { 2: { decay: { constant: -1 } } } },
+      message: /layer must be one of the model's \(0\.\.0\), received 2/,
+    },
+    { options: { variant: 'linear', decay: [-1] }, message: /decay is for variant retention/ },
+    {
+      options: { variant: 'none', gates: { default: {} } },
+      message: /gates are for variants gla and gated-delta/,
+    },
     { options: { variant: 'gla' }, message: /gla needs gates\.decay for layer 0/ },
     {
       options: { variant: 'gated-delta', gates: { 0: { decay: { constant: -1 } } } },
