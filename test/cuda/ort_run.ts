@@ -33,7 +33,8 @@ import { type KernelCall, openCall, runIn } from '../support/kernels.js';
 import { TINYLM } from '../support/models.js';
 
 const GPU = { name: 'fla', device: 'cuda', cuda: { use_tf32: false } } as const;
-const onGpu = { executionProviders: [GPU] };
+/** ONNX Runtime warns that nodes which compute with shapes are on the CPU. */
+const onGpu = { executionProviders: [GPU], logSeverityLevel: 3 } as const;
 const onCpu = { executionProviders: ['fla'] };
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'onnx-fla-cuda-'));
 let passed = 0;
@@ -57,7 +58,10 @@ function assertClose(actual: Tensor64, expected: Tensor64, limit: number, what: 
 
 // ---- the shared cases ----
 
-/** Largest acceptable relative error of a tensor stored as `dtype`. */
+/**
+ * Largest acceptable relative error of a call whose query, key and value are `dtype`. That type is the tensor cores' too, so
+ * it decides for a state in float32 as well.
+ */
 function limitOf(dtype: string, rule = ''): number {
   if (dtype === 'float32') return rule.endsWith('delta') ? 1e-4 : 1e-5;
   return dtype === 'float16' ? 2e-3 : 8e-3;
@@ -113,7 +117,7 @@ async function linearAttentionCase(
   );
   const rule = testCase.attributes.update_rule ?? 'gated_delta';
   assertClose(actual.output, expected.output, limitOf(types.T, rule), 'output');
-  assertClose(actual.present_state, expected.presentState, limitOf(types.S, rule), 'present_state');
+  assertClose(actual.present_state, expected.presentState, limitOf(types.T, rule), 'present_state');
 }
 
 async function convolutionCases(): Promise<void> {
