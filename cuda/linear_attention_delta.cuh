@@ -33,8 +33,9 @@
 namespace fla::cuda::delta {
 
 constexpr int kThreads = 128;
-constexpr int kBlock = 16;    // tokens per step of the recurrence
-constexpr int kColumns = 64;  // state columns per thread block (and per tile)
+constexpr int kBlock = 16;                    // tokens per step of the recurrence
+constexpr int kColumns = 64;                  // state columns per thread block (and per tile)
+constexpr int kLeastSharedBytes = 99 * 1024;  // per thread block, on any device from sm_80 on
 // log2 of the smallest decay over a block whose inverse is still formed.
 constexpr float kSmallestBlockDecay = -100.f;
 // log2 of the smallest per-head decay over a chunk whose inverse is still formed; f16 has little
@@ -75,7 +76,7 @@ struct Plan {
   }
 };
 
-template <typename IO_, typename Mma_, int Panels_, bool PerKey_, bool Output_>
+template <typename IO_, typename Mma_, int Panels_, bool PerKey_, bool Output_, int MostBlocks_ = 4>
 struct Shape {
   using IO = IO_;
   using Mma = Mma_;
@@ -88,17 +89,18 @@ struct Shape {
 
   static constexpr bool kPrefetchDecay = PerKey_ && Panels_ <= 2;
 
-  static constexpr int kKeyTiles = 1 + kOutput + kPerKey;
-  static constexpr int kLoad = Panels_ * kKeyTiles * int(sizeof(E)) / 2;
-  static constexpr int kBlocks = kLoad <= 6 ? 4 : kLoad <= 12 ? 2 : 1;  // per chunk
-  static constexpr int kTokens = kBlocks * kBlock;                      // per chunk
   static constexpr int kStages = sizeof(E) == 2 ? 2 : 1;
+  // Blocks per chunk, such that a multiprocessor holds two thread blocks.
+  static constexpr int kKeyTiles = Panels_ * (1 + kOutput + kPerKey) * int(sizeof(E)) / 2;
+  static constexpr int kWantedBlocks = kKeyTiles <= 6 ? 4 : kKeyTiles <= 12 ? 2 : 1;
+  static constexpr int kBlocks = kWantedBlocks < MostBlocks_ ? kWantedBlocks : MostBlocks_;
+  static constexpr int kTokens = kBlocks * kBlock;  // per chunk
 
   static constexpr int kKeyElements = kTokens * kK;
   static constexpr int kValueElements = kTokens * kColumns;
   static constexpr int kStageElements = (1 + kOutput) * kKeyElements + kValueElements;
-  static constexpr int kOperand =
-      32 * 8;  // elements of a 16x16 B operand, in the order of the lanes
+  // Elements of a 16x16 B operand, in the order of the lanes.
+  static constexpr int kOperand = 32 * 8;
   static constexpr int kScratchStride = 20;
   static constexpr int kScratch = kBlock * kScratchStride * 4;  // bytes
   static constexpr int kBlockBytes = 2 * kOperand * int(sizeof(E)) > kScratch
@@ -1100,15 +1102,33 @@ cudaError_t launch(const Plan& plan, cudaStream_t stream) {
 template <typename IO>
 cudaError_t launch_walk(const Plan& plan, bool output, cudaStream_t stream);
 
+// With shorter chunks where a device lacks the shared memory.
+template <typename IO, class Mma, int Panels, bool PerKey, bool Output>
+cudaError_t launch_fitting(const Plan& plan, cudaStream_t stream) {
+  using Wanted = Shape<IO, Mma, Panels, PerKey, Output>;
+  if constexpr (Wanted::kSharedBytes > kLeastSharedBytes) {
+    using Smaller = Shape<IO, Mma, Panels, PerKey, Output, Wanted::kBlocks / 2>;
+    static_assert(Smaller::kSharedBytes <= kLeastSharedBytes);
+    int device = 0, most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) {
+      error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    }
+    if (error != cudaSuccess) return error;
+    if (most < Wanted::kSharedBytes) return launch<Smaller>(plan, stream);
+  }
+  return launch<Wanted>(plan, stream);
+}
+
 template <typename IO, class Mma, bool PerKey, bool Output>
 cudaError_t launch_panels(const Plan& plan, cudaStream_t stream) {
   switch (plan.panels) {
     case 1:
-      return launch<Shape<IO, Mma, 1, PerKey, Output>>(plan, stream);
+      return launch_fitting<IO, Mma, 1, PerKey, Output>(plan, stream);
     case 2:
-      return launch<Shape<IO, Mma, 2, PerKey, Output>>(plan, stream);
+      return launch_fitting<IO, Mma, 2, PerKey, Output>(plan, stream);
     default:
-      return launch<Shape<IO, Mma, 4, PerKey, Output>>(plan, stream);
+      return launch_fitting<IO, Mma, 4, PerKey, Output>(plan, stream);
   }
 }
 
