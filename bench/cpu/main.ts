@@ -256,7 +256,7 @@ async function measure(rule: Rule, shape: Shape, copy: number): Promise<Row[]> {
   const off = difference(ours.output, theirs.output);
   if (!(off < 1e-3)) throw new Error(`${rule} ${JSON.stringify(shape)}: outputs differ by ${off}`);
   const work = T * H * d * d;
-  const effort = { budgetMs: work > 1e9 ? 4000 : 1500, minRounds: work > 1e9 ? 3 : 5 };
+  const effort = { budgetMs: work > 1e9 ? 2000 : 800, minRounds: work > 1e9 ? 3 : 5 };
   const floats =
     Object.values(feeds).reduce((sum, t) => sum + t.size, 0) + T * H * d + 2 * H * d * d;
   const base = {
