@@ -102,6 +102,9 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 ? sorted[mid]! : (sorted[mid - 1]! + sorted[mid]!) / 2;
 }
 
+/** Calls shorter than this are timed in groups that last about as long. */
+const GROUP_MS = 10;
+
 /**
  * Times several functions in turn, a, b, a, b, ..., so that a machine that speeds up or slows down
  * does so for all of them. Returns the median milliseconds of one call of each.
@@ -113,16 +116,16 @@ export async function interleaved(
   { budgetMs = 2000, minRounds = 5, maxRounds = 2000 } = {},
 ): Promise<number[]> {
   for (const fn of fns) await fn(); // warm up
-  // Calls that take less than 2 ms are timed several at a time, after one that is not: it meets the caches and the
-  // spinning threads that the function before left behind.
+  // Short calls are timed many at a time, after as many that are not: those meet the caches and, for some milliseconds,
+  // the spinning threads of the session that ran before.
   const calls: number[] = [];
-  for (const fn of fns) calls.push(Math.max(1, Math.min(100, Math.ceil(2 / (await fastest(fn))))));
+  for (const fn of fns) calls.push(Math.max(1, Math.ceil(GROUP_MS / (await fastest(fn)))));
   const samples: number[][] = fns.map(() => []);
   const start = performance.now();
   for (let round = 0; round < maxRounds; round++) {
     if (round >= minRounds && performance.now() - start > budgetMs) break;
     for (const [i, fn] of fns.entries()) {
-      if (calls[i]! > 1) await fn();
+      for (let c = 1; c < calls[i]!; c++) await fn();
       const t0 = performance.now();
       for (let c = 0; c < calls[i]!; c++) await fn();
       samples[i]!.push((performance.now() - t0) / calls[i]!);
