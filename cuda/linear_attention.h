@@ -15,9 +15,9 @@
 
 namespace fla {
 
-// Bytes of scratch that linear_attention_cuda needs for this call; depends on shapes and options only
-// (and on whether there is a mask), not on addresses. May be 0. At most 64 MB, or, where several
-// blocks read one state, one float32 copy of all states if that is more.
+// Bytes of scratch that linear_attention_cuda needs for this call; depends on shapes and options
+// only (and on whether there is a mask), not on addresses. May be 0. At most 64 MB, or, where
+// several blocks read one state, one float32 copy of all states if that is more.
 size_t linear_attention_cuda_workspace(const LinearAttentionParams& params);
 
 // Enqueues the op on `stream` of the current device. `workspace` must be 256-byte aligned, hold
