@@ -24,6 +24,18 @@ __device__ __forceinline__ float lane_max(float x) {
   return x;
 }
 
+// 1 / sqrt(sum x^2 + eps) of a vector, where sum_of_squares(scale) is that of scale * x. Squares of
+// large features (exp) leave float's range: such vectors are made smaller first, and beside them
+// eps is nothing. All lanes of the warp must call this together.
+template <typename SumOfSquares>
+__device__ __forceinline__ float inverse_norm(SumOfSquares sum_of_squares) {
+  constexpr float kShrink = 0x1p-96f;
+  const float inverse = rsqrtf(sum_of_squares(1.f) + kL2NormEps);
+  if (!__any_sync(0xffffffffu, inverse == 0.f)) return inverse;
+  const float shrunk = kShrink * rsqrtf(sum_of_squares(kShrink));
+  return inverse == 0.f ? shrunk : inverse;
+}
+
 // What the map does to one element; l2norm and softmax need the whole vector as well.
 __device__ __forceinline__ float feature_of(FeatureMap map, float x) {
   switch (map) {
@@ -46,6 +58,16 @@ __device__ __forceinline__ float feature_of(FeatureMap map, float x) {
 template <int Lanes, typename Load, typename Store>
 __device__ __forceinline__ void map_features(FeatureMap map, bool l2norm, int lane, int size,
                                              Load load, Store store) {
+  const auto norm_of = [&](const auto& element) {
+    return inverse_norm([&](float scale) {
+      float squares = 0.f;
+      for (int i = lane; i < size; i += Lanes) {
+        const float x = scale * element(i);
+        squares += x * x;
+      }
+      return lane_sum<Lanes>(squares);
+    });
+  };
   float shift = 0.f, factor = 1.f;
   if (map == FeatureMap::kSoftmax) {
     float largest = -INFINITY, total = 0.f;
@@ -54,23 +76,13 @@ __device__ __forceinline__ void map_features(FeatureMap map, bool l2norm, int la
     for (int i = lane; i < size; i += Lanes) total += expf(load(i) - shift);
     factor = 1.f / lane_sum<Lanes>(total);
   } else if (map == FeatureMap::kL2Norm) {
-    float squares = 0.f;
-    for (int i = lane; i < size; i += Lanes) squares += load(i) * load(i);
-    factor = rsqrtf(lane_sum<Lanes>(squares) + kL2NormEps);
+    factor = norm_of(load);
   }
   const auto value = [&](int i) {
     const float x = load(i);
     return factor * (map == FeatureMap::kSoftmax ? expf(x - shift) : feature_of(map, x));
   };
-  float norm = 1.f;
-  if (l2norm) {
-    float squares = 0.f;
-    for (int i = lane; i < size; i += Lanes) {
-      const float x = value(i);
-      squares += x * x;
-    }
-    norm = rsqrtf(lane_sum<Lanes>(squares) + kL2NormEps);
-  }
+  const float norm = l2norm ? norm_of(value) : 1.f;
   for (int i = lane; i < size; i += Lanes) store(i, norm * value(i));
 }
 
