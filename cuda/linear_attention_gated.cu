@@ -33,14 +33,15 @@ struct Plan {
   size_t state_bytes, decay_bytes;
 };
 
-Plan plan_of(const LinearAttentionParams& p) {
+// `one_segment`: no workspace, if the call itself allows that.
+Plan plan_of(const LinearAttentionParams& p, bool one_segment) {
   const int64_t chunk = p.K > 128 ? 32 : 64;
   const int64_t tile = p.K > 64 && p.K <= 128 ? 128 : 64;
   const int64_t tiles = (p.V + tile - 1) / tile, chunks = (p.T + chunk - 1) / chunk;
   const int64_t blocks = p.B * p.HV * tiles;
   Plan plan;
   int64_t segments = 1;
-  if (blocks < enough_states(p)) {
+  if (blocks < enough_states(p) && !one_segment) {
     segments = std::max<int64_t>(1, std::min((chunks + 1) / 2, target_blocks(p) / blocks));
   }
   plan.segment_chunks = (chunks + segments - 1) / segments;
@@ -159,13 +160,18 @@ cudaError_t launch_gated_scan(const GatedArgs& args, int B, cudaStream_t stream,
 }
 
 size_t linear_attention_gated_workspace(const LinearAttentionParams& p) {
-  const Plan plan = plan_of(p);
+  const Plan plan = plan_of(p, linear_attention_cluster_takes(p));
   return plan.state_bytes + plan.decay_bytes;
 }
 
 cudaError_t launch_linear_attention_gated(const LinearAttentionParams& p, void* workspace,
                                           cudaStream_t stream) {
-  const GatedArgs args = args_of(p, plan_of(p), workspace);
+  const bool cluster = linear_attention_cluster_takes(p);
+  if (cluster) {
+    const cudaError_t error = launch_linear_attention_cluster(p, stream);
+    if (error != cudaErrorNotSupported) return error;
+  }
+  const GatedArgs args = args_of(p, plan_of(p, cluster), workspace);
   const int B = static_cast<int>(p.B);
   switch (p.io) {
     case DType::kBFloat16:

@@ -18,6 +18,14 @@ size_t linear_attention_gated_workspace(const LinearAttentionParams& p);
 cudaError_t launch_linear_attention_gated(const LinearAttentionParams& p, void* workspace,
                                           cudaStream_t stream);
 
+// Rule linear in one pass by thread block clusters, where `takes` (shapes, options and the current
+// device); without workspace. cudaErrorNotSupported, and nothing is launched, when a tensor is not
+// aligned to 16 bytes. linear_attention_cluster.cu
+bool linear_attention_cluster_takes(const LinearAttentionParams& p);
+cudaError_t launch_linear_attention_cluster(const LinearAttentionParams& p, cudaStream_t stream);
+// For tests and benches: false keeps to the two passes.
+extern bool clusters_enabled;
+
 // Rules delta and gated_delta, chunked. linear_attention_delta.cu
 size_t linear_attention_delta_workspace(const LinearAttentionParams& p);
 cudaError_t launch_linear_attention_delta(const LinearAttentionParams& p, void* workspace,
