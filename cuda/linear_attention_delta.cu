@@ -184,16 +184,34 @@ cudaError_t launch_scan(const Plan& plan, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <typename IO>
+// Mapped keys and queries of 16 bits are kept in tf32: rounding mapped keys to bf16 would add an
+// error of its own, which the rule amplifies where keys are much alike; large features leave f16's
+// range. So do the factors of decay per key.
+cudaError_t launch_walk(const Plan& plan, bool output, cudaStream_t stream) {
+  const bool per_key = plan.p.decay_kind == DecayKind::kPerKey;
+  switch (plan.p.io) {
+    case DType::kFloat32:
+      return launch_walk_f32(plan, output, stream);
+    case DType::kFloat16:
+      return plan.mapped() || per_key ? launch_walk_tf32(plan, output, stream)
+                                      : launch_walk_f16(plan, output, stream);
+    case DType::kBFloat16:
+      return plan.mapped() ? launch_walk_tf32(plan, output, stream)
+                           : launch_walk_bf16(plan, output, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
 cudaError_t launch_all(const Plan& plan, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  if (plan.segments > 1) error = launch_walk<IO>(plan, false, stream);
+  if (plan.segments > 1) error = launch_walk(plan, false, stream);
   if (error == cudaSuccess && plan.scan) {
     error = plan.panels == 1   ? launch_scan<1>(plan, stream)
             : plan.panels == 2 ? launch_scan<2>(plan, stream)
                                : launch_scan<4>(plan, stream);
   }
-  if (error == cudaSuccess) error = launch_walk<IO>(plan, true, stream);
+  if (error == cudaSuccess) error = launch_walk(plan, true, stream);
   return error;
 }
 
@@ -213,16 +231,7 @@ cudaError_t launch_linear_attention_delta(const LinearAttentionParams& p, void* 
   delta::Plan plan = delta::make_plan(p);
   plan.states = static_cast<float*>(workspace);
   plan.maps = plan.states + p.B * p.HV * plan.segments * plan.state_size();
-  switch (p.io) {
-    case DType::kFloat32:
-      return delta::launch_all<float>(plan, stream);
-    case DType::kFloat16:
-      return delta::launch_all<f16>(plan, stream);
-    case DType::kBFloat16:
-      return delta::launch_all<bf16>(plan, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return delta::launch_all(plan, stream);
 }
 
 }  // namespace fla::cuda

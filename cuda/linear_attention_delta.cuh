@@ -27,6 +27,8 @@
 #ifndef FLA_CUDA_LINEAR_ATTENTION_DELTA_CUH_
 #define FLA_CUDA_LINEAR_ATTENTION_DELTA_CUH_
 
+#include <type_traits>
+
 #include "cuda/common/features.cuh"
 #include "cuda/common/tile.cuh"
 
@@ -61,6 +63,9 @@ struct Plan {
       nullptr;            // [B*HV, segments, 64 value_tiles, 64 panels]: N of segment i-1, then S_i
   float* maps = nullptr;  // [B*HV, segments - 1, 64 panels (input), 64 panels (output)]
 
+  __host__ __device__ bool mapped() const {
+    return p.feature_map != FeatureMap::kIdentity || (p.qk_l2norm && !fold_norm);
+  }
   __host__ __device__ int64_t state_size() const {
     return int64_t{kColumns} * value_tiles * kColumns * panels;
   }
@@ -74,6 +79,11 @@ struct Plan {
     const int64_t column = j / 16 * 15 + j % 16;
     return column < p.V ? column : -1;
   }
+};
+
+// bf16 or f16, as the call says: for kernels that compute in tf32 anyway.
+struct AnyHalf {
+  uint16_t bits;
 };
 
 template <typename IO_, typename Mma_, int Panels_, bool PerKey_, bool Output_, int MostBlocks_ = 4>
@@ -385,6 +395,29 @@ struct Walk {
     at += S::kTokens * stride;
   }
 
+  // Elements of query, key, value and output.
+  __device__ float2 widen(uint32_t two) const {
+    if constexpr (!std::is_same_v<IO, AnyHalf>) {
+      return unpack2(IO(), two);
+    } else {
+      return p.io == DType::kBFloat16 ? unpack2(bf16(), two) : unpack2(f16(), two);
+    }
+  }
+  __device__ float read(const IO* from) const {
+    if constexpr (!std::is_same_v<IO, AnyHalf>) {
+      return to_float(*from);
+    } else {
+      return load_as_float(from, p.io, 0);
+    }
+  }
+  __device__ void write(IO* to, float x) const {
+    if constexpr (!std::is_same_v<IO, AnyHalf>) {
+      *to = from_float<IO>(x);
+    } else {
+      store_from_float(to, p.io, 0, x);
+    }
+  }
+
   // Copies whole pieces of 8 elements and converts them.
   template <int Width>
   __device__ void widen_pieces(E* dst, const IO* src, int64_t stride, int valid_rows,
@@ -397,8 +430,7 @@ struct Walk {
       if (row < valid_rows && col < size) {
         x = *reinterpret_cast<const uint4*>(src + row * stride + col);
       }
-      const float2 y0 = unpack2(IO(), x.x), y1 = unpack2(IO(), x.y);
-      const float2 y2 = unpack2(IO(), x.z), y3 = unpack2(IO(), x.w);
+      const float2 y0 = widen(x.x), y1 = widen(x.y), y2 = widen(x.z), y3 = widen(x.w);
       *reinterpret_cast<float4*>(dst + tile_offset<E, Width>(row, col)) =
           make_float4(y0.x, y0.y, y1.x, y1.y);
       *reinterpret_cast<float4*>(dst + tile_offset<E, Width>(row, col + 4)) =
@@ -416,7 +448,7 @@ struct Walk {
       const int64_t at = column(col);
       float x = 0.f;
       if (row < valid_rows) {
-        if (at >= 0) x = to_float(static_cast<const IO*>(src)[row * stride + at]);
+        if (at >= 0) x = read(static_cast<const IO*>(src) + row * stride + at);
         if (at == -2) x = 1.f;
       }
       dst[tile_offset<E, Width>(row, col)] = from_float<E>(x);
@@ -674,7 +706,19 @@ struct Walk {
     const int owner = 4 * g + g / 2;  // the lane with the diagonal
     const float lo = __shfl_sync(0xffffffffu, lane & 4 ? squares[0][1] : squares[0][0], owner);
     const float hi = __shfl_sync(0xffffffffu, lane & 4 ? squares[1][3] : squares[1][2], owner);
-    return make_float2(rsqrtf(lo + kL2NormEps), rsqrtf(hi + kL2NormEps));
+    const auto norm = [&](int row, float sum) {
+      return inverse_norm([&](float scale) {
+        if (scale == 1.f) return sum;
+        float small = 0.f;
+#pragma unroll 1
+        for (int d = c; d < kK; d += 4) {
+          const float x = scale * to_float(rows[tile_offset<E, kK>(row, d)]);
+          small += x * x;
+        }
+        return lane_sum<4>(small);
+      });
+    };
+    return make_float2(norm(g, lo), norm(g + 8, hi));
   }
   // From rows g and g + 8 to the row of this lane's token.
   __device__ float of_token(float2 x) const {
@@ -950,7 +994,7 @@ struct Walk {
       const int r = 8 * (i >> 2) + 2 * c + (i & 1);
       const int64_t column = plan.column(tile * kColumns + 16 * warp + g + 8 * (i >> 1 & 1));
       if (t + r < p.T && column >= 0 && column < p.V) {
-        out[r * plan.HO * p.V + column] = from_float<IO>(o[i >> 2][i & 3]);
+        write(out + r * plan.HO * p.V + column, o[i >> 2][i & 3]);
       }
     }
   }
@@ -1025,7 +1069,7 @@ struct Walk {
 
   __device__ void run() {
     const bool prefetch = S::kStages == 2 && plan.vectorised;
-    const bool mapped = p.feature_map != FeatureMap::kIdentity || (p.qk_l2norm && !plan.fold_norm);
+    const bool mapped = plan.mapped();
     int stage = 0;
     Gates gates;
     if (begin < end) {
@@ -1098,9 +1142,11 @@ cudaError_t launch(const Plan& plan, cudaStream_t stream) {
 }
 
 // Walks every segment: Output = false writes plan.states (N) and plan.maps, Output = true the
-// results. Defined, one element type each, in linear_attention_delta_{bf16,f16,f32}.cu.
-template <typename IO>
-cudaError_t launch_walk(const Plan& plan, bool output, cudaStream_t stream);
+// results. Each is defined in a linear_attention_delta_*.cu of its own.
+cudaError_t launch_walk_bf16(const Plan& plan, bool output, cudaStream_t stream);
+cudaError_t launch_walk_f16(const Plan& plan, bool output, cudaStream_t stream);   // decay per head
+cudaError_t launch_walk_tf32(const Plan& plan, bool output, cudaStream_t stream);  // for both
+cudaError_t launch_walk_f32(const Plan& plan, bool output, cudaStream_t stream);
 
 // With shorter chunks where a device lacks the shared memory.
 template <typename IO, class Mma, int Panels, bool PerKey, bool Output>
@@ -1132,14 +1178,16 @@ cudaError_t launch_panels(const Plan& plan, cudaStream_t stream) {
   }
 }
 
-template <typename IO, class MmaHead, class MmaKey>
+template <typename IO, class Mma, bool PerKey>
 cudaError_t launch_walk_with(const Plan& plan, bool output, cudaStream_t stream) {
-  if (plan.p.decay_kind == DecayKind::kPerKey) {
-    return output ? launch_panels<IO, MmaKey, true, true>(plan, stream)
-                  : launch_panels<IO, MmaKey, true, false>(plan, stream);
-  }
-  return output ? launch_panels<IO, MmaHead, false, true>(plan, stream)
-                : launch_panels<IO, MmaHead, false, false>(plan, stream);
+  return output ? launch_panels<IO, Mma, PerKey, true>(plan, stream)
+                : launch_panels<IO, Mma, PerKey, false>(plan, stream);
+}
+template <typename IO, class Mma>
+cudaError_t launch_walk_with(const Plan& plan, bool output, cudaStream_t stream) {
+  return plan.p.decay_kind == DecayKind::kPerKey
+             ? launch_walk_with<IO, Mma, true>(plan, output, stream)
+             : launch_walk_with<IO, Mma, false>(plan, output, stream);
 }
 
 }  // namespace fla::cuda::delta

@@ -2,9 +2,8 @@
 
 namespace fla::cuda::delta {
 
-template <>
-cudaError_t launch_walk<bf16>(const Plan& plan, bool output, cudaStream_t stream) {
-  return launch_walk_with<bf16, MmaBf16, MmaBf16>(plan, output, stream);
+cudaError_t launch_walk_bf16(const Plan& plan, bool output, cudaStream_t stream) {
+  return launch_walk_with<bf16, MmaBf16>(plan, output, stream);
 }
 
 }  // namespace fla::cuda::delta

@@ -2,9 +2,8 @@
 
 namespace fla::cuda::delta {
 
-template <>
-cudaError_t launch_walk<float>(const Plan& plan, bool output, cudaStream_t stream) {
-  return launch_walk_with<float, MmaTf32<3>, MmaTf32<3>>(plan, output, stream);
+cudaError_t launch_walk_f32(const Plan& plan, bool output, cudaStream_t stream) {
+  return launch_walk_with<float, MmaTf32<3>>(plan, output, stream);
 }
 
 }  // namespace fla::cuda::delta
