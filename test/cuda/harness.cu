@@ -364,6 +364,13 @@ const std::vector<Spec>& random_specs() {
         {"gated key 256", 1, 333, 2, 2, 2, 256, 256, kGated, kPerKey, 0.1f},
         {"gated key strong", 1, 700, 2, 2, 2, 64, 64, kGated, kPerKey, 20.f},
         {"gated key mixed 128", 1, 700, 2, 2, 2, 128, 100, kGated, kPerKey, 1.2f},
+        {"cluster linear", 1, 5003, 8, 8, 8, 64, 64, kLinear, kNone},
+        {"cluster linear, groups", 2, 3000, 2, 1, 4, 48, 40, kLinear, kNone},
+        {"cluster linear, 20 heads", 1, 2600, 20, 20, 20, 64, 64, kLinear, kNone},
+        {"cluster linear, 50 heads", 2, 1700, 25, 25, 25, 64, 64, kLinear, kNone},
+        {"cluster linear, before", 1, 3333, 4, 2, 8, 64, 32, kLinear, kNone, 1,
+         FeatureMap::kIdentity, ReadMode::kBefore},
+        {"cluster linear, 6 heads", 1, 9000, 6, 6, 6, 64, 64, kLinear, kNone},
         {"delta 64", 1, 2048, 4, 4, 4, 64, 64, kDelta, kNone},
         {"delta 128", 1, 777, 2, 2, 2, 128, 128, kDelta, kNone},
         {"delta 256", 1, 300, 2, 2, 2, 256, 256, kDelta, kNone},
@@ -499,9 +506,11 @@ int run_sanitize(const char* filter) {
   uint64_t seed = start_seed();
   for (Spec spec : random_specs()) {
     if (!matches(spec, filter)) continue;
-    spec.T = std::min<int64_t>(spec.T, spec.K > 128 ? 150 : 280);
-    if (spec.HV > 8) continue;
+    const bool cluster = std::strstr(spec.name, "cluster");
+    spec.T = std::min<int64_t>(spec.T, cluster ? 4500 : spec.K > 128 ? 150 : 280);
+    if (spec.HV > 8 && !cluster) continue;
     for (const DType io : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      if (cluster && io != DType::kBFloat16) continue;
       const Call call = make_call(spec, io, DType::kFloat32, seed += 100);
       const cudaError_t error = call.run();
       if (error != cudaSuccess) report.fail(call, cudaGetErrorString(error));
