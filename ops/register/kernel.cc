@@ -1,5 +1,6 @@
 #include "ops/register/kernel.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 #include <thread>
@@ -11,6 +12,8 @@ namespace {
 
 // KernelInfo_GetConfigEntries came with API 24.
 constexpr uint32_t kConfigEntriesVersion = 24;
+// So did GetTensorElementTypeAndShapeDataReference.
+constexpr uint32_t kShapeReferenceVersion = 24;
 constexpr const char* kThreadsConfigKey = "fla.intra_op_num_threads";
 
 OrtStatus* get_string(const OrtApi* api, const OrtKernelInfo* info, const char* name,
@@ -90,6 +93,13 @@ int thread_count(const OrtApi* api, const OrtKernelInfo* info, uint32_t api_vers
   return threads > 0 ? threads : 1;
 }
 
+bool same(const Signature& x, const Signature& y) {
+  return std::equal(std::begin(x.inputs), std::end(x.inputs), y.inputs, [](auto& a, auto& b) {
+    return a.present == b.present && a.type == b.type && a.rank == b.rank &&
+           std::equal(a.sizes, a.sizes + a.rank, b.sizes);
+  });
+}
+
 struct Host {
   const OrtApi* api;
   const OrtKernelContext* context;
@@ -145,6 +155,7 @@ Kernel::~Kernel() {
 }
 
 OrtStatus* Kernel::init(const OrtKernelInfo* info, uint32_t api_version) {
+  api_version_ = api_version;
   threads_ = thread_count(api_, info, api_version);
   if (backend_.provider) {
     FLA_RETURN_IF_ERROR(api_->KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator_));
@@ -153,16 +164,26 @@ OrtStatus* Kernel::init(const OrtKernelInfo* info, uint32_t api_version) {
 }
 
 OrtStatus* Kernel::compute(OrtKernelContext* context) const {
-  std::vector<TensorSpec> specs(table_.inputs.size);
-  Dims dims;
+  const OrtValue* inputs[kMaxInputs] = {};
+  size_t count = 0;
+  FLA_RETURN_IF_ERROR(api_->KernelContext_GetInputCount(context, &count));
+  for (size_t i = 0; i < count && i < static_cast<size_t>(table_.inputs.size); ++i) {
+    FLA_RETURN_IF_ERROR(api_->KernelContext_GetInput(context, i, &inputs[i]));
+  }
+  std::shared_ptr<const Checked> checked;
+  FLA_RETURN_IF_ERROR(check(inputs, &checked));
+
   Host host{api_, context, nullptr};
   Scratch scratch{api_, context, allocator_, {}};
-  Call call{attributes_, dims, specs, {}, {}, {}, {threads_, run_on_host, &host}, {}};
-  FLA_RETURN_IF_ERROR(read_inputs(context, &specs, call.input_data));
-  FLA_RETURN_IF_ERROR(invalid_argument(api_, check_presence(table_, attributes_, specs)));
-  FLA_RETURN_IF_ERROR(invalid_argument(api_, check_types(table_, specs)));
-  FLA_RETURN_IF_ERROR(invalid_argument(api_, solve_dims(table_, attributes_, specs, &dims)));
-  FLA_RETURN_IF_ERROR(make_outputs(context, &call));
+  Call call{attributes_, checked->dims, checked->inputs, {}, {}, {}, {threads_, run_on_host, &host},
+            {}};
+  for (int i = 0; i < table_.inputs.size; ++i) {
+    if (!inputs[i]) continue;
+    void* data = nullptr;
+    FLA_RETURN_IF_ERROR(api_->GetTensorMutableData(const_cast<OrtValue*>(inputs[i]), &data));
+    call.input_data[i] = data;
+  }
+  FLA_RETURN_IF_ERROR(make_outputs(context, *checked, &call));
   if (backend_.provider) {
     call.gpu = {nullptr, Scratch::take, &scratch};
     FLA_RETURN_IF_ERROR(api_->KernelContext_GetGPUComputeStream(context, &call.gpu.stream));
@@ -173,37 +194,78 @@ OrtStatus* Kernel::compute(OrtKernelContext* context) const {
   return api_->CreateStatus(ORT_FAIL, (std::string(table_.name) + ": " + problem).c_str());
 }
 
-OrtStatus* Kernel::read_inputs(const OrtKernelContext* context, std::vector<TensorSpec>* specs,
-                               const void** data) const {
-  size_t count = 0;
-  FLA_RETURN_IF_ERROR(api_->KernelContext_GetInputCount(context, &count));
-  for (size_t i = 0; i < count && i < specs->size(); ++i) {
-    const OrtValue* value = nullptr;
-    FLA_RETURN_IF_ERROR(api_->KernelContext_GetInput(context, i, &value));
-    if (!value) continue;
-    FLA_RETURN_IF_ERROR(read_spec(value, &(*specs)[i]));
-    void* bytes = nullptr;
-    FLA_RETURN_IF_ERROR(api_->GetTensorMutableData(const_cast<OrtValue*>(value), &bytes));
-    data[i] = bytes;
+OrtStatus* Kernel::check(const OrtValue* const* inputs,
+                         std::shared_ptr<const Checked>* checked) const {
+  Signature signature;
+  const bool has_signature = read_signature(inputs, &signature);
+  if (has_signature) {
+    *checked = std::atomic_load(&latest_);
+    if (*checked && same((*checked)->signature, signature)) return nullptr;
   }
+  auto fresh = std::make_shared<Checked>();
+  fresh->signature = signature;
+  fresh->inputs.resize(table_.inputs.size);
+  for (int i = 0; i < table_.inputs.size; ++i) {
+    if (inputs[i]) FLA_RETURN_IF_ERROR(read_spec(inputs[i], &fresh->inputs[i]));
+  }
+  FLA_RETURN_IF_ERROR(invalid_argument(api_, check_presence(table_, attributes_, fresh->inputs)));
+  FLA_RETURN_IF_ERROR(invalid_argument(api_, check_types(table_, fresh->inputs)));
+  FLA_RETURN_IF_ERROR(
+      invalid_argument(api_, solve_dims(table_, attributes_, fresh->inputs, &fresh->dims)));
+  for (int i = 0; i < table_.outputs.size; ++i) {
+    fresh->output_shapes[i] = output_shape(table_, i, fresh->dims);
+  }
+  *checked = fresh;
+  if (has_signature) std::atomic_store(&latest_, *checked);
   return nullptr;
 }
 
-OrtStatus* Kernel::make_outputs(OrtKernelContext* context, Call* call) const {
+bool Kernel::read_signature(const OrtValue* const* inputs, Signature* signature) const {
+  if (api_version_ < kShapeReferenceVersion) return false;
+  for (int i = 0; i < table_.inputs.size; ++i) {
+    if (!inputs[i]) continue;
+    Signature::Input& input = signature->inputs[i];
+    const int64_t* sizes = nullptr;
+    if (!succeeded(api_, api_->GetTensorElementTypeAndShapeDataReference(inputs[i], &input.type,
+                                                                         &sizes, &input.rank)) ||
+        input.rank > kMaxRank) {
+      return false;
+    }
+    input.present = true;
+    std::copy(sizes, sizes + input.rank, input.sizes);
+  }
+  return true;
+}
+
+OrtStatus* Kernel::make_outputs(OrtKernelContext* context, const Checked& checked,
+                                Call* call) const {
   size_t count = 0;
   FLA_RETURN_IF_ERROR(api_->KernelContext_GetOutputCount(context, &count));
   for (int i = 0; i < table_.outputs.size && static_cast<size_t>(i) < count; ++i) {
-    const std::vector<int64_t> shape = output_shape(table_, i, call->dims);
+    const std::vector<int64_t>& shape = checked.output_shapes[i];
     OrtValue* value = nullptr;
     FLA_RETURN_IF_ERROR(
         api_->KernelContext_GetOutput(context, i, shape.data(), shape.size(), &value));
     if (!value) continue;
-    TensorSpec spec;
-    FLA_RETURN_IF_ERROR(read_spec(value, &spec));
+    FLA_RETURN_IF_ERROR(read_dtype(value, &call->output_dtypes[i]));
     FLA_RETURN_IF_ERROR(api_->GetTensorMutableData(value, &call->output_data[i]));
-    call->output_dtypes[i] = spec.dtype;
   }
   return nullptr;
+}
+
+OrtStatus* Kernel::read_dtype(const OrtValue* value, DType* dtype) const {
+  if (api_version_ < kShapeReferenceVersion) {
+    TensorSpec spec;
+    FLA_RETURN_IF_ERROR(read_spec(value, &spec));
+    *dtype = spec.dtype;
+    return nullptr;
+  }
+  ONNXTensorElementDataType element;
+  const int64_t* sizes;
+  size_t rank;
+  FLA_RETURN_IF_ERROR(
+      api_->GetTensorElementTypeAndShapeDataReference(value, &element, &sizes, &rank));
+  return fla::read_dtype(api_, element, dtype);
 }
 
 OrtStatus* Kernel::read_spec(const OrtValue* value, TensorSpec* spec) const {

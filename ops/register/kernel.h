@@ -4,6 +4,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,25 @@ struct Backend {
   RunFn run;
 };
 
+// Element types and shapes of a call's inputs, as ONNX Runtime gives them.
+struct Signature {
+  struct Input {
+    bool present = false;
+    ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    size_t rank = 0;
+    int64_t sizes[kMaxRank] = {};
+  };
+  Input inputs[kMaxInputs];
+};
+
+// A call that passed its checks. Most calls have the shapes of the call before.
+struct Checked {
+  Signature signature;
+  std::vector<TensorSpec> inputs;
+  Dims dims;
+  std::vector<int64_t> output_shapes[kMaxOutputs];
+};
+
 class Kernel {
  public:
   Kernel(const OpTable& table, const Backend& backend, const OrtApi* api)
@@ -54,10 +74,14 @@ class Kernel {
   OrtStatus* compute(OrtKernelContext* context) const;
 
  private:
-  OrtStatus* read_inputs(const OrtKernelContext* context, std::vector<TensorSpec>* specs,
-                         const void** data) const;
-  OrtStatus* make_outputs(OrtKernelContext* context, Call* call) const;
+  // Fills in `checked` from the inputs, or takes what the call before left.
+  OrtStatus* check(const OrtValue* const* inputs, std::shared_ptr<const Checked>* checked) const;
+  // False where the runtime has no way to read a shape without allocating memory, or a shape is
+  // longer than any that an op takes.
+  bool read_signature(const OrtValue* const* inputs, Signature* signature) const;
+  OrtStatus* make_outputs(OrtKernelContext* context, const Checked& checked, Call* call) const;
   OrtStatus* read_spec(const OrtValue* value, TensorSpec* spec) const;
+  OrtStatus* read_dtype(const OrtValue* value, DType* dtype) const;
 
   const OpTable& table_;
   const Backend backend_;
@@ -65,6 +89,8 @@ class Kernel {
   OrtAllocator* allocator_ = nullptr;  // of device memory; GPU kernels only
   Attributes attributes_;
   int threads_ = 1;
+  uint32_t api_version_ = 0;
+  mutable std::shared_ptr<const Checked> latest_;  // read and replaced atomically: runs may overlap
 };
 
 }  // namespace fla

@@ -24,19 +24,23 @@ ONNXTensorElementDataType element_type(DType dtype) {
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
+OrtStatus* read_dtype(const OrtApi* api, ONNXTensorElementDataType element, DType* dtype) {
+  for (const auto& pair : kElementTypes) {
+    if (pair.element != element) continue;
+    *dtype = pair.dtype;
+    return nullptr;
+  }
+  return api->CreateStatus(ORT_INVALID_ARGUMENT, "com.fla: unsupported tensor element type");
+}
+
 OrtStatus* read_type_and_shape(const OrtApi* api, const OrtTensorTypeAndShapeInfo* info,
                                TensorSpec* spec) {
   ONNXTensorElementDataType element;
   FLA_RETURN_IF_ERROR(api->GetTensorElementType(info, &element));
-  const auto found = std::find_if(std::begin(kElementTypes), std::end(kElementTypes),
-                                  [element](const auto& pair) { return pair.element == element; });
-  if (found == std::end(kElementTypes)) {
-    return api->CreateStatus(ORT_INVALID_ARGUMENT, "com.fla: unsupported tensor element type");
-  }
+  FLA_RETURN_IF_ERROR(read_dtype(api, element, &spec->dtype));
   size_t rank = 0;
   FLA_RETURN_IF_ERROR(api->GetDimensionsCount(info, &rank));
   spec->present = true;
-  spec->dtype = found->dtype;
   spec->shape.resize(rank);
   FLA_RETURN_IF_ERROR(api->GetDimensions(info, spec->shape.data(), rank));
   for (int64_t& size : spec->shape) size = std::max(size, kUnknown);

@@ -29,9 +29,10 @@ inline bool succeeded(const OrtApi* api, OrtStatus* status) {
 }
 
 ONNXTensorElementDataType element_type(DType dtype);
+// Fails for element types that no op here takes.
+OrtStatus* read_dtype(const OrtApi* api, ONNXTensorElementDataType element, DType* dtype);
 
-// Fills in dtype and shape; unknown sizes become kUnknown. Fails for element types that no op here
-// takes.
+// Fills in dtype and shape; unknown sizes become kUnknown. Fails as read_dtype does.
 OrtStatus* read_type_and_shape(const OrtApi* api, const OrtTensorTypeAndShapeInfo* info,
                                TensorSpec* spec);
 
