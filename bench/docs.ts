@@ -2,6 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { ROOT } from '../test/support/models.js';
+import { plot } from './plot.js';
 import { median, RESULTS, type ResultFile, type Row } from './results.js';
 
 const number = (n: number | null, digits = 3) =>
@@ -43,7 +44,18 @@ function summary(rows: readonly Row[]): string {
   return `Ratio (peer time over ours): lowest ${number(Math.min(...ratios))}, median ${number(median(ratios))}, highest ${number(Math.max(...ratios))}; slower than the peer in ${slower} of ${ratios.length} rows.`;
 }
 
-function section(file: ResultFile): string {
+function errors(file: ResultFile): string {
+  if (!file.errors) return '';
+  const lines = Object.entries(file.errors).map(
+    ([op, { ours, peer }]) => `| ${op} | ${ours.toExponential(2)} | ${peer.toExponential(2)} |`,
+  );
+  return [
+    'Relative errors against float64 on the same inputs (1 x 16384 x 8 x 64, bfloat16):',
+    ['| op | ours | flash-linear-attention |', '| --- | --- | --- |', ...lines].join('\n'),
+  ].join('\n\n');
+}
+
+async function section(file: ResultFile): Promise<string> {
   const peers = [...new Set(file.rows.map((r) => r.peer))];
   const versions = Object.entries(file.versions).map(([k, v]) => `${k} ${v}`);
   const parts = [
@@ -51,6 +63,9 @@ function section(file: ResultFile): string {
     file.about,
     `Measured ${file.date} at commit ${file.commit} with ${versions.join(', ')}; copy bandwidth in the same run ${number(file.copy_bytes_per_second / 1e9)} GB/s.`,
   ];
+  const image = await plot(file);
+  if (image) parts.push(`![Time against length](${image})`);
+  parts.push(errors(file));
   for (const peer of peers) {
     const rows = file.rows.filter((r) => r.peer === peer);
     parts.push(`### Against ${peer}`, summary(rows), table(rows));
@@ -67,6 +82,6 @@ const text = [
   '# Benchmarks',
   '<!-- Made by `npm run bench:docs` from bench/results; do not edit. -->',
   'A ratio compares two times of one run on one machine; numbers of different machines do not compare. `of copy` is the bandwidth reached over the bandwidth of a plain copy in the same run.',
-  ...files.map(section),
+  ...(await Promise.all(files.map(section))),
 ].join('\n\n');
 fs.writeFileSync(path.join(ROOT, 'docs/benchmarks.md'), `${text}\n`);

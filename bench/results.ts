@@ -46,6 +46,8 @@ export interface ResultFile {
   /** Names and versions of everything that took part. */
   versions: Record<string, string>;
   copy_bytes_per_second: number;
+  /** Relative errors against float64 of ours and the peer's, on the same inputs, where they were compared. */
+  errors?: Record<string, { ours: number; peer: number }>;
   rows: Row[];
 }
 

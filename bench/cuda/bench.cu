@@ -1,6 +1,7 @@
 // Times LinearAttention on a CUDA device: one JSON line per row.
 //   bench [filter] [seconds]     only rows whose "op BxTxHxD" contains filter; stops starting rows
 //   after `seconds`
+//   bench export <folder>     inputs of 16K tokens, the float64 result and our error, for peers.py
 // Inputs are random and rotate among several sets, so that nothing stays in the L2 cache between
 // calls. `ms` is the median over single calls timed with events, `graph_ms` a graph of calls
 // replayed, per call. `bytes` counts every input once and every output once; `of_copy` is bytes /
@@ -10,6 +11,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "cuda/linear_attention_kernels.h"
 #include "test/cuda/support.cuh"
 
 namespace fla_test {
@@ -25,10 +27,12 @@ struct Op {
   DecayKind decay;
   float gate;  // decay = gate * log sigmoid(N(0,1)), as FLA's own benchmark draws it
   DType decay_type;
+  bool clusters = true;  // false: two passes over the inputs, where one by clusters would do
 };
 
 const Op kOps[] = {
     {"linear", UpdateRule::kLinear, DecayKind::kNone, 0, DType::kFloat32},
+    {"linear(two passes)", UpdateRule::kLinear, DecayKind::kNone, 0, DType::kFloat32, false},
     {"gated", UpdateRule::kGated, DecayKind::kPerHead, 1, DType::kFloat32},
     {"gated(slow)", UpdateRule::kGated, DecayKind::kPerHead, 1e-4f, DType::kFloat32},
     {"gla", UpdateRule::kGated, DecayKind::kPerKey, 0.25f, DType::kBFloat16},
@@ -53,6 +57,8 @@ Call make_call(const Op& op, const Shape& s, DType io, uint64_t seed) {
   p.rule = op.rule;
   p.decay_kind = op.decay;
   p.io = io;
+  // float16 decoding is how ONNX models do it: the state has the type of the rest.
+  p.state = io == DType::kFloat16 && s.T == 1 ? io : DType::kFloat32;
   p.decay_dtype = op.decay_type == DType::kFloat32 ? DType::kFloat32 : io;
   p.beta_dtype = io;
   const bool delta = op.rule == UpdateRule::kDelta || op.rule == UpdateRule::kGatedDelta;
@@ -74,8 +80,8 @@ Call make_call(const Op& op, const Shape& s, DType io, uint64_t seed) {
     fill(call.beta, io, Fill::kUniform, 0, 1, 1, ++seed);
   }
   if (s.has_past) {
-    call.past_state = Buffer(s.B * s.H * s.D * s.D * 4);
-    fill(call.past_state, DType::kFloat32, Fill::kNormal, 1, 0, 1, ++seed);
+    call.past_state = Buffer(s.B * s.H * s.D * s.D * fla::cuda::size_of(p.state));
+    fill(call.past_state, p.state, Fill::kNormal, 1, 0, 1, ++seed);
   }
   call.allocate_outputs();
   return call;
@@ -117,6 +123,7 @@ double copy_bandwidth(cudaStream_t stream) {
 }
 
 void run_row(const Op& op, const Shape& shape, DType io, double bandwidth, cudaStream_t stream) {
+  fla::cuda::clusters_enabled = op.clusters;
   std::vector<Call> sets;
   sets.push_back(make_call(op, shape, io, 1));
   const auto bytes_of = [](const Call& c) {
@@ -171,6 +178,48 @@ void run_row(const Op& op, const Shape& shape, DType io, double bandwidth, cudaS
   std::fflush(stdout);
 }
 
+void write_file(const std::string& path, const Buffer& buffer) {
+  std::vector<unsigned char> host(buffer.size());
+  CHECK(cudaMemcpy(host.data(), buffer.get(), buffer.size(), cudaMemcpyDeviceToHost));
+  std::FILE* file = std::fopen(path.c_str(), "wb");
+  const bool written =
+      file && std::fwrite(host.data(), 1, host.size(), file) == host.size() && !std::fclose(file);
+  if (written) return;
+  std::fprintf(stderr, "cannot write %s\n", path.c_str());
+  std::exit(1);
+}
+
+int run_export(const std::string& folder) {
+  const Shape shape = {1, 16384, 8, 64, false};
+  for (const Op& op : kOps) {
+    if (std::strchr(op.name, '(')) continue;
+    const Call call = make_call(op, shape, DType::kBFloat16, 7);
+    const Sizes sizes = sizes_of(call.params);
+    const Buffer expected(sizes.output * 8);
+    CHECK(call.run());
+    run_reference(call.params, static_cast<double*>(expected.get()), nullptr);
+    const double error = relative_error(call.output.get(), call.params.io,
+                                        static_cast<double*>(expected.get()), sizes.output);
+    const std::string path = folder + "/" + op.name + ".";
+    write_file(path + "query", call.query);
+    write_file(path + "key", call.key);
+    write_file(path + "value", call.value);
+    if (call.decay.size()) write_file(path + "decay", call.decay);
+    if (call.beta.size()) write_file(path + "beta", call.beta);
+    write_file(path + "expected", expected);
+    std::FILE* file = std::fopen((path + "json").c_str(), "w");
+    if (!file) return 1;
+    std::fprintf(file,
+                 "{\"op\":\"%s\",\"B\":%lld,\"T\":%lld,\"H\":%lld,\"D\":%lld,"
+                 "\"decay_type\":\"%s\",\"ours\":%.6e}\n",
+                 op.name, static_cast<long long>(shape.B), static_cast<long long>(shape.T),
+                 static_cast<long long>(shape.H), static_cast<long long>(shape.D),
+                 op.decay_type == DType::kFloat32 ? "f32" : "bf16", error);
+    std::fclose(file);
+  }
+  return 0;
+}
+
 int run(const char* filter, double seconds) {
   const auto start = std::chrono::steady_clock::now();
   cudaDeviceProp device;
@@ -194,6 +243,8 @@ int run(const char* filter, double seconds) {
                       static_cast<long long>(shape.T), static_cast<long long>(shape.H),
                       static_cast<long long>(shape.D));
         if (filter && !std::strstr(name, filter)) continue;
+        const bool wanted = io == DType::kBFloat16 || shape.T == 65536 || shape.T == 1;
+        if (!filter && !wanted) continue;
         const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
         if (spent.count() > seconds) continue;
         run_row(op, shape, io, bandwidth, stream);
@@ -207,6 +258,7 @@ int run(const char* filter, double seconds) {
 }  // namespace fla_test
 
 int main(int argc, char** argv) {
+  if (argc > 2 && !std::strcmp(argv[1], "export")) return fla_test::run_export(argv[2]);
   return fla_test::run(argc > 1 && argv[1][0] ? argv[1] : nullptr,
                        argc > 2 ? std::atof(argv[2]) : 1e9);
 }

@@ -1,30 +1,22 @@
 /**
- * LinearAttention on a GPU through ONNX Runtime and the Node backend, tensors on the device, each peer in the same run:
+ * LinearAttention on a GPU through ONNX Runtime, tensors on the device, each peer in the same run:
  *
- * - the operator alone, against com.microsoft.LinearAttention
- * - the rewritten test language model: prefill of 128K tokens and decoding, against the same file without the operator
- *   library (its bodies call com.microsoft.LinearAttention) and against the softmax model that it was made from
- *
- *   npm run build:cuda && node dist/bench/cuda/ort.js [--quick] [--out <folder>]
+ * - the operator alone, against com.microsoft.LinearAttention, without a language binding in between (ort_op.cc)
+ * - the rewritten test language model through the Node backend: prefill of 128K tokens and decoding, against the same file
+ *   without the operator library (its bodies call com.microsoft.LinearAttention) and against the softmax model that it was
+ *   made from
  */
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
 import { loadModel, rewriteModel, saveModel } from '../../exporter/index.js';
 import { buildModel, makeNode, modelBytes, type ValueSpec } from '../../exporter/ir/index.js';
-import {
-  FlaSession,
-  type NativeTensor,
-  nativeInfo,
-  StatefulSession,
-} from '../../runtime/node/index.js';
+import { ortLibrary } from '../../runtime/node/addon.js';
+import { FlaSession, nativeInfo, StatefulSession } from '../../runtime/node/index.js';
 import { TINYLM } from '../../test/support/models.js';
-import { commit, median, type ResultFile, type Row, writeResults } from '../results.js';
+import { commit, median, type ResultFile, type Row } from '../results.js';
 
-const { values: flags } = parseArgs({
-  options: { quick: { type: 'boolean', default: false }, out: { type: 'string' } },
-});
 const device = { name: 'fla', device: 'cuda' } as const;
 /** ONNX Runtime warns that nodes which compute with shapes are on the CPU. */
 const quiet = { logSeverityLevel: 3 } as const;
@@ -44,6 +36,15 @@ async function time(run: () => Promise<unknown>): Promise<number> {
   const end = performance.now() + 500;
   while (samples.length < 5 || performance.now() < end) samples.push(await step());
   return median(samples);
+}
+
+/** The latest row, for whoever waits. */
+function progress(): void {
+  const row = rows.at(-1)!;
+  const ms = (n: number | null) => n?.toPrecision(3);
+  process.stderr.write(
+    `${row.op} ${row.B}x${row.T}x${row.H}x${row.K}, ${row.mode}: ${ms(row.ms)} ms, ${row.peer} ${ms(row.peer_ms)} ms\n`,
+  );
 }
 
 // ---- copy bandwidth ----
@@ -112,76 +113,49 @@ function operatorModel(domain: Domain, { rule, B, T, H, d }: Shape): Uint8Array 
   );
 }
 
-/** float16 bits of numbers in [2^(e-15), 2^(e-14)), either sign unless `negative` says which. */
-function halves(length: number, e: number, negative?: boolean): Uint16Array {
-  let seed = length;
-  return Uint16Array.from({ length }, () => {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
-    const sign = negative === undefined ? seed & 0x8000 : negative ? 0x8000 : 0;
-    return sign | (e << 10) | ((seed >>> 20) & 0x3ff);
-  });
-}
-
-/** Keys shorter than 1, so that the delta rules stay bounded; decays about -0.05, betas about 0.4. */
-function contents(name: string, size: number): Uint16Array {
-  if (name === 'decay') return halves(size, 10, true);
-  if (name === 'beta') return halves(size, 13, false);
-  return halves(size, name === 'key' ? 11 : 13);
-}
-
-async function operatorTime(domain: Domain, shape: Shape, graph: boolean): Promise<number> {
-  const session = await FlaSession.create(operatorModel(domain, shape), {
-    executionProviders: [{ ...device, cuda: { enable_cuda_graph: graph } }],
-    ...quiet,
-  });
-  const tensors: Record<string, NativeTensor> = {};
-  for (const { name, type, shape: dims } of [...session.inputs, ...session.outputs]) {
-    const tensor = session.zeros(type!, dims as number[]);
-    if (session.inputNames.includes(name)) tensor.assign(contents(name, tensor.size));
-    tensors[name] = tensor;
-  }
-  const pick = (names: readonly string[]) =>
-    Object.fromEntries(names.map((name) => [name, tensors[name]]));
-  const run = () => session.run(pick(session.inputNames), pick(session.outputNames));
-  const ms = await time(run);
-  for (const tensor of Object.values(tensors)) tensor.dispose();
-  await session.dispose();
-  return ms;
-}
-
-async function operators(copy: number): Promise<void> {
+function operators(program: string, copy: number): void {
+  const { library: operatorLibrary } = nativeInfo();
   const rules = ['linear', 'gated', 'delta', 'gated_delta'];
   const shapes: Shape[] = [
     ...rules.map((rule) => ({ rule, B: 1, T: 65536, H: 8, d: 64 })),
     ...rules.map((rule) => ({ rule, B: 1, T: 1, H: 32, d: 128 })),
-    { rule: 'gated_delta', B: 64, T: 1, H: 32, d: 128 },
+    ...['linear', 'gated_delta'].map((rule) => ({ rule, B: 64, T: 1, H: 32, d: 128 })),
   ];
-  for (const shape of flags.quick ? shapes.slice(0, 1) : shapes) {
+  const time = (domain: Domain, shape: Shape) => {
+    const file = path.join(folder, 'op.onnx');
+    fs.writeFileSync(file, operatorModel(domain, shape));
+    const library = domain === 'com.fla' ? [operatorLibrary] : [];
+    const args = [ortLibrary(), file, '500', ...library];
+    const text = execFileSync(program, args, { encoding: 'utf8' });
+    return JSON.parse(text) as { ms: number; chained_ms: number };
+  };
+  for (const shape of shapes) {
     const { rule, B, T, H, d } = shape;
-    const peer_ms = await operatorTime('com.microsoft', shape, false);
-    for (const graph of [false, true]) {
-      const ms = await operatorTime('com.fla', shape, graph);
-      const gates = (rule.startsWith('gated') ? 1 : 0) + (rule.endsWith('delta') ? 1 : 0);
-      const bytes = 2 * (B * T * H * (4 * d + gates) + 2 * B * H * d * d);
-      rows.push({
-        op: rule,
-        B,
-        T,
-        H,
-        K: d,
-        V: d,
-        dtype: 'float16',
-        mode: `${T === 1 ? 'decode' : 'prefill'} through ORT${graph ? ', CUDA graph' : ''}`,
-        ms,
-        peer: 'com.microsoft.LinearAttention',
-        peer_ms,
-        ratio: peer_ms / ms,
-        bytes,
-        fraction_of_copy: bytes / (ms / 1000) / copy,
-        workspace_bytes: null,
-      });
-      console.log(JSON.stringify(rows.at(-1)));
-    }
+    const theirs = time('com.microsoft', shape);
+    const ours = time('com.fla', shape);
+    const gates = (rule.startsWith('gated') ? 1 : 0) + (rule.endsWith('delta') ? 1 : 0);
+    const bytes = 2 * (B * T * H * (4 * d + gates) + 2 * B * H * d * d);
+    const entry = (mode: string, ms: number, peer_ms: number): Row => ({
+      op: rule,
+      B,
+      T,
+      H,
+      K: d,
+      V: d,
+      dtype: 'float16',
+      mode,
+      ms,
+      peer: 'com.microsoft.LinearAttention',
+      peer_ms,
+      ratio: peer_ms / ms,
+      bytes,
+      fraction_of_copy: bytes / (ms / 1000) / copy,
+      workspace_bytes: null,
+    });
+    const mode = `${T === 1 ? 'decode' : 'prefill'} through ORT`;
+    rows.push(entry(mode, ours.ms, theirs.ms));
+    rows.push(entry(`${mode}, runs back to back`, ours.chained_ms, theirs.chained_ms));
+    progress();
   }
 }
 
@@ -201,7 +175,7 @@ interface Timing {
   decode: number;
 }
 
-/** Prefill of `tokens` tokens (median of three, after one to warm up) and then single steps, on one session. */
+/** Prefill of `tokens` tokens (median of up to three, after one to warm up) and then single steps, on one session. */
 async function languageModel(
   { file, library, chunk }: Contestant,
   tokens: number,
@@ -212,7 +186,8 @@ async function languageModel(
   });
   const ids = BigInt64Array.from({ length: tokens }, (_, i) => BigInt((i * 7919 + 11) % 2048));
   const prefills: number[] = [];
-  for (let run = 0; run < 4; run++) {
+  const enough = performance.now() + 4000;
+  for (let run = 0; run < 4 && (run < 2 || performance.now() < enough); run++) {
     await session.reset();
     const start = performance.now();
     await session.prefill(ids, { chunk });
@@ -229,7 +204,7 @@ async function languageModel(
 }
 
 async function languageModels(copy: number): Promise<void> {
-  const tokens = flags.quick ? 8192 : 131072;
+  const tokens = 131072;
   for (const variant of ['linear', 'retention', 'gated-delta'] as const) {
     const file = path.join(folder, `${variant}.onnx`);
     const model = loadModel(TINYLM.modelKv);
@@ -290,32 +265,28 @@ function modelRow(
     workspace_bytes: null,
     note: theirs instanceof Error ? theirs.message.slice(0, 200) : note,
   });
-  console.log(JSON.stringify(rows.at(-1)));
+  progress();
 }
 
-const info = nativeInfo();
-const copy = await copyBandwidth();
-console.log(`copy ${(copy / 1e12).toFixed(2)} TB/s`);
-await languageModels(copy);
-await operators(copy);
-fs.rmSync(folder, { recursive: true });
-const result: ResultFile = {
-  name: 'cuda-ort',
-  about:
-    'Through ONNX Runtime and the Node backend, tensors on the GPU; wall-clock time of a run until the GPU is done, JavaScript included, medians. ' +
-    'Copy bandwidth: Identity, from one tensor of 2 GiB to another.',
-  machine: process.env.FLA_MACHINE ?? 'gpu',
-  device: process.env.FLA_GPU ?? 'CUDA device 0',
-  date: new Date().toISOString().slice(0, 10),
-  commit: process.env.FLA_COMMIT ?? commit(),
-  versions: { 'onnx-fla': String(info.ops.version), onnxruntime: info.runtime.version },
-  copy_bytes_per_second: copy,
-  rows,
-};
-if (flags.out) {
-  fs.mkdirSync(flags.out, { recursive: true });
-  fs.writeFileSync(path.join(flags.out, 'cuda-ort.json'), JSON.stringify(result, null, 2));
-} else {
-  console.log(writeResults(result));
+/** @param program ort_op, built */
+export async function benchOrt(program: string): Promise<ResultFile> {
+  const info = nativeInfo();
+  const copy = await copyBandwidth();
+  operators(program, copy);
+  await languageModels(copy);
+  fs.rmSync(folder, { recursive: true });
+  return {
+    name: 'cuda-ort',
+    about:
+      'Through ONNX Runtime, tensors on the GPU. The operator alone: C API with bound tensors, from the call until the GPU is done (medians), and back to back without waiting in between. ' +
+      'The language model: Node backend, JavaScript included; prefill is the median of three (fewer where they take seconds) after one to warm up, decode that of 200 single tokens. ' +
+      'Copy bandwidth: Identity, from one tensor of 2 GiB to another.',
+    machine: process.env.FLA_MACHINE ?? 'gpu',
+    device: process.env.FLA_GPU ?? 'CUDA device 0',
+    date: new Date().toISOString().slice(0, 10),
+    commit: process.env.FLA_COMMIT ?? commit(),
+    versions: { 'onnx-fla': String(info.ops.version), onnxruntime: info.runtime.version },
+    copy_bytes_per_second: copy,
+    rows,
+  };
 }
-process.exit(0);
