@@ -1,6 +1,5 @@
 import { Tensor } from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
-import { load, type NativeValue } from './addon.js';
 import {
   arrayOver,
   type DType,
@@ -8,7 +7,8 @@ import {
   dtypeName,
   isNumeric,
   type NumericArray,
-} from './dtypes.js';
+} from '../common/dtypes.js';
+import { load, type NativeValue } from './addon.js';
 import { toFlaError } from './errors.js';
 
 /** Where a tensor's bytes are; the names are those of `ort.Tensor`. */
