@@ -8,8 +8,8 @@ import {
   isNumeric,
   type NumericArray,
 } from '../common/dtypes.js';
+import { toFlaError } from '../common/errors.js';
 import { load, type NativeValue } from './addon.js';
-import { toFlaError } from './errors.js';
 
 /** Where a tensor's bytes are; the names are those of `ort.Tensor`. */
 export type Location = 'cpu' | 'gpu-buffer';

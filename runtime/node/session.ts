@@ -8,6 +8,7 @@ import {
   isNumeric,
   type NumericArray,
 } from '../common/dtypes.js';
+import { cleanMessage, toFlaError } from '../common/errors.js';
 import { checkTensor, showShape as show, type ValueInfo } from '../common/values.js';
 import {
   type ArrayOutput,
@@ -19,7 +20,6 @@ import {
   type NativeValueInfo,
   type TensorView,
 } from './addon.js';
-import { cleanMessage, toFlaError } from './errors.js';
 import { NativeTensor } from './native_tensor.js';
 import {
   cudaError,
