@@ -14,7 +14,9 @@ test('a model runs in onnxruntime-web, and what runs it is told once', async () 
   const info = vi.spyOn(console, 'info').mockImplementation(() => {});
   const first = await ort.InferenceSession.create(binaryModel('Add', 'float32'), options);
   const second = await ort.InferenceSession.create(cumulativeModel(), options);
-  expect(info.mock.calls).toEqual([[expect.stringContaining('WebGPU is not used, as there is no navigator.gpu')]]);
+  expect(info.mock.calls).toEqual([
+    [expect.stringContaining('WebGPU is not used, as there is no navigator.gpu')],
+  ]);
   info.mockRestore();
 
   const x = floats([1, 2, 3, 4], [1, 4]);
