@@ -25,7 +25,7 @@ function installChromium() {
     const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
     return spawnSync('apt-get', args, { stdio: 'inherit', env, timeout: 600_000 }).status === 0;
   };
-  const install = () => apt('install', '-y', '--no-install-recommends', 'chromium');
+  const install = () => apt('install', '-y', 'chromium');
   console.log('npm test: there is no Chromium, which tests in the browser need; it is installed:');
   return install() || (apt('update') && install());
 }

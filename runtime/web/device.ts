@@ -191,9 +191,8 @@ export class Gpu {
   }
 }
 
-let shared: Promise<Gpu | string> | undefined;
-
-async function request(): Promise<Gpu | string> {
+/** A device with what the adapter has, or the reason why there is none. */
+async function request(): Promise<GPUDevice | string> {
   const gpu = (globalThis.navigator as Navigator | undefined)?.gpu;
   if (!gpu) return 'there is no navigator.gpu';
   const { adapter: chosen, powerPreference, forceFallbackAdapter } = ort().env.webgpu;
@@ -207,16 +206,29 @@ async function request(): Promise<Gpu | string> {
   const requiredFeatures = FEATURES.filter((feature) => adapter.features.has(feature));
   const requiredLimits = Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]]));
   try {
-    return Gpu.of(await adapter.requestDevice({ requiredFeatures, requiredLimits }));
+    return await adapter.requestDevice({ requiredFeatures, requiredLimits });
   } catch (error) {
     return `the adapter gives no device: ${(error as Error).message}`;
   }
 }
 
+/**
+ * A device as sessions make it for themselves, with the features and limits that the adapter has; undefined where there is no WebGPU. For
+ * sessions that are not to share one, and for work of the caller's own.
+ */
+export async function requestDevice(): Promise<GPUDevice | undefined> {
+  const device = await request();
+  return typeof device === 'string' ? undefined : device;
+}
+
+let shared: Promise<GPUDevice | string> | undefined;
+
 /** The device that sessions share unless they are given one; a lost one is replaced. Or the reason why there is none. */
 export async function defaultGpu(): Promise<Gpu | string> {
-  const gpu = await (shared ??= request());
-  if (typeof gpu !== 'string' && !gpu.isLost) return gpu;
-  shared = undefined;
-  return typeof gpu === 'string' ? gpu : (shared = request());
+  const wasAsked = shared !== undefined;
+  const device = await (shared ??= request());
+  const isThere = typeof device !== 'string' && !Gpu.of(device).isLost;
+  // Asked again: a lost device is replaced, and an adapter may have come.
+  const best = isThere || !wasAsked ? device : await (shared = request());
+  return typeof best === 'string' ? best : Gpu.of(best);
 }

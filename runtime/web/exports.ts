@@ -5,6 +5,7 @@ export type { TokenList, Tokens } from '../common/feeds.js';
 export type { StatePair } from '../common/state.js';
 export type { Outputs, StateSnapshot, StepOptions } from '../common/stateful.js';
 export type { ValueInfo } from '../common/values.js';
+export { requestDevice } from './device.js';
 export { DeviceTensor } from './device_tensor.js';
 export { type GpuMemory, watchMemory } from './memory.js';
 export type { FlaExecutionProviderOption, SessionOptions } from './options.js';
