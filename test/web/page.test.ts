@@ -148,7 +148,7 @@ describeInBrowser('the page', () => {
     await page.locator('#facts dl').waitFor();
     const facts = (await page.locator('#facts').textContent())!;
     expect(facts).toContain('989 nodes, opset 16');
-    console.log(`page: the sample is understood in ${/Understood in(.*)$/.exec(facts)![1]}`);
+    console.log(`page: the sample is read in ${/Read in(.*)$/.exec(facts)![1]}`);
     expect(await page.locator('#attention tbody tr').allTextContents()).toEqual(
       [0, 1, 2, 3].map((i) => `${i}causal + padding4/2 × 64yes/m/layers.${i}/self_attn/Softmax`),
     );
@@ -203,6 +203,8 @@ describeInBrowser('the page', () => {
     await button('write').click();
     await page.locator('#write button.primary', { hasText: 'Write' }).waitFor();
     expect(await page.locator('#write .error').isVisible()).toBe(false);
+    for (const status of await page.locator('#write .status').allTextContents())
+      expect(status).toMatch(/^Stopped/);
   });
 
   it('measures what length costs, and draws it as it goes', async () => {

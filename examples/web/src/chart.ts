@@ -17,6 +17,7 @@ export class LengthChart {
     rewritten: new Map(),
   };
   #uplot: uPlot | undefined;
+  #longest = 0;
 
   constructor(
     readonly title: string,
@@ -43,7 +44,9 @@ export class LengthChart {
     document.addEventListener('theme', () => this.#draw());
   }
 
-  clear(): void {
+  /** An empty chart for texts up to `longest` tokens. */
+  clear(longest: number): void {
+    this.#longest = longest;
     for (const side of SIDES) {
       this.#values[side].clear();
       this.#latest[side].textContent = '';
@@ -100,7 +103,7 @@ export class LengthChart {
         legend: { show: false },
         cursor: { show: false },
         scales: {
-          x: { time: false, range: (_, min, max) => [0, Math.max(max ?? 0, min ?? 0, 512)] },
+          x: { time: false, range: () => [0, this.#longest] },
           y: { range: (_, __, max) => [0, (max ?? 1) * 1.12 || 1] },
         },
         axes: [

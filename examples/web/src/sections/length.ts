@@ -38,6 +38,12 @@ export class LengthSection {
       time: new LengthChart('Next token', duration, { size: 1, name: 'ms' }),
       memory: new LengthChart('GPU memory', bytes, { size: 2 ** 20, name: 'MiB' }),
     };
+    const area = h(
+      'div',
+      { className: 'charts', hidden: true },
+      charts.time.element,
+      charts.memory.element,
+    );
     const rows = h('tbody');
     const details = h(
       'details',
@@ -76,7 +82,8 @@ export class LengthSection {
     };
     const done = h('p', { className: 'result', hidden: true, attributes: { role: 'status' } });
     const task = new Task('Measure', async (signal) => {
-      for (const chart of Object.values(charts)) chart.clear();
+      area.hidden = false;
+      for (const chart of Object.values(charts)) chart.clear(Number(longest.value));
       rows.replaceChildren();
       done.hidden = true;
       const last: Partial<Record<Side, LengthPoint>> = {};
@@ -105,7 +112,7 @@ export class LengthSection {
       h('div', { className: 'actions' }, task.button),
       progress.element,
       task.error,
-      h('div', { className: 'charts' }, charts.time.element, charts.memory.element),
+      area,
       done,
       details,
     );

@@ -92,8 +92,8 @@ export class ModelSection {
       ['Kind', MEMORY[facts.kind]],
     ];
     if (facts.kind !== 'other')
-      entries.push(['Tokenizer', facts.tokenizer ? 'there' : 'none: prompts are token ids']);
-    entries.push(['Understood in', duration(facts.ms)]);
+      entries.push(['Tokenizer', facts.tokenizer ? 'found' : 'none: prompts are token ids']);
+    entries.push(['Read in', duration(facts.ms)]);
     const list = h('dl', { className: 'facts' });
     for (const [term, text] of entries)
       list.append(h('div', {}, h('dt', {}, term), h('dd', {}, text)));

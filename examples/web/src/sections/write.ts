@@ -21,6 +21,7 @@ class Panel {
   readonly #text = h('span');
   readonly #output: HTMLElement;
   readonly #numbers = h('dl', { className: 'numbers' });
+  #last: GenerateEvent | undefined;
 
   constructor(
     readonly side: Side,
@@ -56,8 +57,15 @@ class Panel {
     this.#prompt.textContent = prompt;
     this.#text.textContent = '';
     this.#status.textContent = '';
+    this.#last = undefined;
     this.#numbers.replaceChildren();
     this.element.classList.toggle('blank', prompt === '');
+  }
+
+  set status(text: string) {
+    const tokens = this.#last?.tokens ?? 0;
+    const count = tokens === 1 ? '1 token' : `${tokens} tokens`;
+    this.#status.textContent = tokens > 0 ? `${text}, ${count}` : text;
   }
 
   show(event: GenerateEvent): void {
@@ -65,8 +73,8 @@ class Panel {
       this.#output.scrollTop + this.#output.clientHeight >= this.#output.scrollHeight - 24;
     if (event.text) this.#text.append(event.text);
     if (atEnd) this.#output.scrollTop = this.#output.scrollHeight;
-    this.#status.textContent =
-      event.tokens > 0 ? `${event.status}, ${event.tokens} tokens` : event.status;
+    this.#last = event;
+    this.status = event.status;
     const entries: [string, string][] = [
       [
         'Prompt',
@@ -126,10 +134,15 @@ export class WriteSection {
         seed: seed.valueAsNumber,
       };
       for (const panel of Object.values(panels)) panel.reset(request.prompt);
-      await call('generate', request, {
-        signal,
-        onEvent: (event) => panels[event.side].show(event),
-      });
+      try {
+        await call('generate', request, {
+          signal,
+          onEvent: (event) => panels[event.side].show(event),
+        });
+      } catch (error) {
+        for (const panel of Object.values(panels)) panel.status = 'Stopped';
+        throw error;
+      }
     });
     const inputs = [tokens, temperature, seed];
     for (const input of inputs)
