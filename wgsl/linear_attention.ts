@@ -36,6 +36,8 @@ export interface LinearAttentionCall extends CheckedCall<typeof linearAttention>
 }
 
 export const CHUNK = 64;
+/** Tiles of 8 x 8 pairs at or below the diagonal of a chunk. */
+const TILES = 36;
 /** Up to this many tokens go token by token. */
 const DECODE_TOKENS = 8;
 const DECODE_KEYS = 256;
@@ -337,8 +339,7 @@ class Planner {
       ks: this.keyed ? CHUNK * HV * KQ : 0,
       blocks: this.keyed ? 24 * HV * KQ : 0,
       scores: this.attributes.causal ? 1024 * Math.max(HO, this.delta ? HV : 0) : 0,
-      w: this.delta ? CHUNK * HV * KQ : 0,
-      u: this.delta ? CHUNK * HV * VQ : 0,
+      wu: this.delta ? CHUNK * HV * (KQ + VQ) : 0,
       states: HV * state,
     };
     return Object.fromEntries(Object.entries(quads).map(([name, n]) => [name, n * QUAD]));
@@ -649,7 +650,7 @@ class Planner {
         this.keyed ? this.take('blocks', piece) : this.gated ? this.take('totals', piece) : 'none',
         scores,
       ],
-      [piece.chunks, heads, piece.rows],
+      [ceilDiv(piece.chunks * TILES, 64), heads, piece.rows],
     );
   }
 
@@ -807,10 +808,9 @@ class Planner {
         this.take('gates', piece),
         this.keyed ? this.take('blocks', piece) : 'none',
         this.take('scores', piece),
-        this.take('w', piece),
-        this.take('u', piece),
+        this.take('wu', piece),
       ],
-      [ceilDiv(piece.chunks * (this.KQ + this.VQ), 64), this.HV, piece.rows],
+      [ceilDiv(piece.chunks * ceilDiv(this.KQ + this.VQ, 2), 64), this.HV, piece.rows],
     );
   }
 
@@ -844,8 +844,7 @@ class Planner {
       k.binding,
       this.gated ? this.take('gates', piece) : ('none' as const),
       this.keyed ? this.take('blocks', piece) : ('none' as const),
-      this.take('w', piece),
-      this.take('u', piece),
+      this.take('wu', piece),
     ];
     if (segments > 1) {
       const columns = VQ + KQ;
@@ -882,7 +881,7 @@ class Planner {
     const causal = this.attributes.causal === 1;
     const q = this.decayed('qs', piece);
     const v = this.delta
-      ? { binding: this.take('u', piece), half: 0, base: 0, row: this.VQ }
+      ? { binding: this.take('wu', piece), half: 0, base: 0, row: this.KQ + this.VQ }
       : this.operand('v', piece);
     const place = this.part('output', HO * V, T, piece);
     const target = this.maps.o

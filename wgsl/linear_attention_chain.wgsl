@@ -62,7 +62,10 @@ fn map_rows(at: u32, row: u32) -> mat4x4f {
 }
 
 fn store_rows(at: u32, tile: mat4x4f) {
-  for (var i = 0u; i < 4; i++) { states[at + i * p.VQ] = tile[i]; }
+  states[at] = tile[0];
+  states[at + p.VQ] = tile[1];
+  states[at + 2 * p.VQ] = tile[2];
+  states[at + 3 * p.VQ] = tile[3];
 }
 
 @compute @workgroup_size(64)

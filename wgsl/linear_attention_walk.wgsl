@@ -2,10 +2,10 @@
 //
 //   R = U - W S,  S' = e^(g summed over the chunk) S + sum over the chunk of (k_s e^(g summed over the rest of the chunk)) R_s'
 //
-//   k [B,T,key heads,K]; w, u from step "solve"; states [B,HV,slots,K,V quads]: S at the start of chunk c in slot c, read in slot 0 of the
-//   segment and written in the others; u is replaced by R.
+//   k [B,T,key heads,K]; wu from step "solve": W and U side by side; states [B,HV,slots,K,V quads]: S at the start of chunk c in slot c, read in slot 0 of the
+//   segment and written in the others; U is replaced by R.
 //   MAPS: the segment as an affine map of the state before it, S' = Map S + N: the walk of the columns [N Map] from [0 I] with U = [U 0].
-//   maps [B,HV,segments,K,V quads + K quads], rest [B,HV,segments,64,V quads + K quads] takes R, u stays as it is.
+//   maps [B,HV,segments,K,V quads + K quads], rest [B,HV,segments,64,V quads + K quads] takes R, U stays as it is.
 //
 // A workgroup owns one segment of one state, 64 columns of it. An invocation owns 8 tokens x 8 columns of R, then 8 key dims x 8 columns
 // of S; between the two all of them meet at a barrier. Columns do not depend on each other.
@@ -63,10 +63,9 @@ struct Params {
 @group(0) @binding(1) var<storage, read> k: array<vec2u>;
 @group(0) @binding(2) var<storage, read> gates: array<vec4f>;
 @group(0) @binding(3) var<storage, read> blocks: array<vec4f>;
-@group(0) @binding(4) var<storage, read> w: array<vec4f>;
-@group(0) @binding(5) var<storage, read_write> u: array<vec4f>;
-@group(0) @binding(6) var<storage, read_write> rest: array<vec4f>;
-@group(0) @binding(7) var<storage, read_write> states: array<vec4f>; // or maps
+@group(0) @binding(4) var<storage, read_write> wu: array<vec4f>;
+@group(0) @binding(5) var<storage, read_write> rest: array<vec4f>;
+@group(0) @binding(6) var<storage, read_write> states: array<vec4f>; // or maps
 
 fn load_k(i: u32) -> vec4f {
   if (K_HALF) {
@@ -74,10 +73,6 @@ fn load_k(i: u32) -> vec4f {
     return vec4f(unpack2x16float(word.x), unpack2x16float(word.y));
   }
   return bitcast<vec4f>(vec4u(k[2 * i], k[2 * i + 1]));
-}
-
-fn outer(row: vec4f, column: vec4f) -> mat4x4f {
-  return mat4x4f(row * column.x, row * column.y, row * column.z, row * column.w);
 }
 
 fn state_rows(at: u32, row: u32) -> mat4x4f {
@@ -89,31 +84,37 @@ fn scaled(tile: mat4x4f, factor: vec4f) -> mat4x4f {
 }
 
 fn store_rows(at: u32, row: u32, tile: mat4x4f) {
-  for (var i = 0u; i < 4; i++) { states[at + i * row] = tile[i]; }
+  states[at] = tile[0];
+  states[at + row] = tile[1];
+  states[at + 2 * row] = tile[2];
+  states[at + 3 * row] = tile[3];
 }
 
-fn w_tokens(at: u32) -> mat4x4f {
-  return mat4x4f(w[at], w[at + p.KQ], w[at + 2 * p.KQ], w[at + 3 * p.KQ]);
+fn w_tokens(at: u32, row: u32) -> mat4x4f {
+  return mat4x4f(wu[at], wu[at + row], wu[at + 2 * row], wu[at + 3 * row]);
 }
 
-fn load_u(at: u32, column: u32) -> vec4f {
-  if (MAPS && column >= p.VQ) { return vec4f(); }
-  return u[at];
-}
-
-fn u_tokens(at: u32, column: u32) -> mat4x4f {
-  return mat4x4f(
-    load_u(at, column), load_u(at + p.VQ, column), load_u(at + 2 * p.VQ, column), load_u(at + 3 * p.VQ, column));
+fn u_tokens(at: u32, row: u32, column: u32) -> mat4x4f {
+  if (MAPS && column >= p.VQ) { return mat4x4f(); }
+  return w_tokens(at + p.KQ + column, row);
 }
 
 fn load_r(at: u32) -> vec4f {
   if (MAPS) { return rest[at]; }
-  return u[at];
+  return wu[at];
 }
 
 fn store_r(at: u32, row: u32, tile: mat4x4f) {
-  for (var i = 0u; i < 4; i++) {
-    if (MAPS) { rest[at + i * row] = tile[i]; } else { u[at + i * row] = tile[i]; }
+  if (MAPS) {
+    rest[at] = tile[0];
+    rest[at + row] = tile[1];
+    rest[at + 2 * row] = tile[2];
+    rest[at + 3 * row] = tile[3];
+  } else {
+    wu[at] = tile[0];
+    wu[at + row] = tile[1];
+    wu[at + 2 * row] = tile[2];
+    wu[at + 3 * row] = tile[3];
   }
 }
 
@@ -127,6 +128,7 @@ fn identity(d: u32, column: u32) -> mat4x4f {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
   let segment = group.x;
   let columns = select(p.VQ, p.VQ + p.KQ, MAPS);
+  let wu_row = p.KQ + p.VQ;
   let tiles = (columns + 15) / 16;
   let head = group.y / tiles;
   let va = (group.y % tiles) * 16 + lane % 8;
@@ -152,33 +154,64 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   for (var chunk = first_chunk; chunk < last_chunk; chunk++) {
     let row = (state * p.chunks + chunk) * 64;
     let n = min(64, p.tokens - chunk * 64);
-    let r_row = select(p.VQ, columns, MAPS);
-    var r_at = row * p.VQ;
-    if (MAPS) { r_at = rest_at; }
+    var r_row = wu_row;
+    var r_at = row * wu_row + p.KQ;
+    if (MAPS) {
+      r_row = columns;
+      r_at = rest_at;
+    }
 
     if (busy && part * 8 < n) {
-      let at = (row + part * 8) * p.VQ;
-      var r0a = u_tokens(at + va, va);
-      var r0b = u_tokens(at + vb, vb);
-      var r1a = u_tokens(at + 4 * p.VQ + va, va);
-      var r1b = u_tokens(at + 4 * p.VQ + vb, vb);
-      let w_at = (row + part * 8) * p.KQ;
+      let at = (row + part * 8) * wu_row;
+      // Columns va (l, left) and vb (r, right) of the tokens 0-7 of R.
+      let u0a = u_tokens(at, wu_row, va);
+      let u0b = u_tokens(at, wu_row, vb);
+      let u1a = u_tokens(at + 4 * wu_row, wu_row, va);
+      let u1b = u_tokens(at + 4 * wu_row, wu_row, vb);
+      var l0 = u0a[0];
+      var r0 = u0b[0];
+      var l1 = u0a[1];
+      var r1 = u0b[1];
+      var l2 = u0a[2];
+      var r2 = u0b[2];
+      var l3 = u0a[3];
+      var r3 = u0b[3];
+      var l4 = u1a[0];
+      var r4 = u1b[0];
+      var l5 = u1a[1];
+      var r5 = u1b[1];
+      var l6 = u1a[2];
+      var r6 = u1b[2];
+      var l7 = u1a[3];
+      var r7 = u1b[3];
       for (var d = 0u; d < p.KQ; d++) {
-        let w0 = w_tokens(w_at + d);
-        let w1 = w_tokens(w_at + 4 * p.KQ + d);
+        let w0 = w_tokens(at + d, wu_row);
+        let w1 = w_tokens(at + 4 * wu_row + d, wu_row);
         let sa = state_rows(slot + 4 * d * columns + va, columns);
-        r0a -= sa * w0;
-        r1a -= sa * w1;
+        l0 -= sa * w0[0];
+        l1 -= sa * w0[1];
+        l2 -= sa * w0[2];
+        l3 -= sa * w0[3];
+        l4 -= sa * w1[0];
+        l5 -= sa * w1[1];
+        l6 -= sa * w1[2];
+        l7 -= sa * w1[3];
         let sb = state_rows(slot + 4 * d * columns + vb, columns);
-        r0b -= sb * w0;
-        r1b -= sb * w1;
+        r0 -= sb * w0[0];
+        r1 -= sb * w0[1];
+        r2 -= sb * w0[2];
+        r3 -= sb * w0[3];
+        r4 -= sb * w1[0];
+        r5 -= sb * w1[1];
+        r6 -= sb * w1[2];
+        r7 -= sb * w1[3];
       }
       let to = r_at + part * 8 * r_row;
-      store_r(to + va, r_row, r0a);
-      store_r(to + 4 * r_row + va, r_row, r1a);
+      store_r(to + va, r_row, mat4x4f(l0, l1, l2, l3));
+      store_r(to + 4 * r_row + va, r_row, mat4x4f(l4, l5, l6, l7));
       if (has_vb) {
-        store_r(to + vb, r_row, r0b);
-        store_r(to + 4 * r_row + vb, r_row, r1b);
+        store_r(to + vb, r_row, mat4x4f(r0, r1, r2, r3));
+        store_r(to + 4 * r_row + vb, r_row, mat4x4f(r4, r5, r6, r7));
       }
     }
     storageBarrier();
@@ -198,12 +231,29 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         fa = blocks[b_at + ka] * blocks[b_at + p.KQ + ka];
         fb = blocks[b_at + kb] * blocks[b_at + p.KQ + kb];
       }
-      var n00 = scaled(state_rows(at_a + va, columns), fa); // (ka, va)
-      var n01 = scaled(state_rows(at_a + vb, columns), fa); // (ka, vb)
-      var n10 = scaled(state_rows(at_b + va, columns), fb);
-      var n11 = scaled(state_rows(at_b + vb, columns), fb);
+      let s00 = scaled(state_rows(at_a + va, columns), fa);
+      let s01 = scaled(state_rows(at_a + vb, columns), fa);
+      let s10 = scaled(state_rows(at_b + va, columns), fb);
+      let s11 = scaled(state_rows(at_b + vb, columns), fb);
+      // Columns va (l, left) and vb (r, right) of rows 4 ka.. (a) and 4 kb.. (b).
+      var la0 = s00[0];
+      var ra0 = s01[0];
+      var la1 = s00[1];
+      var ra1 = s01[1];
+      var la2 = s00[2];
+      var ra2 = s01[2];
+      var la3 = s00[3];
+      var ra3 = s01[3];
+      var lb0 = s10[0];
+      var rb0 = s11[0];
+      var lb1 = s10[1];
+      var rb1 = s11[1];
+      var lb2 = s10[2];
+      var rb2 = s11[2];
+      var lb3 = s10[3];
+      var rb3 = s11[3];
       var k_at = p.k_base + (group.z * p.tokens + chunk * 64) * p.k_row + (head / p.k_div) * p.KQ;
-      var r = r_at;
+      var from_r = r_at;
       var later_a = vec4f(1);
       var later_b = vec4f(1);
       for (var s = 0u; s < n; s++) {
@@ -223,20 +273,32 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
           a *= later_a;
           b *= later_b;
         }
-        let left = load_r(r + va);
-        let right = load_r(r + vb);
-        n00 += outer(left, a);
-        n01 += outer(right, a);
-        n10 += outer(left, b);
-        n11 += outer(right, b);
+        let left = load_r(from_r + va);
+        let right = load_r(from_r + vb);
+        la0 += left * a.x;
+        ra0 += right * a.x;
+        la1 += left * a.y;
+        ra1 += right * a.y;
+        la2 += left * a.z;
+        ra2 += right * a.z;
+        la3 += left * a.w;
+        ra3 += right * a.w;
+        lb0 += left * b.x;
+        rb0 += right * b.x;
+        lb1 += left * b.y;
+        rb1 += right * b.y;
+        lb2 += left * b.z;
+        rb2 += right * b.z;
+        lb3 += left * b.w;
+        rb3 += right * b.w;
         k_at += p.k_row;
-        r += r_row;
+        from_r += r_row;
       }
-      store_rows(at_a + slot_step + va, columns, n00);
-      if (has_vb) { store_rows(at_a + slot_step + vb, columns, n01); }
+      store_rows(at_a + slot_step + va, columns, mat4x4f(la0, la1, la2, la3));
+      if (has_vb) { store_rows(at_a + slot_step + vb, columns, mat4x4f(ra0, ra1, ra2, ra3)); }
       if (ka + 8 < p.KQ) {
-        store_rows(at_b + slot_step + va, columns, n10);
-        if (has_vb) { store_rows(at_b + slot_step + vb, columns, n11); }
+        store_rows(at_b + slot_step + va, columns, mat4x4f(lb0, lb1, lb2, lb3));
+        if (has_vb) { store_rows(at_b + slot_step + vb, columns, mat4x4f(rb0, rb1, rb2, rb3)); }
       }
     }
     slot += slot_step;
