@@ -34,7 +34,7 @@ export interface KernelCall {
 }
 
 export interface KernelOptions {
-  /** Most bytes of scratch memory; default 128 MiB. Longer sequences are worked off in pieces. */
+  /** Most bytes of scratch memory; default 256 MiB. Longer sequences are worked off in pieces. */
   readonly scratchBytes?: number;
   /** Largest storage binding that is used, in bytes; default the device's limit. */
   readonly maxBinding?: number;
@@ -112,7 +112,7 @@ export class Kernels {
       alignment: limits.minStorageBufferOffsetAlignment,
       maxGroups: limits.maxComputeWorkgroupsPerDimension,
       parallel: options.parallel ?? (isSoftware(device) ? 1 : 512),
-      scratchBytes: options.scratchBytes ?? 128 * 2 ** 20,
+      scratchBytes: options.scratchBytes ?? 256 * 2 ** 20,
     };
   }
 

@@ -854,10 +854,15 @@ class Planner {
       segment_chunks: segmentChunks,
       ...(this.keyed && { k_div: 1 }),
     };
+    // A device that runs many workgroups at a time has few of these: each of them had better be quick.
+    const span = this.traits.parallel > 1 ? 16 : 8;
     const constants = {
       K_HALF: k.half,
       GATED: Number(this.gated),
       KEYED: Number(this.keyed),
+      SPAN: span,
+      LANES: span * span,
+      LARGE: Number(span === 8),
     };
     const inputs = [
       k.binding,

@@ -62,10 +62,11 @@ describe('shaders', () => {
 });
 
 describe('pipelines', () => {
-  let kernels: Kernels;
+  /** On a device that runs many workgroups at a time, and on software. */
+  let both: Kernels[];
 
   beforeAll(() => {
-    kernels = new Kernels(device, { parallel: 512 });
+    both = [512, 1].map((parallel) => new Kernels(device, { parallel }));
   });
 
   /** A tensor of the right size, not more. */
@@ -86,7 +87,7 @@ describe('pipelines', () => {
   ): Promise<void> {
     const first = Object.values(call.inputs)[0]!;
     const outputs = Object.fromEntries(
-      Object.entries(kernels.outputShapes(call)).map(([name, shape]) => [
+      Object.entries(both[0].outputShapes(call)).map(([name, shape]) => [
         name,
         name === 'present_state' && inPlace && call.inputs.past_state
           ? call.inputs.past_state
@@ -95,7 +96,7 @@ describe('pipelines', () => {
     );
     if (without) delete outputs[without];
     const encoder = device.createCommandEncoder();
-    kernels.encode(encoder, { ...call, outputs });
+    for (const kernels of both) kernels.encode(encoder, { ...call, outputs });
     device.queue.submit([encoder.finish()]);
     for (const used of [...Object.values(call.inputs), ...Object.values(outputs)]) {
       used?.buffer.destroy();
@@ -164,7 +165,9 @@ describe('pipelines', () => {
   });
 
   it('cover every shader, and every constant in more than one value', () => {
-    const used = [...(kernels as unknown as { pipelines: Map<string, PipelineEntry> }).pipelines];
+    const used = both.flatMap((kernels) => [
+      ...(kernels as unknown as { pipelines: Map<string, PipelineEntry> }).pipelines,
+    ]);
     const missing: string[] = [];
     for (const name of Object.keys(shaders)) {
       const own = used.filter(([key]) => key.startsWith(`${name}.`)).map(([, entry]) => entry);
