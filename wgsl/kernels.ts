@@ -34,8 +34,10 @@ export interface KernelCall {
 }
 
 export interface KernelOptions {
-  /** Most bytes of scratch memory; default 128 MiB. Longer sequences are worked off in pieces. */
+  /** Most bytes of scratch memory; default 256 MiB. Longer sequences are worked off in pieces. */
   readonly scratchBytes?: number;
+  /** Largest storage binding that is used, in bytes; default the device's limit. */
+  readonly maxBinding?: number;
   /** Workgroups that keep the device busy; default 1 on a software adapter, else 512. */
   readonly parallel?: number;
 }
@@ -101,12 +103,16 @@ export class Kernels {
     const { limits } = device;
     this.traits = {
       // Shaders count elements in 32 bits, and bytes of a binding are whole words.
-      maxBinding: Math.min(limits.maxStorageBufferBindingSize, 2 ** 32 - 4),
+      maxBinding: Math.min(
+        options.maxBinding ?? limits.maxStorageBufferBindingSize,
+        limits.maxStorageBufferBindingSize,
+        2 ** 32 - 4,
+      ),
       maxBuffer: limits.maxBufferSize,
       alignment: limits.minStorageBufferOffsetAlignment,
       maxGroups: limits.maxComputeWorkgroupsPerDimension,
       parallel: options.parallel ?? (isSoftware(device) ? 1 : 512),
-      scratchBytes: options.scratchBytes ?? 128 * 2 ** 20,
+      scratchBytes: options.scratchBytes ?? 256 * 2 ** 20,
     };
   }
 

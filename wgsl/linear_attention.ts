@@ -13,6 +13,7 @@ import { linearAttention } from '../ops/linear_attention/schema.js';
 import type { Params } from './params.js';
 import {
   type Binding,
+  type Copy,
   ceilDiv,
   type Dispatch,
   type Plan,
@@ -36,9 +37,13 @@ export interface LinearAttentionCall extends CheckedCall<typeof linearAttention>
 }
 
 export const CHUNK = 64;
+/** Tiles of 8 x 8 pairs at or below the diagonal of a chunk. */
+const TILES = 36;
 /** Up to this many tokens go token by token. */
 const DECODE_TOKENS = 8;
 const DECODE_KEYS = 256;
+/** Columns of the state of a workgroup of `decode`. */
+const DECODE_COLUMNS = 32;
 const QUAD = 16; // bytes of a quad of float32
 
 const maps = ['identity', 'elu1', 'relu', 'exp', 'silu', 'l2norm', 'softmax'];
@@ -78,7 +83,7 @@ interface Piece {
 }
 
 class Planner {
-  private readonly steps: Dispatch[] = [];
+  private readonly steps: (Dispatch | Copy)[] = [];
   private readonly scratch = new Scratch();
   private readonly attributes: LinearAttentionCall['attributes'];
   private readonly types: LinearAttentionCall['types'];
@@ -160,7 +165,10 @@ class Planner {
     const { attributes, types, outputs, inPlace, shapes, offsets } = this.call;
     if (this.T === 0 || this.T > DECODE_TOKENS || this.K > DECODE_KEYS || !attributes.causal)
       return false;
-    if (this.masked && shapes.past_state && !(inPlace && outputs.present_state)) return false;
+    // The entry point for masks reads the past in place only.
+    const copies = this.normalize && this.W > DECODE_COLUMNS;
+    if (this.masked && shapes.past_state && !(inPlace && outputs.present_state && !copies))
+      return false;
     // A word of float16 must have one writer.
     if (isHalf(types.T) && (this.V % 2 || (offsets.output ?? 0) % 4)) return false;
     if (isHalf(this.stateType) && (this.W % 2 || (offsets.present_state ?? 0) % 4)) return false;
@@ -217,12 +225,19 @@ class Planner {
       : all('bonus', sizeOf(types.TU), HV * K);
     const mask = all('mask', sizeOf(types.M), B * T);
     const state = sizeOf(this.stateType);
-    const past = all('past_state', state, B * HV * K * W);
+    let past = all('past_state', state, B * HV * K * W);
     const output = all('output', element, B * T * HO * V)!;
     const present = all('present_state', state, B * HV * K * W)!;
     const used = (part: { range: Range } | undefined, is = true): Binding =>
       part && is ? part.range : 'none';
-    const shared = inPlace && outputs.present_state;
+    let shared = inPlace && outputs.present_state;
+    if (past && shared && this.normalize && W > DECODE_COLUMNS) {
+      // Every workgroup reads the normalizer's column, one writes it.
+      const target = this.scratch.take('past', past.range.bytes);
+      this.steps.push({ source: past.range, target: { ...target, bytes: past.range.bytes } });
+      past = { range: target, base: past.base };
+      shared = false;
+    }
     const start = !past ? 0 : shared ? 2 : 1;
     const parts = K > 128 ? 16 : 8;
     this.steps.push({
@@ -232,6 +247,7 @@ class Planner {
         PARTS: parts,
         LANES: 16 * parts,
         K_SIZE: K,
+        LOOPS: ceilDiv(K, parts),
         HALF: isHalf(types.T),
         STATE_HALF: isHalf(this.stateType),
         START: start,
@@ -276,7 +292,7 @@ class Planner {
         used(output, outputs.output),
         used(present, outputs.present_state),
       ],
-      groups: [ceilDiv(W, 32), HV, B],
+      groups: [ceilDiv(W, DECODE_COLUMNS), HV, B],
     });
   }
 
@@ -337,8 +353,7 @@ class Planner {
       ks: this.keyed ? CHUNK * HV * KQ : 0,
       blocks: this.keyed ? 24 * HV * KQ : 0,
       scores: this.attributes.causal ? 1024 * Math.max(HO, this.delta ? HV : 0) : 0,
-      w: this.delta ? CHUNK * HV * KQ : 0,
-      u: this.delta ? CHUNK * HV * VQ : 0,
+      wu: this.delta ? CHUNK * HV * (KQ + VQ) : 0,
       states: HV * state,
     };
     return Object.fromEntries(Object.entries(quads).map(([name, n]) => [name, n * QUAD]));
@@ -369,7 +384,7 @@ class Planner {
     const spare = perChunk.states; // the slot for the last state
     const total = Object.values(perChunk).reduce((sum, bytes) => sum + bytes, 0);
     const limits = [
-      Math.floor((scratchBytes - spare) / total),
+      Math.floor(((this.delta ? 3 / 4 : 1) * scratchBytes - spare) / total), // the rest: maps
       Math.floor(room / perChunk.states) - 1,
       ...Object.values(perChunk).map((bytes) => Math.floor(room / Math.max(1, bytes))),
       ...this.tokenBytes().map((bytes) => Math.floor((maxBinding - alignment) / (bytes * CHUNK))),
@@ -649,7 +664,7 @@ class Planner {
         this.keyed ? this.take('blocks', piece) : this.gated ? this.take('totals', piece) : 'none',
         scores,
       ],
-      [piece.chunks, heads, piece.rows],
+      [ceilDiv(piece.chunks * TILES, 64), heads, piece.rows],
     );
   }
 
@@ -807,17 +822,21 @@ class Planner {
         this.take('gates', piece),
         this.keyed ? this.take('blocks', piece) : 'none',
         this.take('scores', piece),
-        this.take('w', piece),
-        this.take('u', piece),
+        this.take('wu', piece),
       ],
-      [ceilDiv(piece.chunks * (this.KQ + this.VQ), 64), this.HV, piece.rows],
+      [ceilDiv(piece.chunks * ceilDiv(this.KQ + this.VQ, 2), 64), this.HV, piece.rows],
     );
   }
 
   /** Segments of a piece: as many as fill the device, few enough that the chain over them stays short. */
   private segmentsOf({ rows, chunks }: Piece): { segments: number; segmentChunks: number } {
     const walkers = rows * this.HV * ceilDiv(this.VQ, 16);
-    const wanted = Math.min(this.traits.parallel / walkers, Math.sqrt(2 * chunks));
+    const bytes = rows * this.HV * (this.VQ + this.KQ) * QUAD * (4 * this.KQ + CHUNK); // maps, rest
+    const wanted = Math.min(
+      this.traits.parallel / walkers,
+      Math.sqrt(2 * chunks),
+      Math.min(this.traits.scratchBytes / 4, this.traits.maxBinding) / bytes,
+    );
     if (wanted < 3) return { segments: 1, segmentChunks: chunks };
     const segmentChunks = ceilDiv(chunks, Math.floor(wanted));
     return { segments: ceilDiv(chunks, segmentChunks), segmentChunks };
@@ -835,17 +854,21 @@ class Planner {
       segment_chunks: segmentChunks,
       ...(this.keyed && { k_div: 1 }),
     };
+    // A device that runs many workgroups at a time has few of these: each of them had better be quick.
+    const span = this.traits.parallel > 1 ? 16 : 8;
     const constants = {
       K_HALF: k.half,
       GATED: Number(this.gated),
       KEYED: Number(this.keyed),
+      SPAN: span,
+      LANES: span * span,
+      LARGE: Number(span === 8),
     };
     const inputs = [
       k.binding,
       this.gated ? this.take('gates', piece) : ('none' as const),
       this.keyed ? this.take('blocks', piece) : ('none' as const),
-      this.take('w', piece),
-      this.take('u', piece),
+      this.take('wu', piece),
     ];
     if (segments > 1) {
       const columns = VQ + KQ;
@@ -882,7 +905,7 @@ class Planner {
     const causal = this.attributes.causal === 1;
     const q = this.decayed('qs', piece);
     const v = this.delta
-      ? { binding: this.take('u', piece), half: 0, base: 0, row: this.VQ }
+      ? { binding: this.take('wu', piece), half: 0, base: 0, row: this.KQ + this.VQ }
       : this.operand('v', piece);
     const place = this.part('output', HO * V, T, piece);
     const target = this.maps.o

@@ -3,7 +3,7 @@
 //   maps [B,HV,segments,K,V quads + K quads] of (N, Map) from step "walk"; states [B,HV,slots,K,V quads]: slot 0 is read, the slots of the
 //   segments' first chunks are written.
 //
-// A workgroup owns 64 columns of one state and goes from segment to segment; an invocation owns 8 key dims x 8 columns at a time.
+// A workgroup owns 64 columns of one state and goes from segment to segment; an invocation owns 4 key dims x 4 columns at a time.
 
 // <params>
 struct Params {
@@ -62,17 +62,18 @@ fn map_rows(at: u32, row: u32) -> mat4x4f {
 }
 
 fn store_rows(at: u32, tile: mat4x4f) {
-  for (var i = 0u; i < 4; i++) { states[at + i * p.VQ] = tile[i]; }
+  states[at] = tile[0];
+  states[at + p.VQ] = tile[1];
+  states[at + 2 * p.VQ] = tile[2];
+  states[at + 3 * p.VQ] = tile[3];
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
   let tiles = (p.VQ + 15) / 16;
   let head = group.y / tiles;
-  let va = (group.y % tiles) * 16 + lane % 8;
-  let vb = min(va + 8, p.VQ - 1);
-  let busy = va < p.VQ;
-  let has_vb = va + 8 < p.VQ;
+  let v = (group.y % tiles) * 16 + lane % 16;
+  let busy = v < p.VQ;
   let state = group.z * p.HV + head;
   let columns = p.VQ + p.KQ;
   let size = 4 * p.KQ * p.VQ;
@@ -80,32 +81,22 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let start = (state * p.slots + segment * p.segment_chunks) * size;
     let to = start + p.segment_chunks * size;
     let map = (state * p.segments + segment) * 4 * p.KQ * columns;
-    for (var ka = lane / 8; ka < p.KQ && busy; ka += 16) {
-      let kb = min(ka + 8, p.KQ - 1);
-      let row_a = map + 4 * ka * columns;
-      let row_b = map + 4 * kb * columns;
-      var n00 = map_rows(row_a + va, columns);
-      var n01 = map_rows(row_a + vb, columns);
-      var n10 = map_rows(row_b + va, columns);
-      var n11 = map_rows(row_b + vb, columns);
+    for (var k = lane / 16; k < p.KQ && busy; k += 16) {
+      let row = map + 4 * k * columns;
+      let n = map_rows(row + v, columns);
+      var s0 = n[0];
+      var s1 = n[1];
+      var s2 = n[2];
+      var s3 = n[3];
       for (var d = 0u; d < p.KQ; d++) {
-        let m0 = map_rows(row_a + p.VQ + d, columns);
-        let m1 = map_rows(row_b + p.VQ + d, columns);
-        let sa = state_rows(start + 4 * d * p.VQ + va);
-        n00 += sa * m0;
-        n10 += sa * m1;
-        let sb = state_rows(start + 4 * d * p.VQ + vb);
-        n01 += sb * m0;
-        n11 += sb * m1;
+        let m = map_rows(row + p.VQ + d, columns);
+        let s = state_rows(start + 4 * d * p.VQ + v);
+        s0 += s * m[0];
+        s1 += s * m[1];
+        s2 += s * m[2];
+        s3 += s * m[3];
       }
-      let at_a = to + 4 * ka * p.VQ;
-      let at_b = to + 4 * kb * p.VQ;
-      store_rows(at_a + va, n00);
-      if (has_vb) { store_rows(at_a + vb, n01); }
-      if (ka + 8 < p.KQ) {
-        store_rows(at_b + va, n10);
-        if (has_vb) { store_rows(at_b + vb, n11); }
-      }
+      store_rows(to + 4 * k * p.VQ + v, mat4x4f(s0, s1, s2, s3));
     }
     storageBarrier();
   }

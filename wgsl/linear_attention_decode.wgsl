@@ -13,6 +13,7 @@
 override PARTS: u32 = 8;
 override LANES: u32 = 128; // 16 PARTS
 override K_SIZE: u32 = 64; // K
+override LOOPS: u32 = 8; // K / PARTS, rounded up; up to 16
 override HALF: bool = false; // query, key, value, output are float16
 override STATE_HALF: bool = false;
 override START: u32 = 0; // from 0 zeros, 1 past, 2 present (in place)
@@ -81,6 +82,8 @@ struct Params {
 @group(0) @binding(7) var<storage, read> mask: array<u32>;
 @group(0) @binding(8) var<storage, read_write> output: array<u32>;
 @group(0) @binding(9) var<storage, read_write> present: array<u32>;
+
+var<private> S: array<vec3f, 16>; // two columns of key dim part + i PARTS, and the normalizer
 
 var<workgroup> vectors: array<f32, K_SIZE>; // k
 var<workgroup> queries: array<f32, K_SIZE>;
@@ -199,6 +202,20 @@ fn reduce(v: vec3f, lane: u32) -> vec3f {
   return total;
 }
 
+// The past, into S.
+fn load_state(group: vec3u, lane: u32) {
+  let column = group.x * 32 + 2 * (lane % 16);
+  for (var i = 0u; i < LOOPS; i++) {
+    let d = lane / 16 + i * PARTS;
+    let at = p.past_base + ((group.z * p.HV + group.y) * K_SIZE + d) * p.W;
+    if (d < K_SIZE) {
+      if (column < p.W) { S[i].x = load_past(at + column); }
+      if (column + 1 < p.W) { S[i].y = load_past(at + column + 1); }
+      if (NORMALIZE) { S[i].z = load_past(at + p.V); }
+    }
+  }
+}
+
 // `hidden`: bit t is set when token t is invisible.
 fn run(group: vec3u, lane: u32, hidden: u32) {
   let part = lane / 16;
@@ -210,25 +227,18 @@ fn run(group: vec3u, lane: u32, hidden: u32) {
   let has_y = column + 1 < W;
   let shared_queries = p.v_div; // query heads of this state
 
-  var S: array<vec3f, 16>; // two columns, and the normalizer
-  for (var i = 0u; i < 16; i++) {
-    let d = part + i * PARTS;
-    if (d < K_SIZE && START != 0) {
-      let at = state_at + d * W;
-      var old = vec3f();
-      if (START == 1) {
-        if (has_x) { old.x = load_past(p.past_base + at + column); }
-        if (has_y) { old.y = load_past(p.past_base + at + column + 1); }
-        if (NORMALIZE) { old.z = load_past(p.past_base + at + p.V); }
-      } else {
-        if (has_x) { old.x = load_present(p.present_base + at + column); }
-        if (has_y) { old.y = load_present(p.present_base + at + column + 1); }
-        if (NORMALIZE) { old.z = load_present(p.present_base + at + p.V); }
+  if (START == 2) {
+    for (var i = 0u; i < LOOPS; i++) {
+      let d = part + i * PARTS;
+      let at = p.present_base + state_at + d * W;
+      if (d < K_SIZE) {
+        if (has_x) { S[i].x = load_present(at + column); }
+        if (has_y) { S[i].y = load_present(at + column + 1); }
+        if (NORMALIZE) { S[i].z = load_present(at + p.V); }
       }
-      S[i] = old;
     }
   }
-  if (START == 2) { storageBarrier(); } // the normalizer is read by all, written by one
+  if (START == 2) { storageBarrier(); } // the normalizer is read by all invocations, written by one
 
   for (var t = 0u; t < p.tokens; t++) {
     let token = group.z * p.tokens + t;
@@ -247,11 +257,11 @@ fn run(group: vec3u, lane: u32, hidden: u32) {
       }
       workgroupBarrier();
     }
-    if (READ != 0) { write_outputs(group, lane, t, head, shared_queries, column, value_here, &S); }
+    if (READ != 0) { write_outputs(group, lane, t, head, shared_queries, column, value_here); }
     var write = value_here;
     if (DELTA) {
       var sum = vec3f();
-      for (var i = 0u; i < 16; i++) {
+      for (var i = 0u; i < LOOPS; i++) {
         let d = part + i * PARTS;
         if (d < K_SIZE) {
           if (DECAY == 2) { S[i] *= factors[d]; } else if (DECAY == 1) { S[i] *= factor; }
@@ -262,7 +272,7 @@ fn run(group: vec3u, lane: u32, hidden: u32) {
       if (seen) { beta = load_extra(p.beta_base + token * p.beta_row + min(head, p.beta_row - 1)); }
       write = beta * (write - reduce(sum, lane));
     }
-    for (var i = 0u; i < 16; i++) {
+    for (var i = 0u; i < LOOPS; i++) {
       let d = part + i * PARTS;
       if (d < K_SIZE) {
         if (!DELTA) {
@@ -271,11 +281,11 @@ fn run(group: vec3u, lane: u32, hidden: u32) {
         S[i] += vectors[d] * write;
       }
     }
-    if (READ == 0) { write_outputs(group, lane, t, head, shared_queries, column, value_here, &S); }
+    if (READ == 0) { write_outputs(group, lane, t, head, shared_queries, column, value_here); }
     workgroupBarrier();
   }
   if (PRESENT) {
-    for (var i = 0u; i < 16; i++) {
+    for (var i = 0u; i < LOOPS; i++) {
       let d = part + i * PARTS;
       if (d < K_SIZE) {
         let at = p.present_base + state_at + d * W + column;
@@ -291,17 +301,17 @@ fn run(group: vec3u, lane: u32, hidden: u32) {
 }
 
 // The outputs of one token, from the state as it is.
-fn write_outputs(group: vec3u, lane: u32, t: u32, head: u32, shared_queries: u32, column: u32, value_here: vec3f, S: ptr<function, array<vec3f, 16>>) {
+fn write_outputs(group: vec3u, lane: u32, t: u32, head: u32, shared_queries: u32, column: u32, value_here: vec3f) {
   let part = lane / 16;
   let token = group.z * p.tokens + t;
   for (var n = 0u; n < shared_queries; n++) {
     let output_head = head * shared_queries + n;
     load_vector(false, p.q_base + token * p.q_row + (output_head / p.q_div) * K_SIZE, lane, true);
     var sum = vec3f();
-    for (var i = 0u; i < 16; i++) {
+    for (var i = 0u; i < LOOPS; i++) {
       let d = part + i * PARTS;
       if (d < K_SIZE) {
-        var row = (*S)[i];
+        var row = S[i];
         if (READ == 2) { row += load_extra(p.bonus_base + head * K_SIZE + d) * vectors[d] * value_here; }
         sum += queries[d] * row;
       }
@@ -323,6 +333,7 @@ fn write_outputs(group: vec3u, lane: u32, t: u32, head: u32, shared_queries: u32
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+  if (START == 1) { load_state(group, lane); }
   run(group, lane, 0);
 }
 

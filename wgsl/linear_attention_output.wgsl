@@ -3,7 +3,7 @@
 //   o_r = scale (e^(g summed from the chunk's start) S' q_r + sum over s in the chunk of A_rs v_s)     (divided by the same sum for z)
 //
 //   q [B,T,query heads,K], states [B,HV,slots,K,V quads], scores A [B,HO,chunks,64 (s),64 (r)],
-//   v [B,T,HV,V] (delta rules: the corrected values [B,HV,64 chunks,V quads]),  output [B,T,HO,V] float32 or float16
+//   v [B,T,HV,V] (delta rules: the corrected values beside W [B,HV,64 chunks,K quads + V quads]),  output [B,T,HO,V] float32 or float16
 //
 // A workgroup owns 64 tokens x 64 columns, an invocation 8 tokens x columns (4 tx.., 32 + 4 tx..). Sums over s stop at the block of r.
 // Operands are read through the caches: 16 quads for 64 x 4 products, then 4 quads for 64.
@@ -91,10 +91,6 @@ fn q_tokens(at: u32) -> mat4x4f {
   return mat4x4f(load_q(at), load_q(at + p.q_row), load_q(at + 2 * p.q_row), load_q(at + 3 * p.q_row));
 }
 
-fn outer(row: vec4f, column: vec4f) -> mat4x4f {
-  return mat4x4f(row * column.x, row * column.y, row * column.z, row * column.w);
-}
-
 // Rows of the state of four key dimensions, each times its decay.
 fn state_rows(at: u32, decay: vec4f) -> mat4x4f {
   if (KEYED) {
@@ -123,6 +119,18 @@ fn store(at: u32, o: vec4f) {
   }
 }
 
+// The first `n` of four tokens.
+fn store_tokens(at: u32, n: u32, tile: mat4x4f) {
+  store(at, tile[0]);
+  if (n > 1) { store(at + p.o_row, tile[1]); }
+  if (n > 2) { store(at + 2 * p.o_row, tile[2]); }
+  if (n > 3) { store(at + 3 * p.o_row, tile[3]); }
+}
+
+fn scaled(tile: mat4x4f, columns: vec4f) -> mat4x4f {
+  return mat4x4f(tile[0] * columns.x, tile[1] * columns.y, tile[2] * columns.z, tile[3] * columns.w);
+}
+
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
   let chunk = group.x;
@@ -130,23 +138,35 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let head = group.y / v_tiles;
   let block = lane / 8;
   let va = (group.y % v_tiles) * 16 + lane % 8;
-  let r = chunk * 64 + block * 8;
-  if (r >= p.tokens || va >= p.OQ) { return; }
+  let t = chunk * 64 + block * 8;
+  if (t >= p.tokens || va >= p.OQ) { return; }
   let has_vb = va + 8 < p.OQ;
   let vb_step = select(0u, 8u, has_vb);
   let state_head = head / p.v_div;
   let state = group.z * p.HV + state_head;
   let slot = (state * p.slots + chunk * p.slot_step) * 4 * p.KQ * p.VQ;
 
-  // Columns are tokens: o0 those of 0-3, o1 of 4-7; rows are columns of the output, a those at va, b at vb.
-  var o0a = mat4x4f();
-  var o0b = mat4x4f();
-  var o1a = mat4x4f();
-  var o1b = mat4x4f();
+  // Columns va (l, left) and vb (r, right) of the block's tokens 0-7, and the normalizer of tokens 0-3 and 4-7.
+  var l0 = vec4f();
+  var r0 = vec4f();
+  var l1 = vec4f();
+  var r1 = vec4f();
+  var l2 = vec4f();
+  var r2 = vec4f();
+  var l3 = vec4f();
+  var r3 = vec4f();
+  var l4 = vec4f();
+  var r4 = vec4f();
+  var l5 = vec4f();
+  var r5 = vec4f();
+  var l6 = vec4f();
+  var r6 = vec4f();
+  var l7 = vec4f();
+  var r7 = vec4f();
   var z0 = vec4f();
   var z1 = vec4f();
   let z_quad = p.V / 4;
-  let q_at = p.q_base + (group.z * p.tokens + r) * p.q_row + (head / p.q_div) * p.KQ;
+  let q_at = p.q_base + (group.z * p.tokens + t) * p.q_row + (head / p.q_div) * p.KQ;
   for (var d = 0u; d < p.KQ; d++) {
     var decay = vec4f(1);
     if (KEYED) { decay = blocks[((state * p.chunks + chunk) * 24 + 3 * block + 1) * p.KQ + d]; }
@@ -154,11 +174,23 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let q1 = q_tokens(q_at + d + 4 * p.q_row);
     let at = slot + 4 * d * p.VQ;
     let sa = state_rows(at + va, decay);
-    o0a += sa * q0;
-    o1a += sa * q1;
+    l0 += sa * q0[0];
+    l1 += sa * q0[1];
+    l2 += sa * q0[2];
+    l3 += sa * q0[3];
+    l4 += sa * q1[0];
+    l5 += sa * q1[1];
+    l6 += sa * q1[2];
+    l7 += sa * q1[3];
     let sb = state_rows(at + va + vb_step, decay);
-    o0b += sb * q0;
-    o1b += sb * q1;
+    r0 += sb * q0[0];
+    r1 += sb * q0[1];
+    r2 += sb * q0[2];
+    r3 += sb * q0[3];
+    r4 += sb * q1[0];
+    r5 += sb * q1[1];
+    r6 += sb * q1[2];
+    r7 += sb * q1[3];
     if (NORMALIZE) {
       let z = transpose(state_rows(at + z_quad, decay))[p.V % 4];
       z0 += z * q0;
@@ -166,40 +198,60 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     }
   }
   if (GATED) {
-    let gate = state * p.tokens + r;
-    for (var i = 0u; i < 4; i++) {
-      var d0 = 1.0;
-      var d1 = 1.0;
-      if (BEFORE) {
-        if (block > 0 || i > 0) { d0 = gates[gate + i - 1].y; }
-        d1 = gates[gate + i + 3].y;
-      } else {
-        d0 = gates[gate + i].y;
-        d1 = gates[gate + i + 4].y;
-      }
-      o0a[i] *= d0;
-      o0b[i] *= d0;
-      o1a[i] *= d1;
-      o1b[i] *= d1;
-      z0[i] *= d0;
-      z1[i] *= d1;
+    let gate = state * p.tokens + t;
+    var d0 = vec4f(gates[gate].y, gates[gate + 1].y, gates[gate + 2].y, gates[gate + 3].y);
+    var d1 = vec4f(gates[gate + 4].y, gates[gate + 5].y, gates[gate + 6].y, gates[gate + 7].y);
+    if (BEFORE) {
+      d1 = vec4f(d0.w, d1.xyz);
+      var first = 1.0;
+      if (block > 0) { first = gates[gate - 1].y; }
+      d0 = vec4f(first, d0.xyz);
     }
+    l0 *= d0.x;
+    r0 *= d0.x;
+    l1 *= d0.y;
+    r1 *= d0.y;
+    l2 *= d0.z;
+    r2 *= d0.z;
+    l3 *= d0.w;
+    r3 *= d0.w;
+    l4 *= d1.x;
+    r4 *= d1.x;
+    l5 *= d1.y;
+    r5 *= d1.y;
+    l6 *= d1.z;
+    r6 *= d1.z;
+    l7 *= d1.w;
+    r7 *= d1.w;
+    z0 *= d0;
+    z1 *= d1;
   }
   if (CAUSAL) {
     var score_at = ((group.z * p.HO + head) * p.chunks + chunk) * 1024 + 2 * block;
     var v_at = p.v_base + (group.z * p.tokens + chunk * 64) * p.v_row + state_head * p.VI;
-    if (DELTA) { v_at = (state * p.chunks + chunk) * 64 * p.VQ; }
-    let v_row = select(p.v_row, p.VQ, DELTA);
+    if (DELTA) { v_at = (state * p.chunks + chunk) * 64 * p.v_row + p.KQ; }
     let end = min(8 * block + 8, p.tokens - chunk * 64);
     for (var s = 0u; s < end; s++) {
       let w0 = scores[score_at];
       let w1 = scores[score_at + 1];
       let left = load_v(v_at + va);
       let right = load_v(v_at + va + vb_step);
-      o0a += outer(left, w0);
-      o0b += outer(right, w0);
-      o1a += outer(left, w1);
-      o1b += outer(right, w1);
+      l0 += left * w0.x;
+      r0 += right * w0.x;
+      l1 += left * w0.y;
+      r1 += right * w0.y;
+      l2 += left * w0.z;
+      r2 += right * w0.z;
+      l3 += left * w0.w;
+      r3 += right * w0.w;
+      l4 += left * w1.x;
+      r4 += right * w1.x;
+      l5 += left * w1.y;
+      r5 += right * w1.y;
+      l6 += left * w1.z;
+      r6 += right * w1.z;
+      l7 += left * w1.w;
+      r7 += right * w1.w;
       if (NORMALIZE) {
         var one = 1.0;
         if (DELTA) { one = load_v(v_at + z_quad)[p.V % 4]; }
@@ -207,16 +259,21 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         z1 += one * w1;
       }
       score_at += 16;
-      v_at += v_row;
+      v_at += p.v_row;
     }
   }
-  let o_at = p.o_base + (group.z * p.tokens + r) * p.o_row + head * p.OQ + va;
-  let count = min(8, p.tokens - r);
-  for (var i = 0u; i < 8; i++) {
-    if (i >= count) { break; }
-    var factor = p.scale;
-    if (NORMALIZE) { factor /= p.scale * select(z1[i & 3], z0[i & 3], i < 4) + 1e-6; }
-    store(o_at + i * p.o_row, select(o1a[i & 3], o0a[i & 3], i < 4) * factor);
-    if (has_vb) { store(o_at + i * p.o_row + 8, select(o1b[i & 3], o0b[i & 3], i < 4) * factor); }
+  var f0 = vec4f(p.scale);
+  var f1 = f0;
+  if (NORMALIZE) {
+    f0 /= p.scale * z0 + 1e-6;
+    f1 /= p.scale * z1 + 1e-6;
+  }
+  let n = p.tokens - t;
+  let o_at = p.o_base + (group.z * p.tokens + t) * p.o_row + head * p.OQ + va;
+  store_tokens(o_at, n, scaled(mat4x4f(l0, l1, l2, l3), f0));
+  if (n > 4) { store_tokens(o_at + 4 * p.o_row, n - 4, scaled(mat4x4f(l4, l5, l6, l7), f1)); }
+  if (has_vb) {
+    store_tokens(o_at + 8, n, scaled(mat4x4f(r0, r1, r2, r3), f0));
+    if (n > 4) { store_tokens(o_at + 8 + 4 * p.o_row, n - 4, scaled(mat4x4f(r4, r5, r6, r7), f1)); }
   }
 }

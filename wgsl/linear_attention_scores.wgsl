@@ -5,7 +5,7 @@
 //
 //   q [B,T,query heads,K], k [B,T,key heads,K]     scores [B,heads,chunks,64 (s),64 (r)], what lies above the diagonal block is not written
 //
-// A workgroup owns one chunk of one head, an invocation a tile of 8 x 8 pairs: (r in block i, s in block j), j <= i. The decay of a tile is
+// An invocation owns a tile of 8 x 8 pairs of one chunk: (r in block i, s in block j), j <= i. The decay of a tile is
 // e^(start of i..r) e^(between j and i) e^(s+1..end of j): exponents <= 0, each summed over its own tokens. With decays per key dimension
 // (KEYED) q and k come from step "keyed" with their parts of it, and tiles on the diagonal from step "diagonal".
 // No workgroup memory, no barriers: operands are read through the caches, 16 quads for 64 x 4 products.
@@ -93,24 +93,58 @@ fn k_tokens(at: u32, step: u32) -> mat4x4f {
   return mat4x4f(load_k(at), load_k(at + step), load_k(at + 2 * step), load_k(at + 3 * step));
 }
 
+// start + x, start + x + y, ...
+fn sums(v: vec4f, start: f32) -> vec4f {
+  let x = start + v.x;
+  let y = x + v.y;
+  let z = y + v.z;
+  return vec4f(x, y, z, z + v.w);
+}
+
+fn scaled(tile: mat4x4f, rows: vec4f, columns: vec4f) -> mat4x4f {
+  return mat4x4f(tile[0] * rows * columns.x, tile[1] * rows * columns.y, tile[2] * rows * columns.z, tile[3] * rows * columns.w);
+}
+
+fn store(at: u32, tile: mat4x4f) {
+  scores[at] = tile[0];
+  scores[at + 16] = tile[1];
+  scores[at + 32] = tile[2];
+  scores[at + 48] = tile[3];
+}
+
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let i = lane / 8;
-  let j = lane % 8;
-  let chunk = group.x;
+  // Tiles are numbered row by row: (0,0), (1,0), (1,1), (2,0), ... 36 of them for each chunk.
+  let index = group.x * 64 + lane;
+  let chunk = index / 36;
+  let tile = index % 36;
+  let i = u32((sqrt(f32(8 * tile) + 1.5) - 1) / 2);
+  let j = tile - i * (i + 1) / 2;
   let head = group.y;
-  if (j > i || (KEYED && i == j) || chunk * 64 + i * 8 >= p.tokens) { return; }
+  if (chunk >= p.chunks || (KEYED && i == j) || chunk * 64 + i * 8 >= p.tokens) { return; }
   var state_head = head;
   if (!MATRIX) { state_head = head / p.v_div; }
   let r0 = group.z * p.tokens + chunk * 64 + i * 8;
   let s0 = group.z * p.tokens + chunk * 64 + j * 8;
   let state = group.z * p.HV + state_head;
 
-  // Columns s, rows r: (s 0-3, r 0-3), (s 0-3, r 4-7), (s 4-7, r 0-3), (s 4-7, r 4-7).
-  var a00 = mat4x4f();
-  var a01 = mat4x4f();
-  var a10 = mat4x4f();
-  var a11 = mat4x4f();
+  // Rows r 0-3 (l, low) and 4-7 (h, high) of columns s 0-7.
+  var l0 = vec4f();
+  var h0 = vec4f();
+  var l1 = vec4f();
+  var h1 = vec4f();
+  var l2 = vec4f();
+  var h2 = vec4f();
+  var l3 = vec4f();
+  var h3 = vec4f();
+  var l4 = vec4f();
+  var h4 = vec4f();
+  var l5 = vec4f();
+  var h5 = vec4f();
+  var l6 = vec4f();
+  var h6 = vec4f();
+  var l7 = vec4f();
+  var h7 = vec4f();
   let s_at = p.k_base + s0 * p.k_row + (state_head / p.k_div) * p.KQ;
   let q_at = p.q_base + r0 * p.q_row + (head / p.q_div) * p.KQ;
   let r_at = p.k_base + r0 * p.k_row + (state_head / p.k_div) * p.KQ; // MATRIX
@@ -136,74 +170,116 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     let k1 = k_tokens(s_at + 4 * p.k_row + d, p.k_row);
     q0 = transpose(q0);
     q1 = transpose(q1);
-    a00 += q0 * k0;
-    a01 += q1 * k0;
-    a10 += q0 * k1;
-    a11 += q1 * k1;
+    l0 += q0 * k0[0];
+    h0 += q1 * k0[0];
+    l1 += q0 * k0[1];
+    h1 += q1 * k0[1];
+    l2 += q0 * k0[2];
+    h2 += q1 * k0[2];
+    l3 += q0 * k0[3];
+    h3 += q1 * k0[3];
+    l4 += q0 * k1[0];
+    h4 += q1 * k1[0];
+    l5 += q0 * k1[1];
+    h5 += q1 * k1[1];
+    l6 += q0 * k1[2];
+    h6 += q1 * k1[2];
+    l7 += q0 * k1[3];
+    h7 += q1 * k1[3];
   }
+  var a00 = mat4x4f(l0, l1, l2, l3);
+  var a01 = mat4x4f(h0, h1, h2, h3);
+  var a10 = mat4x4f(l4, l5, l6, l7);
+  var a11 = mat4x4f(h4, h5, h6, h7);
 
   let gate = state * p.tokens + chunk * 64;
+  let r_gate = gate + i * 8;
   if (GATED && i != j) {
-    var weight_r: array<f32, 8>;
-    var weight_s: array<f32, 8>;
-    var sum = 0.0;
-    for (var n = 0u; n < 8; n++) {
-      if (BEFORE) { weight_r[n] = exp(sum); }
-      sum += gates[gate + i * 8 + n].x;
-      if (!BEFORE) { weight_r[n] = exp(sum); }
-    }
-    sum = 0;
+    let r0 = sums(vec4f(gates[r_gate].x, gates[r_gate + 1].x, gates[r_gate + 2].x, gates[r_gate + 3].x), 0);
+    let r1 = sums(vec4f(gates[r_gate + 4].x, gates[r_gate + 5].x, gates[r_gate + 6].x, gates[r_gate + 7].x), r0.w);
+    var between = 0.0;
     for (var block = j + 1; block < i; block++) {
-      sum += totals[(state * p.chunks + chunk) * 2 + block / 4][block % 4];
+      between += totals[(state * p.chunks + chunk) * 2 + block / 4][block % 4];
     }
-    for (var n = 0u; n < 8; n++) {
-      weight_s[7 - n] = exp(sum);
-      sum += gates[gate + j * 8 + 7 - n].x;
+    let s_gate = gate + j * 8;
+    let s1 = sums(vec4f(0, gates[s_gate + 7].x, gates[s_gate + 6].x, gates[s_gate + 5].x), between).wzyx;
+    let s0 = sums(vec4f(gates[s_gate + 4].x, gates[s_gate + 3].x, gates[s_gate + 2].x, gates[s_gate + 1].x), s1.x).wzyx;
+    var w0 = exp(r0);
+    var w1 = exp(r1);
+    if (BEFORE) {
+      w1 = vec4f(w0.w, w1.xyz);
+      w0 = vec4f(1, w0.xyz);
     }
-    let w0 = vec4f(weight_r[0], weight_r[1], weight_r[2], weight_r[3]);
-    let w1 = vec4f(weight_r[4], weight_r[5], weight_r[6], weight_r[7]);
-    for (var n = 0u; n < 4; n++) {
-      a00[n] *= w0 * weight_s[n];
-      a01[n] *= w1 * weight_s[n];
-      a10[n] *= w0 * weight_s[n + 4];
-      a11[n] *= w1 * weight_s[n + 4];
-    }
+    let v0 = exp(s0);
+    let v1 = exp(s1);
+    a00 = scaled(a00, w0, v0);
+    a01 = scaled(a01, w1, v0);
+    a10 = scaled(a10, w0, v1);
+    a11 = scaled(a11, w1, v1);
   }
   if (i == j) {
-    // Row by row: f[r] carries from s to the next r what lies between; nothing above the diagonal.
-    for (var s = 0u; s < 8; s++) {
-      var low = select(a00[s & 3], a10[s & 3], s > 3);
-      var high = select(a01[s & 3], a11[s & 3], s > 3);
-      var weight = 1.0;
-      for (var r = 0u; r < 8; r++) {
-        var w = 0.0;
-        if (r > s) {
-          let earlier = weight;
-          if (GATED) { weight *= exp(gates[gate + i * 8 + r].x); }
-          w = select(weight, earlier, BEFORE);
-        } else if (r == s && !BEFORE && !MATRIX) {
-          w = 1;
-        }
-        if (r < 4) { low[r & 3] *= w; } else { high[r & 3] *= w; }
-      }
-      if (s < 4) { a00[s & 3] = low; a01[s & 3] = high; } else { a10[s & 3] = low; a11[s & 3] = high; }
+    // Column by column from the last: the weights of s over r are those of s + 1 times f of s + 1, and 1 where they begin.
+    var f0 = vec4f(1);
+    var f1 = vec4f(1);
+    if (GATED) {
+      f0 = exp(vec4f(gates[r_gate].x, gates[r_gate + 1].x, gates[r_gate + 2].x, gates[r_gate + 3].x));
+      f1 = exp(vec4f(gates[r_gate + 4].x, gates[r_gate + 5].x, gates[r_gate + 6].x, gates[r_gate + 7].x));
+    }
+    var w0 = vec4f();
+    var w1 = vec4f();
+    if (!BEFORE) { w1.w = 1; }
+    a11[3] *= w1;
+    w1 *= f1.w;
+    if (BEFORE) { w1.w = 1; } else { w1.z = 1; }
+    a11[2] *= w1;
+    w1 *= f1.z;
+    if (BEFORE) { w1.z = 1; } else { w1.y = 1; }
+    a11[1] *= w1;
+    w1 *= f1.y;
+    if (BEFORE) { w1.y = 1; } else { w1.x = 1; }
+    a11[0] *= w1;
+    w1 *= f1.x;
+    if (BEFORE) { w1.x = 1; } else { w0.w = 1; }
+    a01[3] *= w1;
+    a00[3] *= w0;
+    w1 *= f0.w;
+    w0 *= f0.w;
+    if (BEFORE) { w0.w = 1; } else { w0.z = 1; }
+    a01[2] *= w1;
+    a00[2] *= w0;
+    w1 *= f0.z;
+    w0 *= f0.z;
+    if (BEFORE) { w0.z = 1; } else { w0.y = 1; }
+    a01[1] *= w1;
+    a00[1] *= w0;
+    w1 *= f0.y;
+    w0 *= f0.y;
+    if (BEFORE) { w0.y = 1; } else { w0.x = 1; }
+    a01[0] *= w1;
+    a00[0] *= w0;
+    a10 = mat4x4f();
+    if (MATRIX) {
+      a00[0].x = 0;
+      a00[1].y = 0;
+      a00[2].z = 0;
+      a00[3].w = 0;
+      a11[0].x = 0;
+      a11[1].y = 0;
+      a11[2].z = 0;
+      a11[3].w = 0;
     }
   }
   if (MATRIX) {
-    let b0 = vec4f(gates[gate + i * 8].w, gates[gate + i * 8 + 1].w, gates[gate + i * 8 + 2].w, gates[gate + i * 8 + 3].w);
-    let b1 = vec4f(gates[gate + i * 8 + 4].w, gates[gate + i * 8 + 5].w, gates[gate + i * 8 + 6].w, gates[gate + i * 8 + 7].w);
-    for (var n = 0u; n < 4; n++) {
-      a00[n] *= b0;
-      a01[n] *= b1;
-      a10[n] *= b0;
-      a11[n] *= b1;
-    }
+    let b0 = vec4f(gates[r_gate].w, gates[r_gate + 1].w, gates[r_gate + 2].w, gates[r_gate + 3].w);
+    let b1 = vec4f(gates[r_gate + 4].w, gates[r_gate + 5].w, gates[r_gate + 6].w, gates[r_gate + 7].w);
+    a00 = scaled(a00, b0, vec4f(1));
+    a01 = scaled(a01, b1, vec4f(1));
+    a10 = scaled(a10, b0, vec4f(1));
+    a11 = scaled(a11, b1, vec4f(1));
   }
   let at = ((group.z * groups.y + head) * p.chunks + chunk) * 1024 + j * 128 + i * 2;
-  for (var n = 0u; n < 4; n++) {
-    scores[at + n * 16] = a00[n];
-    scores[at + n * 16 + 1] = a01[n];
-    scores[at + n * 16 + 64] = a10[n];
-    scores[at + n * 16 + 65] = a11[n];
-  }
+  store(at, a00);
+  store(at + 1, a01);
+  store(at + 64, a10);
+  store(at + 65, a11);
 }

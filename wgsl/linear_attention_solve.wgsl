@@ -2,11 +2,12 @@
 //
 //   K~_r = e^(g summed from the chunk's start to r) k_r; M, strictly lower, from step "scores"
 //   k [B,T,key heads,K], v [B,T,HV,V quads], matrix M [B,HV,chunks,64 (s),64 (r)]
-//   w [B,HV,64 chunks,K quads], u [B,HV,64 chunks,V quads], float32
+//   wu [B,HV,64 chunks,K quads of W + V quads of U], float32
 //
 // The WY form of a product of Householder-like factors (Yang et al. 2024, arXiv 2406.06484 and 2412.06464): with these, a chunk changes the
 // state by R = U - W S, S' = e^G S + K^' R, and R_r is what token r adds. Forward substitution, exact for any keys.
-// An invocation owns one quad of columns of [W U] for one chunk: it reads back only what it wrote itself, so there are no barriers.
+// An invocation owns two quads of columns of [W U] for one chunk, in blocks of 8 tokens: it reads back only what it wrote itself, so there
+// are no barriers.
 
 override K_HALF: bool = false;
 override V_HALF: bool = false;
@@ -63,8 +64,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> gates: array<vec4f>;
 @group(0) @binding(4) var<storage, read> blocks: array<vec4f>;
 @group(0) @binding(5) var<storage, read> matrix: array<vec4f>;
-@group(0) @binding(6) var<storage, read_write> w: array<vec4f>;
-@group(0) @binding(7) var<storage, read_write> u: array<vec4f>;
+@group(0) @binding(6) var<storage, read_write> wu: array<vec4f>;
 
 fn load_k(i: u32) -> vec4f {
   if (K_HALF) {
@@ -82,65 +82,178 @@ fn load_v(i: u32) -> vec4f {
   return bitcast<vec4f>(vec4u(v[2 * i], v[2 * i + 1]));
 }
 
-fn outer(row: vec4f, column: vec4f) -> mat4x4f {
-  return mat4x4f(row * column.x, row * column.y, row * column.z, row * column.w);
+fn store(at: u32, x0: vec4f, x1: vec4f, x2: vec4f, x3: vec4f, row: u32) {
+  wu[at] = x0;
+  wu[at + row] = x1;
+  wu[at + 2 * row] = x2;
+  wu[at + 3 * row] = x3;
 }
 
-// Beta times the right-hand side of one token.
-fn right_hand(token: u32, head: u32, state: u32, column: u32, decay: vec4f) -> vec4f {
-  let t = token - (state / p.HV) * p.tokens;
-  if (t >= p.tokens) { return vec4f(); }
-  let gate = gates[state * p.tokens + t];
+// What values (x) and keys (y) of token t are multiplied by: beta, beta and decay; 0 past the last token.
+fn factors(t: u32, state: u32) -> vec2f {
+  if (t >= p.tokens) { return vec2f(); }
+  let beta = gates[state * p.tokens + t].w;
+  if (GATED) { return vec2f(beta, beta * gates[state * p.tokens + t].y); }
+  return vec2f(beta);
+}
+
+// The right-hand side of one token, one quad of it.
+fn right_hand(token: u32, head: u32, column: u32, factor: vec2f, decay: vec4f) -> vec4f {
   if (column >= p.KQ) {
-    return load_v(p.v_base + token * p.v_row + head * p.VI + column - p.KQ) * gate.w;
+    return load_v(p.v_base + token * p.v_row + head * p.VI + column - p.KQ) * factor.x;
   }
-  let x = load_k(p.k_base + token * p.k_row + (head / p.k_div) * p.KQ + column) * gate.w;
+  let x = load_k(p.k_base + token * p.k_row + (head / p.k_div) * p.KQ + column) * factor.y;
   if (KEYED) { return x * decay; }
-  if (GATED) { return x * gate.y; }
   return x;
+}
+
+fn decay_of(block: u32, column: u32) -> vec4f {
+  if (KEYED && column < p.KQ) { return blocks[block * 3 * p.KQ + p.KQ + column]; }
+  return vec4f(1);
 }
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
   let index = group.x * 64 + lane;
   let columns = p.KQ + p.VQ;
-  let chunk = index / columns;
-  let column = index % columns;
+  let pairs = (columns + 1) / 2;
+  let chunk = index / pairs;
+  let ca = index % pairs;
+  let cb = min(ca + pairs, columns - 1);
   if (chunk >= p.chunks) { return; }
+  let has_cb = ca + pairs < columns;
   let head = group.y;
   let state = group.z * p.HV + head;
-  let token = group.z * p.tokens + chunk * 64;
   let row = (state * p.chunks + chunk) * 64;
   let blocks_to_do = min(8u, (p.tokens - chunk * 64 + 7) / 8);
-  let is_w = column < p.KQ;
-  let x_row = select(p.VQ, p.KQ, is_w);
-  let x_at = row * x_row + select(column - p.KQ, column, is_w);
   for (var block = 0u; block < blocks_to_do; block++) {
-    var decay = vec4f(1);
-    if (KEYED && is_w) { decay = blocks[((state * p.chunks + chunk) * 24 + 3 * block + 1) * p.KQ + column]; }
-    let t = token + 8 * block;
-    // Columns are the rows of X for tokens 0-3 and 4-7 of the block.
-    var x0 = mat4x4f(
-      right_hand(t, head, state, column, decay), right_hand(t + 1, head, state, column, decay),
-      right_hand(t + 2, head, state, column, decay), right_hand(t + 3, head, state, column, decay));
-    var x1 = mat4x4f(
-      right_hand(t + 4, head, state, column, decay), right_hand(t + 5, head, state, column, decay),
-      right_hand(t + 6, head, state, column, decay), right_hand(t + 7, head, state, column, decay));
+    let t_block = chunk * 64 + 8 * block;
+    let t = group.z * p.tokens + t_block;
+    let decay_a = decay_of((state * p.chunks + chunk) * 8 + block, ca);
+    let decay_b = decay_of((state * p.chunks + chunk) * 8 + block, cb);
+    // Columns ca (l, left) and cb (r, right) of [W U] of the block's tokens 0-7.
+    let f0 = factors(t_block, state);
+    var l0 = right_hand(t, head, ca, f0, decay_a);
+    var r0 = right_hand(t, head, cb, f0, decay_b);
+    let f1 = factors(t_block + 1, state);
+    var l1 = right_hand(t + 1, head, ca, f1, decay_a);
+    var r1 = right_hand(t + 1, head, cb, f1, decay_b);
+    let f2 = factors(t_block + 2, state);
+    var l2 = right_hand(t + 2, head, ca, f2, decay_a);
+    var r2 = right_hand(t + 2, head, cb, f2, decay_b);
+    let f3 = factors(t_block + 3, state);
+    var l3 = right_hand(t + 3, head, ca, f3, decay_a);
+    var r3 = right_hand(t + 3, head, cb, f3, decay_b);
+    let f4 = factors(t_block + 4, state);
+    var l4 = right_hand(t + 4, head, ca, f4, decay_a);
+    var r4 = right_hand(t + 4, head, cb, f4, decay_b);
+    let f5 = factors(t_block + 5, state);
+    var l5 = right_hand(t + 5, head, ca, f5, decay_a);
+    var r5 = right_hand(t + 5, head, cb, f5, decay_b);
+    let f6 = factors(t_block + 6, state);
+    var l6 = right_hand(t + 6, head, ca, f6, decay_a);
+    var r6 = right_hand(t + 6, head, cb, f6, decay_b);
+    let f7 = factors(t_block + 7, state);
+    var l7 = right_hand(t + 7, head, ca, f7, decay_a);
+    var r7 = right_hand(t + 7, head, cb, f7, decay_b);
     var m_at = row * 16 + 2 * block;
+    var x_at = row * columns;
     for (var s = 0u; s < 8 * block; s++) {
-      var x: vec4f;
-      if (is_w) { x = w[x_at + s * x_row]; } else { x = u[x_at + s * x_row]; }
-      x0 -= outer(x, matrix[m_at]);
-      x1 -= outer(x, matrix[m_at + 1]);
+      let a = wu[x_at + ca];
+      let b = wu[x_at + cb];
+      let m0 = matrix[m_at];
+      let m1 = matrix[m_at + 1];
+      l0 -= a * m0.x;
+      r0 -= b * m0.x;
+      l1 -= a * m0.y;
+      r1 -= b * m0.y;
+      l2 -= a * m0.z;
+      r2 -= b * m0.z;
+      l3 -= a * m0.w;
+      r3 -= b * m0.w;
+      l4 -= a * m1.x;
+      r4 -= b * m1.x;
+      l5 -= a * m1.y;
+      r5 -= b * m1.y;
+      l6 -= a * m1.z;
+      r6 -= b * m1.z;
+      l7 -= a * m1.w;
+      r7 -= b * m1.w;
       m_at += 16;
+      x_at += columns;
     }
-    for (var s = 0u; s < 8; s++) {
-      let x = select(x1[s & 3], x0[s & 3], s < 4);
-      let at = x_at + (8 * block + s) * x_row;
-      if (is_w) { w[at] = x; } else { u[at] = x; }
-      x0 -= outer(x, matrix[m_at]);
-      x1 -= outer(x, matrix[m_at + 1]);
-      m_at += 16;
+    // Row by row: what is done is taken out of the rows below.
+    var m0 = matrix[m_at];
+    var m1 = matrix[m_at + 1];
+    l1 -= l0 * m0.y;
+    r1 -= r0 * m0.y;
+    l2 -= l0 * m0.z;
+    r2 -= r0 * m0.z;
+    l3 -= l0 * m0.w;
+    r3 -= r0 * m0.w;
+    l4 -= l0 * m1.x;
+    r4 -= r0 * m1.x;
+    l5 -= l0 * m1.y;
+    r5 -= r0 * m1.y;
+    l6 -= l0 * m1.z;
+    r6 -= r0 * m1.z;
+    l7 -= l0 * m1.w;
+    r7 -= r0 * m1.w;
+    m0 = matrix[m_at + 16];
+    m1 = matrix[m_at + 17];
+    l2 -= l1 * m0.z;
+    r2 -= r1 * m0.z;
+    l3 -= l1 * m0.w;
+    r3 -= r1 * m0.w;
+    l4 -= l1 * m1.x;
+    r4 -= r1 * m1.x;
+    l5 -= l1 * m1.y;
+    r5 -= r1 * m1.y;
+    l6 -= l1 * m1.z;
+    r6 -= r1 * m1.z;
+    l7 -= l1 * m1.w;
+    r7 -= r1 * m1.w;
+    m0 = matrix[m_at + 32];
+    m1 = matrix[m_at + 33];
+    l3 -= l2 * m0.w;
+    r3 -= r2 * m0.w;
+    l4 -= l2 * m1.x;
+    r4 -= r2 * m1.x;
+    l5 -= l2 * m1.y;
+    r5 -= r2 * m1.y;
+    l6 -= l2 * m1.z;
+    r6 -= r2 * m1.z;
+    l7 -= l2 * m1.w;
+    r7 -= r2 * m1.w;
+    m1 = matrix[m_at + 49];
+    l4 -= l3 * m1.x;
+    r4 -= r3 * m1.x;
+    l5 -= l3 * m1.y;
+    r5 -= r3 * m1.y;
+    l6 -= l3 * m1.z;
+    r6 -= r3 * m1.z;
+    l7 -= l3 * m1.w;
+    r7 -= r3 * m1.w;
+    m1 = matrix[m_at + 65];
+    l5 -= l4 * m1.y;
+    r5 -= r4 * m1.y;
+    l6 -= l4 * m1.z;
+    r6 -= r4 * m1.z;
+    l7 -= l4 * m1.w;
+    r7 -= r4 * m1.w;
+    m1 = matrix[m_at + 81];
+    l6 -= l5 * m1.z;
+    r6 -= r5 * m1.z;
+    l7 -= l5 * m1.w;
+    r7 -= r5 * m1.w;
+    m1 = matrix[m_at + 97];
+    l7 -= l6 * m1.w;
+    r7 -= r6 * m1.w;
+    store(x_at + ca, l0, l1, l2, l3, columns);
+    store(x_at + ca + 4 * columns, l4, l5, l6, l7, columns);
+    if (has_cb) {
+      store(x_at + cb, r0, r1, r2, r3, columns);
+      store(x_at + cb + 4 * columns, r4, r5, r6, r7, columns);
     }
   }
 }

@@ -87,7 +87,10 @@ fn outer(row: vec4f, column: vec4f) -> mat4x4f {
 }
 
 fn store(at: u32, tile: mat4x4f) {
-  for (var i = 0u; i < 4; i++) { states[at + i * p.VQ] = tile[i]; }
+  states[at] = tile[0];
+  states[at + p.VQ] = tile[1];
+  states[at + 2 * p.VQ] = tile[2];
+  states[at + 3 * p.VQ] = tile[3];
 }
 
 @compute @workgroup_size(64)
@@ -110,10 +113,23 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let kb_step = select(0u, 8u, has_kb);
   let vb_step = select(0u, 8u, has_vb);
 
-  var n00 = mat4x4f(); // (ka, va)
-  var n01 = mat4x4f(); // (ka, vb)
-  var n10 = mat4x4f();
-  var n11 = mat4x4f();
+  // Columns va (l, left) and vb (r, right) of rows 4 ka.. (a) and 4 kb.. (b).
+  var la0 = vec4f();
+  var ra0 = vec4f();
+  var la1 = vec4f();
+  var ra1 = vec4f();
+  var la2 = vec4f();
+  var ra2 = vec4f();
+  var la3 = vec4f();
+  var ra3 = vec4f();
+  var lb0 = vec4f();
+  var rb0 = vec4f();
+  var lb1 = vec4f();
+  var rb1 = vec4f();
+  var lb2 = vec4f();
+  var rb2 = vec4f();
+  var lb3 = vec4f();
+  var rb3 = vec4f();
   var za = vec4f();
   var zb = vec4f();
   var later_a = vec4f(1);
@@ -141,23 +157,33 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
       za += a;
       zb += b;
     }
-    n00 += outer(left, a);
-    n01 += outer(right, a);
-    n10 += outer(left, b);
-    n11 += outer(right, b);
+    la0 += left * a.x;
+    ra0 += right * a.x;
+    la1 += left * a.y;
+    ra1 += right * a.y;
+    la2 += left * a.z;
+    ra2 += right * a.z;
+    la3 += left * a.w;
+    ra3 += right * a.w;
+    lb0 += left * b.x;
+    rb0 += right * b.x;
+    lb1 += left * b.y;
+    rb1 += right * b.y;
+    lb2 += left * b.z;
+    rb2 += right * b.z;
+    lb3 += left * b.w;
+    rb3 += right * b.w;
     k_at += p.k_row;
     v_at += p.v_row;
   }
   let at = (state * p.slots + chunk + 1) * 4 * p.KQ * p.VQ + 4 * ka * p.VQ + va;
-  store(at, n00);
-  if (has_vb) { store(at + 8, n01); }
-  if (has_kb) { store(at + 32 * p.VQ, n10); }
-  if (has_kb && has_vb) { store(at + 32 * p.VQ + 8, n11); }
+  store(at, mat4x4f(la0, la1, la2, la3));
+  if (has_vb) { store(at + 8, mat4x4f(ra0, ra1, ra2, ra3)); }
+  if (has_kb) { store(at + 32 * p.VQ, mat4x4f(lb0, lb1, lb2, lb3)); }
+  if (has_kb && has_vb) { store(at + 32 * p.VQ + 8, mat4x4f(rb0, rb1, rb2, rb3)); }
   if (NORMALIZER && va == 0) {
     let z_at = at + p.VQ - 1;
-    for (var i = 0u; i < 4; i++) { states[z_at + i * p.VQ] = vec4f(za[i], 0, 0, 0); }
-    if (has_kb) {
-      for (var i = 0u; i < 4; i++) { states[z_at + (32 + i) * p.VQ] = vec4f(zb[i], 0, 0, 0); }
-    }
+    store(z_at, outer(vec4f(1, 0, 0, 0), za));
+    if (has_kb) { store(z_at + 32 * p.VQ, outer(vec4f(1, 0, 0, 0), zb)); }
   }
 }

@@ -2,18 +2,23 @@
 //
 //   R = U - W S,  S' = e^(g summed over the chunk) S + sum over the chunk of (k_s e^(g summed over the rest of the chunk)) R_s'
 //
-//   k [B,T,key heads,K]; w, u from step "solve"; states [B,HV,slots,K,V quads]: S at the start of chunk c in slot c, read in slot 0 of the
-//   segment and written in the others; u is replaced by R.
+//   k [B,T,key heads,K]; wu from step "solve": W and U side by side; states [B,HV,slots,K,V quads]: S at the start of chunk c in slot c, read in slot 0 of the
+//   segment and written in the others; U is replaced by R.
 //   MAPS: the segment as an affine map of the state before it, S' = Map S + N: the walk of the columns [N Map] from [0 I] with U = [U 0].
-//   maps [B,HV,segments,K,V quads + K quads], rest [B,HV,segments,64,V quads + K quads] takes R, u stays as it is.
+//   maps [B,HV,segments,K,V quads + K quads], rest [B,HV,segments,64,V quads + K quads] takes R, U stays as it is.
 //
-// A workgroup owns one segment of one state, 64 columns of it. An invocation owns 8 tokens x 8 columns of R, then 8 key dims x 8 columns
-// of S; between the two all of them meet at a barrier. Columns do not depend on each other.
+// A workgroup owns one segment of one state, 64 columns of it. An invocation owns 64 / SPAN tokens x as many columns of R, then as many key
+// dims x columns of S; between the two all of them meet at a barrier. Columns do not depend on each other. This is the one step that goes
+// through a sequence: with SPAN = 16 a workgroup has 256 invocations and takes less time for a chunk, with SPAN = 8 it has 64 and takes
+// less work.
 
 override K_HALF: bool = false;
 override GATED: bool = false;
 override KEYED: bool = false; // k from step "keyed"
 override MAPS: bool = false;
+override SPAN: u32 = 8; // 8 or 16
+override LANES: u32 = 64; // SPAN^2
+override LARGE: bool = true; // SPAN is 8
 
 // <params>
 struct Params {
@@ -63,10 +68,9 @@ struct Params {
 @group(0) @binding(1) var<storage, read> k: array<vec2u>;
 @group(0) @binding(2) var<storage, read> gates: array<vec4f>;
 @group(0) @binding(3) var<storage, read> blocks: array<vec4f>;
-@group(0) @binding(4) var<storage, read> w: array<vec4f>;
-@group(0) @binding(5) var<storage, read_write> u: array<vec4f>;
-@group(0) @binding(6) var<storage, read_write> rest: array<vec4f>;
-@group(0) @binding(7) var<storage, read_write> states: array<vec4f>; // or maps
+@group(0) @binding(4) var<storage, read_write> wu: array<vec4f>;
+@group(0) @binding(5) var<storage, read_write> rest: array<vec4f>;
+@group(0) @binding(6) var<storage, read_write> states: array<vec4f>; // or maps
 
 fn load_k(i: u32) -> vec4f {
   if (K_HALF) {
@@ -74,10 +78,6 @@ fn load_k(i: u32) -> vec4f {
     return vec4f(unpack2x16float(word.x), unpack2x16float(word.y));
   }
   return bitcast<vec4f>(vec4u(k[2 * i], k[2 * i + 1]));
-}
-
-fn outer(row: vec4f, column: vec4f) -> mat4x4f {
-  return mat4x4f(row * column.x, row * column.y, row * column.z, row * column.w);
 }
 
 fn state_rows(at: u32, row: u32) -> mat4x4f {
@@ -89,31 +89,37 @@ fn scaled(tile: mat4x4f, factor: vec4f) -> mat4x4f {
 }
 
 fn store_rows(at: u32, row: u32, tile: mat4x4f) {
-  for (var i = 0u; i < 4; i++) { states[at + i * row] = tile[i]; }
+  states[at] = tile[0];
+  states[at + row] = tile[1];
+  states[at + 2 * row] = tile[2];
+  states[at + 3 * row] = tile[3];
 }
 
-fn w_tokens(at: u32) -> mat4x4f {
-  return mat4x4f(w[at], w[at + p.KQ], w[at + 2 * p.KQ], w[at + 3 * p.KQ]);
+fn w_tokens(at: u32, row: u32) -> mat4x4f {
+  return mat4x4f(wu[at], wu[at + row], wu[at + 2 * row], wu[at + 3 * row]);
 }
 
-fn load_u(at: u32, column: u32) -> vec4f {
-  if (MAPS && column >= p.VQ) { return vec4f(); }
-  return u[at];
-}
-
-fn u_tokens(at: u32, column: u32) -> mat4x4f {
-  return mat4x4f(
-    load_u(at, column), load_u(at + p.VQ, column), load_u(at + 2 * p.VQ, column), load_u(at + 3 * p.VQ, column));
+fn u_tokens(at: u32, row: u32, column: u32) -> mat4x4f {
+  if (MAPS && column >= p.VQ) { return mat4x4f(); }
+  return w_tokens(at + p.KQ + column, row);
 }
 
 fn load_r(at: u32) -> vec4f {
   if (MAPS) { return rest[at]; }
-  return u[at];
+  return wu[at];
 }
 
 fn store_r(at: u32, row: u32, tile: mat4x4f) {
-  for (var i = 0u; i < 4; i++) {
-    if (MAPS) { rest[at + i * row] = tile[i]; } else { u[at + i * row] = tile[i]; }
+  if (MAPS) {
+    rest[at] = tile[0];
+    rest[at + row] = tile[1];
+    rest[at + 2 * row] = tile[2];
+    rest[at + 3 * row] = tile[3];
+  } else {
+    wu[at] = tile[0];
+    wu[at + row] = tile[1];
+    wu[at + 2 * row] = tile[2];
+    wu[at + 3 * row] = tile[3];
   }
 }
 
@@ -123,17 +129,19 @@ fn identity(d: u32, column: u32) -> mat4x4f {
   return mat4x4f(vec4f(one, 0, 0, 0), vec4f(0, one, 0, 0), vec4f(0, 0, one, 0), vec4f(0, 0, 0, one));
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
   let segment = group.x;
   let columns = select(p.VQ, p.VQ + p.KQ, MAPS);
+  let wu_row = p.KQ + p.VQ;
   let tiles = (columns + 15) / 16;
   let head = group.y / tiles;
-  let va = (group.y % tiles) * 16 + lane % 8;
+  let va = (group.y % tiles) * 16 + lane % SPAN;
   let vb = min(va + 8, columns - 1);
   let busy = va < columns;
-  let has_vb = va + 8 < columns;
-  let part = lane / 8;
+  let has_vb = LARGE && va + 8 < columns;
+  let part = lane / SPAN;
+  let first_token = part * (64 / SPAN);
   let state = group.z * p.HV + head;
   let size = 4 * p.KQ * columns;
   let first_chunk = segment * p.segment_chunks;
@@ -143,7 +151,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let rest_at = (state * p.segments + segment) * 64 * columns;
   if (MAPS) {
     slot = (state * p.segments + segment) * size;
-    for (var d = part; d < p.KQ && busy; d += 8) {
+    for (var d = part; d < p.KQ && busy; d += SPAN) {
       store_rows(slot + 4 * d * columns + va, columns, identity(d, va));
       if (has_vb) { store_rows(slot + 4 * d * columns + vb, columns, identity(d, vb)); }
     }
@@ -152,33 +160,80 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   for (var chunk = first_chunk; chunk < last_chunk; chunk++) {
     let row = (state * p.chunks + chunk) * 64;
     let n = min(64, p.tokens - chunk * 64);
-    let r_row = select(p.VQ, columns, MAPS);
-    var r_at = row * p.VQ;
-    if (MAPS) { r_at = rest_at; }
+    var r_row = wu_row;
+    var r_at = row * wu_row + p.KQ;
+    if (MAPS) {
+      r_row = columns;
+      r_at = rest_at;
+    }
 
-    if (busy && part * 8 < n) {
-      let at = (row + part * 8) * p.VQ;
-      var r0a = u_tokens(at + va, va);
-      var r0b = u_tokens(at + vb, vb);
-      var r1a = u_tokens(at + 4 * p.VQ + va, va);
-      var r1b = u_tokens(at + 4 * p.VQ + vb, vb);
-      let w_at = (row + part * 8) * p.KQ;
-      for (var d = 0u; d < p.KQ; d++) {
-        let w0 = w_tokens(w_at + d);
-        let w1 = w_tokens(w_at + 4 * p.KQ + d);
-        let sa = state_rows(slot + 4 * d * columns + va, columns);
-        r0a -= sa * w0;
-        r1a -= sa * w1;
-        let sb = state_rows(slot + 4 * d * columns + vb, columns);
-        r0b -= sb * w0;
-        r1b -= sb * w1;
+    if (busy && first_token < n) {
+      let at = (row + first_token) * wu_row;
+      // Columns va (l, left) and vb (r, right) of the tokens 0-7 of R; when not LARGE, columns va of the tokens 0-3.
+      let u0a = u_tokens(at, wu_row, va);
+      var l0 = u0a[0];
+      var l1 = u0a[1];
+      var l2 = u0a[2];
+      var l3 = u0a[3];
+      var l4: vec4f;
+      var l5: vec4f;
+      var l6: vec4f;
+      var l7: vec4f;
+      var r0: vec4f;
+      var r1: vec4f;
+      var r2: vec4f;
+      var r3: vec4f;
+      var r4: vec4f;
+      var r5: vec4f;
+      var r6: vec4f;
+      var r7: vec4f;
+      if (LARGE) {
+        let u0b = u_tokens(at, wu_row, vb);
+        let u1a = u_tokens(at + 4 * wu_row, wu_row, va);
+        let u1b = u_tokens(at + 4 * wu_row, wu_row, vb);
+        l4 = u1a[0];
+        r0 = u0b[0];
+        r4 = u1b[0];
+        l5 = u1a[1];
+        r1 = u0b[1];
+        r5 = u1b[1];
+        l6 = u1a[2];
+        r2 = u0b[2];
+        r6 = u1b[2];
+        l7 = u1a[3];
+        r3 = u0b[3];
+        r7 = u1b[3];
       }
-      let to = r_at + part * 8 * r_row;
-      store_r(to + va, r_row, r0a);
-      store_r(to + 4 * r_row + va, r_row, r1a);
+      for (var d = 0u; d < p.KQ; d++) {
+        let w0 = w_tokens(at + d, wu_row);
+        let sa = state_rows(slot + 4 * d * columns + va, columns);
+        l0 -= sa * w0[0];
+        l1 -= sa * w0[1];
+        l2 -= sa * w0[2];
+        l3 -= sa * w0[3];
+        if (LARGE) {
+          let w1 = w_tokens(at + 4 * wu_row + d, wu_row);
+          l4 -= sa * w1[0];
+          l5 -= sa * w1[1];
+          l6 -= sa * w1[2];
+          l7 -= sa * w1[3];
+          let sb = state_rows(slot + 4 * d * columns + vb, columns);
+          r0 -= sb * w0[0];
+          r1 -= sb * w0[1];
+          r2 -= sb * w0[2];
+          r3 -= sb * w0[3];
+          r4 -= sb * w1[0];
+          r5 -= sb * w1[1];
+          r6 -= sb * w1[2];
+          r7 -= sb * w1[3];
+        }
+      }
+      let to = r_at + first_token * r_row;
+      store_r(to + va, r_row, mat4x4f(l0, l1, l2, l3));
+      if (LARGE) { store_r(to + 4 * r_row + va, r_row, mat4x4f(l4, l5, l6, l7)); }
       if (has_vb) {
-        store_r(to + vb, r_row, r0b);
-        store_r(to + 4 * r_row + vb, r_row, r1b);
+        store_r(to + vb, r_row, mat4x4f(r0, r1, r2, r3));
+        store_r(to + 4 * r_row + vb, r_row, mat4x4f(r4, r5, r6, r7));
       }
     }
     storageBarrier();
@@ -198,45 +253,87 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         fa = blocks[b_at + ka] * blocks[b_at + p.KQ + ka];
         fb = blocks[b_at + kb] * blocks[b_at + p.KQ + kb];
       }
-      var n00 = scaled(state_rows(at_a + va, columns), fa); // (ka, va)
-      var n01 = scaled(state_rows(at_a + vb, columns), fa); // (ka, vb)
-      var n10 = scaled(state_rows(at_b + va, columns), fb);
-      var n11 = scaled(state_rows(at_b + vb, columns), fb);
+      let s00 = scaled(state_rows(at_a + va, columns), fa);
+      // Columns va (l, left) and vb (r, right) of rows 4 ka.. (a) and 4 kb.. (b); when not LARGE, columns va of rows 4 ka...
+      var la0 = s00[0];
+      var la1 = s00[1];
+      var la2 = s00[2];
+      var la3 = s00[3];
+      var lb0: vec4f;
+      var ra0: vec4f;
+      var rb0: vec4f;
+      var lb1: vec4f;
+      var ra1: vec4f;
+      var rb1: vec4f;
+      var lb2: vec4f;
+      var ra2: vec4f;
+      var rb2: vec4f;
+      var lb3: vec4f;
+      var ra3: vec4f;
+      var rb3: vec4f;
+      if (LARGE) {
+        let s01 = scaled(state_rows(at_a + vb, columns), fa);
+        let s10 = scaled(state_rows(at_b + va, columns), fb);
+        let s11 = scaled(state_rows(at_b + vb, columns), fb);
+        ra0 = s01[0];
+        lb0 = s10[0];
+        rb0 = s11[0];
+        ra1 = s01[1];
+        lb1 = s10[1];
+        rb1 = s11[1];
+        ra2 = s01[2];
+        lb2 = s10[2];
+        rb2 = s11[2];
+        ra3 = s01[3];
+        lb3 = s10[3];
+        rb3 = s11[3];
+      }
       var k_at = p.k_base + (group.z * p.tokens + chunk * 64) * p.k_row + (head / p.k_div) * p.KQ;
-      var r = r_at;
+      var from_r = r_at;
       var later_a = vec4f(1);
       var later_b = vec4f(1);
       for (var s = 0u; s < n; s++) {
+        if (KEYED && s % 8 == 0) {
+          let b_at = ((state * p.chunks + chunk) * 24 + 3 * (s / 8) + 2) * p.KQ;
+          later_a = blocks[b_at + ka];
+          later_b = blocks[b_at + kb];
+        }
+        var weight = 1.0;
+        if (GATED) { weight = gates[state * p.tokens + chunk * 64 + s].z; }
         var a = load_k(k_at + ka);
-        var b = load_k(k_at + kb);
-        if (GATED) {
-          let weight = gates[state * p.tokens + chunk * 64 + s].z;
-          a *= weight;
-          b *= weight;
+        if (GATED) { a *= weight; }
+        if (KEYED) { a *= later_a; }
+        let left = load_r(from_r + va);
+        la0 += left * a.x;
+        la1 += left * a.y;
+        la2 += left * a.z;
+        la3 += left * a.w;
+        if (LARGE) {
+          var b = load_k(k_at + kb);
+          if (GATED) { b *= weight; }
+          if (KEYED) { b *= later_b; }
+          let right = load_r(from_r + vb);
+          lb0 += left * b.x;
+          ra0 += right * a.x;
+          rb0 += right * b.x;
+          lb1 += left * b.y;
+          ra1 += right * a.y;
+          rb1 += right * b.y;
+          lb2 += left * b.z;
+          ra2 += right * a.z;
+          rb2 += right * b.z;
+          lb3 += left * b.w;
+          ra3 += right * a.w;
+          rb3 += right * b.w;
         }
-        if (KEYED) {
-          if (s % 8 == 0) {
-            let b_at = ((state * p.chunks + chunk) * 24 + 3 * (s / 8) + 2) * p.KQ;
-            later_a = blocks[b_at + ka];
-            later_b = blocks[b_at + kb];
-          }
-          a *= later_a;
-          b *= later_b;
-        }
-        let left = load_r(r + va);
-        let right = load_r(r + vb);
-        n00 += outer(left, a);
-        n01 += outer(right, a);
-        n10 += outer(left, b);
-        n11 += outer(right, b);
         k_at += p.k_row;
-        r += r_row;
+        from_r += r_row;
       }
-      store_rows(at_a + slot_step + va, columns, n00);
-      if (has_vb) { store_rows(at_a + slot_step + vb, columns, n01); }
-      if (ka + 8 < p.KQ) {
-        store_rows(at_b + slot_step + va, columns, n10);
-        if (has_vb) { store_rows(at_b + slot_step + vb, columns, n11); }
+      store_rows(at_a + slot_step + va, columns, mat4x4f(la0, la1, la2, la3));
+      if (has_vb) { store_rows(at_a + slot_step + vb, columns, mat4x4f(ra0, ra1, ra2, ra3)); }
+      if (LARGE && ka + 8 < p.KQ) {
+        store_rows(at_b + slot_step + va, columns, mat4x4f(lb0, lb1, lb2, lb3));
+        if (has_vb) { store_rows(at_b + slot_step + vb, columns, mat4x4f(rb0, rb1, rb2, rb3)); }
       }
     }
     slot += slot_step;

@@ -23,10 +23,16 @@ export function missingSoftwareGpu(): string | undefined {
   return reason;
 }
 
-/** Dawn's null backend: validates everything, f16 and subgroups included, and runs nothing. */
-export const nullGpu = (): GPU => create(['backend=null']);
-
+// Dawn aborts the process when one of these is collected as garbage before its devices are.
+let validating: GPU | undefined;
 let software: GPU | undefined;
+const adapters: GPUAdapter[] = [];
+
+/** Dawn's null backend: validates everything, f16 and subgroups included, and runs nothing. */
+export function nullGpu(): GPU {
+  validating ??= create(['backend=null']);
+  return validating;
+}
 
 /** Dawn on Chromium's SwiftShader. */
 export function softwareGpu(): GPU {
@@ -50,6 +56,7 @@ export async function openDevice(
 ): Promise<{ device: GPUDevice; errors: string[] }> {
   const adapter = await gpu.requestAdapter();
   if (!adapter) throw new Error('WebGPU: no adapter');
+  adapters.push(adapter);
   const device = await adapter.requestDevice(descriptor);
   const errors: string[] = [];
   device.addEventListener('uncapturederror', (event) => {
