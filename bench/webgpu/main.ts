@@ -2,6 +2,7 @@
  * `npm run bench:webgpu [-- options]`: our kernels against com.microsoft.LinearAttention of onnxruntime-web, both on one GPUDevice in Node,
  * in one run. `npm run bench:webgpu -- cases` checks every test case on the adapter instead.
  *
+ *   --browser       in Chromium: the op and the small language model, against onnxruntime-web alone
  *   --software      Chromium's software driver instead of a GPU (small lengths only)
  *   --seconds N     stop after about this long; default 300
  *   --rules a,b  --dims 64,128  --lengths 1,1024  --dtypes float32,float16  --heads 8
@@ -29,6 +30,7 @@ import { openPeer, type Peer, type Shape, tensorShapes } from './peer.js';
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: {
+    browser: { type: 'boolean', default: false },
     software: { type: 'boolean', default: false },
     seconds: { type: 'string', default: '300' },
     rules: { type: 'string', default: 'linear,gated,delta,gated_delta' },
@@ -36,7 +38,7 @@ const { values: flags, positionals } = parseArgs({
     lengths: { type: 'string', default: '1,1024,4096,16384,65536' },
     dtypes: { type: 'string', default: 'float32,float16' },
     heads: { type: 'string', default: '8' },
-    name: { type: 'string', default: 'webgpu' },
+    name: { type: 'string' },
   },
 });
 const PEER = 'com.microsoft.LinearAttention';
@@ -268,7 +270,7 @@ async function bench(gpu: Gpu): Promise<void> {
   }
   console.log(table.toString());
   const result: ResultFile = {
-    name: flags.name,
+    name: flags.name ?? 'webgpu',
     about:
       'In Node on Dawn, batch 1, state in and out in the type of the other tensors, both operators on the same device and buffers, one after ' +
       'the other. Times are from the device’s clock, from an idle queue to its end, so that they hold what the CPU does to submit the ' +
@@ -293,6 +295,20 @@ async function bench(gpu: Gpu): Promise<void> {
 }
 
 async function main(): Promise<number> {
+  if (flags.browser) {
+    // Only here: a packed bench has no browser.
+    const { benchBrowser } = await import('./browser.js');
+    await benchBrowser({
+      software: flags.software,
+      seconds: Number(flags.seconds),
+      rules: flags.rules.split(','),
+      dims: numbers(flags.dims),
+      lengths: numbers(flags.lengths),
+      heads: Number(flags.heads),
+      name: flags.name ?? 'webgpu-browser',
+    });
+    return 0;
+  }
   const gpu = await openGpu(flags.software);
   if (positionals[0] !== 'cases') {
     await bench(gpu);

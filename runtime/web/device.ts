@@ -191,6 +191,9 @@ export class Gpu {
   }
 }
 
+/** Dawn for Node aborts when an adapter is collected before its device. */
+const adapters = new WeakMap<GPUDevice, GPUAdapter>();
+
 /** A device with what the adapter has, or the reason why there is none. */
 async function request(): Promise<GPUDevice | string> {
   const gpu = (globalThis.navigator as Navigator | undefined)?.gpu;
@@ -206,7 +209,9 @@ async function request(): Promise<GPUDevice | string> {
   const requiredFeatures = FEATURES.filter((feature) => adapter.features.has(feature));
   const requiredLimits = Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]]));
   try {
-    return await adapter.requestDevice({ requiredFeatures, requiredLimits });
+    const device = await adapter.requestDevice({ requiredFeatures, requiredLimits });
+    adapters.set(device, adapter);
+    return device;
   } catch (error) {
     return `the adapter gives no device: ${(error as Error).message}`;
   }
