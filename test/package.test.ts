@@ -30,6 +30,26 @@ const kinds = [typeof linearAttentionReference, typeof NativeTensor, typeof rewr
 console.log(JSON.stringify({ kinds, code, isa, failed, size: tensor.size, ops: Object.keys(ops) }));
 `;
 
+/** What is written for the browser: only its types are checked here. */
+const WEB_SCRIPT = `
+import * as ort from 'onnxruntime-web/webgpu';
+import { FlaSession, StatefulSession, watchMemory } from 'onnx-fla/web';
+import { register } from 'onnx-fla/web/register';
+
+export async function run(device: GPUDevice): Promise<Float32Array> {
+  register(ort);
+  const bytes: number = watchMemory(device).bytes;
+  const plain = await ort.InferenceSession.create('model.onnx', { executionProviders: [{ name: 'fla', device, kernels: true }] });
+  await plain.run({ x: new ort.Tensor('float32', [bytes], [1]) });
+  const session: FlaSession = await FlaSession.create(new Uint8Array(1), { executionProviders: [{ name: 'fla', device: 'wasm' }] });
+  const state = session.zeros('float32', [1, 2, 3]);
+  await session.run({ past: state }, { present: state, y: null }, { signal: AbortSignal.timeout(1) });
+  const stateful = await StatefulSession.create('model.onnx', { outputs: 'last', batch: 2 });
+  const { logits } = await stateful.prefill([[1], [2]], { chunk: 8, onProgress: (done, total) => console.log(done / total) });
+  return logits.data as Float32Array;
+}
+`;
+
 /** SCRIPT without its type annotations. */
 const plain = SCRIPT.replace(
   /^(const \w+): .*? = (?=new|await|nativeInfo|rewriteModel|\(path\))/gm,
@@ -59,19 +79,23 @@ describe('exports', () => {
     });
   });
 
-  it('onnx-fla/web loads in plain node beside onnxruntime-web', () => {
-    const script = "await import('onnx-fla/web'); console.log('loaded')";
-    const args = ['--input-type=module', '-e', script];
-    expect(execFileSync(process.execPath, args, { cwd: folder, encoding: 'utf8' })).toBe(
-      'loaded\n',
-    );
-  });
+  it.each(['web', 'web/jspi', 'web/register'])(
+    'onnx-fla/%s loads in plain node beside onnxruntime-web',
+    (entry) => {
+      const script = `console.log(Object.keys(await import('onnx-fla/${entry}')).sort().join(' '))`;
+      const args = ['--input-type=module', '-e', script];
+      expect(execFileSync(process.execPath, args, { cwd: folder, encoding: 'utf8' })).toBe(
+        'DeviceTensor FlaError FlaSession StatefulSession exclusive register requestDevice watchMemory\n',
+      );
+    },
+  );
 
   it.each([
     ['nodenext', 'nodenext'],
     ['esnext', 'bundler'],
   ])('have types: module %s, moduleResolution %s', (module, moduleResolution) => {
-    writeFileSync(join(folder, 'consumer.ts'), `${SCRIPT}\nimport 'onnx-fla/web';\n`);
+    writeFileSync(join(folder, 'consumer.ts'), SCRIPT);
+    writeFileSync(join(folder, 'consumer_web.ts'), WEB_SCRIPT);
     const options = {
       module,
       moduleResolution,
@@ -82,7 +106,7 @@ describe('exports', () => {
     };
     const config = {
       compilerOptions: { ...options, lib: ['es2023', 'dom'] },
-      files: ['consumer.ts'],
+      files: ['consumer.ts', 'consumer_web.ts'],
     };
     writeFileSync(join(folder, 'tsconfig.json'), JSON.stringify(config));
     const tsc = join(ROOT, 'node_modules/.bin/tsc');

@@ -30,8 +30,8 @@ export function cleanMessage(message: string): string {
   const text = NOISE.reduce(
     (rest, noise) => rest.replace(noise, ''),
     message.replace(NODE_FAILURE, ''),
-  );
-  return node ? `${text.trim()} (node ${node})` : text.trim();
+  ).replace(/^[\s:]+|\s+$/g, '');
+  return node ? `${text} (node ${node})` : text;
 }
 
 function outputShapeError(message: string, cause: unknown): FlaError | undefined {

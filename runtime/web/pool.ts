@@ -7,7 +7,7 @@ const SMALLEST = 256;
 /** Sizes in steps of an eighth of a power of two: at most an eighth of a buffer is not used. */
 export function bucketOf(bytes: number): number {
   if (bytes <= SMALLEST) return SMALLEST;
-  const step = Math.max(16, 2 ** (Math.ceil(Math.log2(bytes)) - 3));
+  const step = Math.max(16, 2 ** (Math.ceil(Math.log2(bytes)) - 4));
   return Math.ceil(bytes / step) * step;
 }
 

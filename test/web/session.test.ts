@@ -6,6 +6,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import { modelBytes } from '../../exporter/index.js';
 import { StatefulSession } from '../../runtime/node/index.js';
 import { relativeError } from '../cases/tensors.js';
+import { binaryModel } from '../runtime/support/models.js';
 import { hardModel } from './support/calls.js';
 import { describeInBrowser, launch, openHarness } from './support/chromium.js';
 import { rewriteTinylm, temporaryFolder, tokens } from './support/models.js';
@@ -43,6 +44,7 @@ describeInBrowser('onnx-fla/web in Chromium', () => {
     await rewriteTinylm(folder, 'tinylm.onnx');
     await rewriteTinylm(folder, 'kept.onnx', { variant: 'linear', keepSoftmax: [0] });
     fs.writeFileSync(path.join(folder, 'hard.onnx'), modelBytes(hardModel()));
+    fs.writeFileSync(path.join(folder, 'add.onnx'), binaryModel('Add', 'float32'));
     site = await startSite(folder);
     page = await openHarness(await launch(), site.origin);
   });
@@ -407,6 +409,33 @@ describeInBrowser('onnx-fla/web in Chromium', () => {
     );
     expect(got.results[7]).toBe('invalid_model: Session: the model is empty');
     expect(got.right).toEqual([1, 16, 3]);
+  });
+
+  it('a run that fails in ONNX Runtime leaves the session usable', async () => {
+    const got = await page.evaluate(async () => {
+      const bytes = new Uint8Array(await (await fetch('/models/add.onnx')).arrayBuffer());
+      const results = [];
+      for (const model of ['/models/add.onnx', bytes]) {
+        const session = await fla.FlaSession.create(model);
+        const rows = (n: number) =>
+          new ort.Tensor(
+            'float32',
+            Float32Array.from({ length: n * 4 }, (_, i) => i),
+            [n, 4],
+          );
+        const error = await session
+          .run({ x: rows(2), y: rows(3) }, { z: null })
+          .catch(({ code, message }) => `${code}: ${message}`);
+        const { z } = await session.run({ x: rows(1), y: rows(1) }, { z: null });
+        await session.dispose();
+        results.push({ error, z: [...(z.data as Float32Array)] });
+      }
+      return results;
+    });
+    for (const { error, z } of got) {
+      expect(error).toMatch(/^runtime: left operand cannot broadcast on dim 0/);
+      expect(z).toEqual([0, 2, 4, 6]);
+    }
   });
 
   it('nothing was thrown past the caller', () => {
