@@ -164,6 +164,24 @@ describeInBrowser('onnx-fla/web', () => {
     expectClose(got.logits, expected, SINE);
   });
 
+  it('under a Content Security Policy', async () => {
+    const strict = await openHarness(page.context().browser()!, site.origin, '?csp');
+    const got = await strict.evaluate(async () => {
+      const session = await fla.StatefulSession.create('/models/small.onnx');
+      const x = new ort.Tensor('float32', new Float32Array(16), [1, 1, 16]);
+      const { y } = await session.step({ x });
+      await session.dispose();
+      // To be sure that there is a policy.
+      const script = document.createElement('script');
+      script.textContent = 'globalThis.inline = true';
+      document.head.append(script);
+      return { dims: y.dims, device: session.session.device, inline: 'inline' in globalThis };
+    });
+    expect(got).toEqual({ dims: [1, 1, 16], device: 'webgpu', inline: false });
+    expect(strict.errors).toEqual([]);
+    await strict.context().close();
+  });
+
   it.each([
     ['wasm', ROUNDING],
     ['webgpu', SINE],

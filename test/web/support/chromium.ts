@@ -90,8 +90,8 @@ export async function openPage(
 /**
  * Opens the page that has the package and onnxruntime-web as globals, and `wasmMemories`, the memories that WebAssembly was given.
  */
-export async function openHarness(browser: Browser, origin: string) {
-  const page = await openPage(browser, `${origin}/test/web/support/harness.html`);
+export async function openHarness(browser: Browser, origin: string, query = '') {
+  const page = await openPage(browser, `${origin}/test/web/support/harness.html${query}`);
   await page.waitForFunction(() => document.title === 'ready');
   return page;
 }

@@ -19,6 +19,21 @@ function serveModels(folder: string): Plugin {
   };
 }
 
+/** Pages asked for with `?csp` come under the strictest policy that docs/web.md promises to be enough. */
+const strictPages: Plugin = {
+  name: 'strict pages',
+  configureServer({ middlewares }) {
+    middlewares.use((request, response, next) => {
+      if (request.url?.includes('?csp'))
+        response.setHeader(
+          'Content-Security-Policy',
+          "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'",
+        );
+      next();
+    });
+  },
+};
+
 export interface Site {
   readonly origin: string;
   close(): Promise<void>;
@@ -32,7 +47,7 @@ export async function startSite(folder: string): Promise<Site> {
     logLevel: 'error',
     appType: 'mpa',
     cacheDir: path.join(folder, '.vite'),
-    plugins: [serveModels(folder)],
+    plugins: [serveModels(folder), strictPages],
     server: { port: 0, hmr: false, watch: null },
     optimizeDeps: { noDiscovery: true, include: [] },
   });
