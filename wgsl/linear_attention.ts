@@ -36,9 +36,9 @@ export interface LinearAttentionCall extends CheckedCall<typeof linearAttention>
   readonly outputs: { readonly output: boolean; readonly present_state: boolean };
 }
 
-export const CHUNK = 64;
-/** Tiles of 8 x 8 pairs at or below the diagonal of a chunk. */
-const TILES = 36;
+const CHUNK = 64;
+/** Of the delta rules on a device that is a processor: less work, and more steps one after the other. */
+const SMALL_CHUNK = 32;
 /** Up to this many tokens go token by token. */
 const DECODE_TOKENS = 8;
 const DECODE_KEYS = 256;
@@ -113,6 +113,9 @@ class Planner {
   private readonly maps: { q: boolean; k: boolean; v: boolean; o: boolean };
   /** Quads of a value head as the matrix steps read it. */
   private readonly VI: number;
+  /** Tokens of a chunk. */
+  private readonly chunk: number;
+  private readonly chunkConstants: { readonly BLOCKS: number; readonly CHUNK: number };
 
   constructor(
     private readonly call: LinearAttentionCall,
@@ -146,6 +149,8 @@ class Planner {
       o: !direct('output', this.V),
     };
     this.VI = this.maps.v ? this.VQ : this.OQ;
+    this.chunk = this.delta && traits.parallel === 1 ? SMALL_CHUNK : CHUNK;
+    this.chunkConstants = { BLOCKS: this.chunk / 8, CHUNK: this.chunk };
   }
 
   plan(): Plan {
@@ -339,21 +344,21 @@ class Planner {
 
   /** Bytes of scratch memory for each chunk of one batch row, by name; `states` has one slot more per head. */
   private chunkBytes(): Record<string, number> {
-    const { HQ, HK, HV, HO, KQ, VQ, VI, OQ } = this;
+    const { HQ, HK, HV, HO, KQ, VQ, VI, OQ, chunk } = this;
     const state = 4 * KQ * VQ;
     const quads: Record<string, number> = {
-      q: this.maps.q ? CHUNK * HQ * KQ : 0,
-      k: this.maps.k ? CHUNK * HK * KQ : 0,
-      v: this.maps.v ? CHUNK * HV * VI : 0,
-      o: this.maps.o ? CHUNK * HO * OQ : 0,
-      gates: this.gated || this.delta ? CHUNK * HV : 0,
-      totals: this.gated ? 2 * HV : 0,
-      qs: this.keyed ? CHUNK * HO * KQ : 0,
-      kp: this.keyed && this.delta ? CHUNK * HV * KQ : 0,
-      ks: this.keyed ? CHUNK * HV * KQ : 0,
-      blocks: this.keyed ? 24 * HV * KQ : 0,
-      scores: this.attributes.causal ? 1024 * Math.max(HO, this.delta ? HV : 0) : 0,
-      wu: this.delta ? CHUNK * HV * (KQ + VQ) : 0,
+      q: this.maps.q ? chunk * HQ * KQ : 0,
+      k: this.maps.k ? chunk * HK * KQ : 0,
+      v: this.maps.v ? chunk * HV * VI : 0,
+      o: this.maps.o ? chunk * HO * OQ : 0,
+      gates: this.gated || this.delta ? chunk * HV : 0,
+      totals: this.gated ? (chunk / 32) * HV : 0,
+      qs: this.keyed ? chunk * HO * KQ : 0,
+      kp: this.keyed && this.delta ? chunk * HV * KQ : 0,
+      ks: this.keyed ? chunk * HV * KQ : 0,
+      blocks: this.keyed ? (3 * chunk * HV * KQ) / 8 : 0,
+      scores: this.attributes.causal ? (chunk * chunk * Math.max(HO, this.delta ? HV : 0)) / 4 : 0,
+      wu: this.delta ? chunk * HV * (KQ + VQ) : 0,
       states: HV * state,
     };
     return Object.fromEntries(Object.entries(quads).map(([name, n]) => [name, n * QUAD]));
@@ -387,7 +392,9 @@ class Planner {
       Math.floor(((this.delta ? 3 / 4 : 1) * scratchBytes - spare) / total), // the rest: maps
       Math.floor(room / perChunk.states) - 1,
       ...Object.values(perChunk).map((bytes) => Math.floor(room / Math.max(1, bytes))),
-      ...this.tokenBytes().map((bytes) => Math.floor((maxBinding - alignment) / (bytes * CHUNK))),
+      ...this.tokenBytes().map((bytes) =>
+        Math.floor((maxBinding - alignment) / (bytes * this.chunk)),
+      ),
     ];
     // Scratch memory beyond `scratchBytes` rather than no result: a chunk of very large heads.
     if (limits[0] < 1) limits[0] = 1;
@@ -402,7 +409,7 @@ class Planner {
 
   private pieces(): Piece[] {
     const { B, T } = this;
-    const chunks = ceilDiv(T, CHUNK);
+    const chunks = ceilDiv(T, this.chunk);
     const most = Math.max(1, this.mostChunks());
     const pieces: Piece[] = [];
     if (chunks <= most) {
@@ -416,13 +423,13 @@ class Planner {
     const each = ceilDiv(chunks, ceilDiv(chunks, most));
     for (let b0 = 0; b0 < B; b0 += 1) {
       for (let c0 = 0; c0 < chunks; c0 += each) {
-        const tokens = Math.min(T, (c0 + each) * CHUNK) - c0 * CHUNK;
+        const tokens = Math.min(T, (c0 + each) * this.chunk) - c0 * this.chunk;
         pieces.push({
           b0,
           rows: 1,
-          t0: c0 * CHUNK,
+          t0: c0 * this.chunk,
           tokens,
-          chunks: ceilDiv(tokens, CHUNK),
+          chunks: ceilDiv(tokens, this.chunk),
           isFirst: c0 === 0,
           isLast: c0 + each >= chunks,
         });
@@ -573,6 +580,7 @@ class Planner {
         DECAY_HALF: decay.constants.DECAY_HALF,
         BETA: Number(this.delta),
         BETA_HALF: isHalf(types.TB),
+        ...this.chunkConstants,
         ...mask.constants,
       },
       {
@@ -589,7 +597,7 @@ class Planner {
         this.take('gates', piece),
         this.gated ? this.take('totals', piece) : 'none',
       ],
-      [piece.chunks, this.HV, piece.rows],
+      [ceilDiv(piece.tokens, 64), this.HV, piece.rows],
     );
   }
 
@@ -606,6 +614,7 @@ class Planner {
         ...decay.constants,
         BEFORE: Number(this.before),
         DELTA: Number(this.delta),
+        ...this.chunkConstants,
         ...mask.constants,
       },
       {
@@ -635,6 +644,8 @@ class Planner {
   /** The scores of queries and keys, or the delta rules' matrix M of keys and keys. */
   private scores(piece: Piece, isMatrix: boolean): void {
     const heads = isMatrix ? this.HV : this.HO;
+    const { BLOCKS } = this.chunkConstants;
+    const tiles = (BLOCKS * (BLOCKS + 1)) / 2; // of 8 x 8 pairs, at or below the diagonal
     const scores = this.take('scores', piece);
     if (this.keyed) this.diagonal(piece, isMatrix, scores);
     const q = this.decayed(isMatrix ? 'kp' : 'qs', piece);
@@ -648,6 +659,7 @@ class Planner {
         KEYED: Number(this.keyed),
         BEFORE: Number(this.before && !isMatrix),
         MATRIX: Number(isMatrix),
+        ...this.chunkConstants,
       },
       {
         ...this.base(piece),
@@ -664,7 +676,7 @@ class Planner {
         this.keyed ? this.take('blocks', piece) : this.gated ? this.take('totals', piece) : 'none',
         scores,
       ],
-      [ceilDiv(piece.chunks * TILES, 64), heads, piece.rows],
+      [ceilDiv(piece.chunks * tiles, 64), heads, piece.rows],
     );
   }
 
@@ -689,6 +701,7 @@ class Planner {
         BONUS: Number(bonus !== undefined),
         BONUS_HALF: isHalf(types.TU),
         MATRIX: Number(isMatrix),
+        ...this.chunkConstants,
         ...mask.constants,
       },
       {
@@ -711,7 +724,7 @@ class Planner {
         isMatrix ? this.take('gates', piece) : 'none',
         scores,
       ],
-      [piece.chunks, isMatrix ? this.HV : this.HO, piece.rows],
+      [ceilDiv(piece.tokens, 64), isMatrix ? this.HV : this.HO, piece.rows],
     );
   }
 
@@ -807,7 +820,13 @@ class Planner {
     const v = this.operand('v', piece);
     this.push(
       'linear_attention_solve',
-      { K_HALF: k.half, V_HALF: v.half, GATED: Number(this.gated), KEYED: Number(this.keyed) },
+      {
+        K_HALF: k.half,
+        V_HALF: v.half,
+        GATED: Number(this.gated),
+        KEYED: Number(this.keyed),
+        ...this.chunkConstants,
+      },
       {
         ...this.base(piece),
         k_row: k.row,
@@ -831,7 +850,7 @@ class Planner {
   /** Segments of a piece: as many as fill the device, few enough that the chain over them stays short. */
   private segmentsOf({ rows, chunks }: Piece): { segments: number; segmentChunks: number } {
     const walkers = rows * this.HV * ceilDiv(this.VQ, 16);
-    const bytes = rows * this.HV * (this.VQ + this.KQ) * QUAD * (4 * this.KQ + CHUNK); // maps, rest
+    const bytes = rows * this.HV * (this.VQ + this.KQ) * QUAD * (4 * this.KQ + this.chunk); // maps, rest
     const wanted = Math.min(
       this.traits.parallel / walkers,
       Math.sqrt(2 * chunks),
@@ -863,6 +882,7 @@ class Planner {
       SPAN: span,
       LANES: span * span,
       LARGE: Number(span === 8),
+      ...this.chunkConstants,
     };
     const inputs = [
       k.binding,
@@ -874,7 +894,7 @@ class Planner {
       const columns = VQ + KQ;
       const count = piece.rows * HV * segments * columns * QUAD;
       const segmentMaps = this.scratch.take('maps', count * 4 * KQ);
-      const rest = this.scratch.take('rest', count * CHUNK);
+      const rest = this.scratch.take('rest', count * this.chunk);
       this.push(
         'linear_attention_walk',
         { ...constants, MAPS: 1 },
@@ -922,6 +942,7 @@ class Planner {
         BEFORE: Number(this.before),
         DELTA: Number(this.delta),
         CAUSAL: Number(causal),
+        ...this.chunkConstants,
         NORMALIZE: Number(this.normalize),
       },
       {
@@ -943,7 +964,7 @@ class Planner {
         this.keyed ? this.take('blocks', piece) : 'none',
         target.binding,
       ],
-      [piece.chunks, HO * ceilDiv(OQ, 16), piece.rows],
+      [ceilDiv(piece.tokens, 64), HO * ceilDiv(OQ, 16), piece.rows],
     );
     if (!this.maps.o) return;
     const count = piece.rows * piece.tokens * HO * V;

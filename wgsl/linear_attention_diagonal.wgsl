@@ -1,6 +1,6 @@
 // LinearAttention, step "diagonal": weights of token pairs within blocks of 8, for decays per key dimension (and for read=bonus).
 //
-//   scores [B,heads,chunks,64 (s),64 (r)] += for r, s in one block:
+//   scores [B,heads,chunks,CHUNK (s),CHUNK (r)] += for r, s in one block:
 //     sum_d q_rd k_sd prod f_d over s+1..r     (over s+1..r-1 when BEFORE); 0 for r < s, and for r = s when BEFORE
 //     sum_d u_d q_rd k_rd                      for r = s when BONUS
 //     beta_r sum_d k_rd k_sd prod f_d          for r > s, else 0, when MATRIX (the delta rules' M, k in place of q)
@@ -17,6 +17,8 @@ override BONUS_HALF: bool = false;
 override MATRIX: bool = false;
 override MASKED: bool = false;
 override MASK_BOOL: bool = true;
+override BLOCKS: u32 = 8; // of 8 tokens in a chunk; 8 or 4
+override CHUNK: u32 = 64; // 8 BLOCKS
 
 // <params>
 struct Params {
@@ -155,11 +157,11 @@ fn load_left(i: u32) -> vec4f {
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let chunk = group.x;
   let head = group.y;
   var state_head = head;
   if (!MATRIX) { state_head = head / p.v_div; }
-  let s = chunk * 64 + lane;
+  let s = group.x * 64 + lane;
+  let chunk = s / CHUNK;
   if (s >= p.tokens) { return; }
   let first = group.z * p.tokens;
   let k_at = p.k_base + (first + s) * p.k_row + (state_head / p.k_div) * p.KQ;
@@ -188,7 +190,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
       }
     }
   }
-  let at = ((group.z * groups.y + head) * p.chunks + chunk) * 4096 + lane * 64 + (lane & 56);
+  let at = ((group.z * groups.y + head) * p.chunks + chunk) * CHUNK * CHUNK + (s % CHUNK) * CHUNK + (s % CHUNK - lane % 8);
   for (var i = 0u; i < 8; i++) {
     var value = 0.0;
     let m = i - lane % 8; // wraps for i < s, which `count` then excludes

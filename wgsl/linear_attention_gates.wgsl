@@ -2,9 +2,9 @@
 //
 //   decay [B,T,HV], beta [B,T,HV] or [B,T,1], float32 or float16
 //   gates [B,HV,T] of (g, e^(g summed over the chunk up to this token), e^(g summed over the rest of the chunk), beta)
-//   totals [B,HV,chunks,8]: g summed over blocks of 8 tokens
+//   totals [B,HV,chunks,BLOCKS]: g summed over blocks of 8 tokens
 //
-// A workgroup owns one chunk of 64 tokens of one head. Every sum is taken over exactly the tokens it is about, never as a difference of two
+// A workgroup owns 64 tokens of one head, one or two chunks. Every sum is taken over exactly the tokens it is about, never as a difference of two
 // longer sums, so that a token that forgets everything costs its neighbours no precision.
 
 override GATED: bool = true;
@@ -13,6 +13,8 @@ override BETA: bool = true;
 override BETA_HALF: bool = false;
 override MASKED: bool = false;
 override MASK_BOOL: bool = true;
+override BLOCKS: u32 = 8; // of 8 tokens in a chunk; 8 or 4
+override CHUNK: u32 = 64; // 8 BLOCKS
 
 // <params>
 struct Params {
@@ -107,12 +109,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   var before = 0.0;
   var after = 0.0;
   if (GATED) {
-    for (var i = 0u; i <= lane; i++) { before += chunk_g[i]; }
-    for (var i = lane + 1; i < 64; i++) { after += chunk_g[i]; }
-    if (lane < 8) {
+    let start = lane - lane % CHUNK;
+    for (var i = start; i <= lane; i++) { before += chunk_g[i]; }
+    for (var i = lane + 1; i < start + CHUNK; i++) { after += chunk_g[i]; }
+    let block = group.x * 8 + lane;
+    if (lane < 8 && block < p.chunks * BLOCKS) {
       var total = 0.0;
       for (var i = 0u; i < 8; i++) { total += chunk_g[8 * lane + i]; }
-      totals[(head * p.chunks + group.x) * 8 + lane] = total;
+      totals[head * p.chunks * BLOCKS + block] = total;
     }
   }
   if (there) {

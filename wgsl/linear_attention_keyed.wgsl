@@ -4,7 +4,7 @@
 //   qs [B,T,HO,K] = q_r prod f over the block of r up to r      (up to r - 1 when BEFORE)
 //   kp [B,T,HV,K] = k_r prod f over the block of r up to r      (delta rules only)
 //   ks [B,T,HV,K] = k_s prod f over the block of s after s
-//   blocks [B,HV,chunks,8,3,K]: prod f over the block, over the chunk's blocks before it, over those after it
+//   blocks [B,HV,chunks,BLOCKS,3,K]: prod f over the block, over the chunk's blocks before it, over those after it
 //
 // A block is 8 tokens. The weight of the pair r > s in different blocks is then q_r f(blocks between) k_s: three factors <= 1, products of
 // f over the tokens they stand for, so nothing overflows and nothing cancels (e^-G is never formed). Pairs within a block: step "diagonal".
@@ -18,6 +18,8 @@ override BEFORE: bool = false;
 override DELTA: bool = false;
 override MASKED: bool = false;
 override MASK_BOOL: bool = true;
+override BLOCKS: u32 = 8; // of 8 tokens in a chunk; 8 or 4
+override CHUNK: u32 = 64; // 8 BLOCKS
 
 // <params>
 struct Params {
@@ -132,11 +134,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let d = index % p.KQ;
   if (chunk >= p.chunks) { return; }
   let head = group.y;
-  let at = ((group.z * p.HV + head) * p.chunks + chunk) * 24 * p.KQ + d;
+  let at = ((group.z * p.HV + head) * p.chunks + chunk) * 3 * BLOCKS * p.KQ + d;
   var total: array<vec4f, 8>;
   var so_far = vec4f(1);
-  for (var block = 0u; block < 8; block++) {
-    let t = chunk * 64 + block * 8;
+  for (var block = 0u; block < BLOCKS; block++) {
+    let t = chunk * CHUNK + block * 8;
     var f: array<vec4f, 8>;
     var up_to = vec4f(1);
     for (var i = 0u; i < 8; i++) {
@@ -169,8 +171,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     so_far *= up_to;
   }
   var rest = vec4f(1);
-  for (var j = 0u; j < 8; j++) {
-    let block = 7 - j;
+  for (var j = 1u; j <= BLOCKS; j++) {
+    let block = BLOCKS - j;
     blocks[at + (3 * block + 2) * p.KQ] = rest;
     rest *= total[block];
   }

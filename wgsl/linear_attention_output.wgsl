@@ -2,10 +2,10 @@
 //
 //   o_r = scale (e^(g summed from the chunk's start) S' q_r + sum over s in the chunk of A_rs v_s)     (divided by the same sum for z)
 //
-//   q [B,T,query heads,K], states [B,HV,slots,K,V quads], scores A [B,HO,chunks,64 (s),64 (r)],
-//   v [B,T,HV,V] (delta rules: the corrected values beside W [B,HV,64 chunks,K quads + V quads]),  output [B,T,HO,V] float32 or float16
+//   q [B,T,query heads,K], states [B,HV,slots,K,V quads], scores A [B,HO,chunks,CHUNK (s),CHUNK (r)],
+//   v [B,T,HV,V] (delta rules: the corrected values beside W [B,HV,chunks CHUNK,K quads + V quads]),  output [B,T,HO,V] float32 or float16
 //
-// A workgroup owns 64 tokens x 64 columns, an invocation 8 tokens x columns (4 tx.., 32 + 4 tx..). Sums over s stop at the block of r.
+// A workgroup owns 64 tokens (one or two chunks) x 64 columns, an invocation 8 tokens x columns (4 tx.., 32 + 4 tx..). Sums over s stop at the block of r.
 // Operands are read through the caches: 16 quads for 64 x 4 products, then 4 quads for 64.
 
 override Q_HALF: bool = false;
@@ -17,6 +17,8 @@ override BEFORE: bool = false;
 override DELTA: bool = false;
 override CAUSAL: bool = true; // else the state is all there is, in slot 0
 override NORMALIZE: bool = false;
+override BLOCKS: u32 = 8; // of 8 tokens in a chunk; 8 or 4
+override CHUNK: u32 = 64; // 8 BLOCKS
 
 // <params>
 struct Params {
@@ -133,12 +135,12 @@ fn scaled(tile: mat4x4f, columns: vec4f) -> mat4x4f {
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let chunk = group.x;
   let v_tiles = (p.OQ + 15) / 16;
   let head = group.y / v_tiles;
-  let block = lane / 8;
+  let t = group.x * 64 + lane / 8 * 8;
+  let chunk = t / CHUNK;
+  let block = t % CHUNK / 8;
   let va = (group.y % v_tiles) * 16 + lane % 8;
-  let t = chunk * 64 + block * 8;
   if (t >= p.tokens || va >= p.OQ) { return; }
   let has_vb = va + 8 < p.OQ;
   let vb_step = select(0u, 8u, has_vb);
@@ -169,7 +171,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let q_at = p.q_base + (group.z * p.tokens + t) * p.q_row + (head / p.q_div) * p.KQ;
   for (var d = 0u; d < p.KQ; d++) {
     var decay = vec4f(1);
-    if (KEYED) { decay = blocks[((state * p.chunks + chunk) * 24 + 3 * block + 1) * p.KQ + d]; }
+    if (KEYED) { decay = blocks[((state * p.chunks + chunk) * 3 * BLOCKS + 3 * block + 1) * p.KQ + d]; }
     let q0 = q_tokens(q_at + d);
     let q1 = q_tokens(q_at + d + 4 * p.q_row);
     let at = slot + 4 * d * p.VQ;
@@ -227,10 +229,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     z1 *= d1;
   }
   if (CAUSAL) {
-    var score_at = ((group.z * p.HO + head) * p.chunks + chunk) * 1024 + 2 * block;
-    var v_at = p.v_base + (group.z * p.tokens + chunk * 64) * p.v_row + state_head * p.VI;
-    if (DELTA) { v_at = (state * p.chunks + chunk) * 64 * p.v_row + p.KQ; }
-    let end = min(8 * block + 8, p.tokens - chunk * 64);
+    var score_at = ((group.z * p.HO + head) * p.chunks + chunk) * CHUNK * CHUNK / 4 + 2 * block;
+    var v_at = p.v_base + (group.z * p.tokens + chunk * CHUNK) * p.v_row + state_head * p.VI;
+    if (DELTA) { v_at = (state * p.chunks + chunk) * CHUNK * p.v_row + p.KQ; }
+    let end = min(8 * block + 8, p.tokens - chunk * CHUNK);
     for (var s = 0u; s < end; s++) {
       let w0 = scores[score_at];
       let w1 = scores[score_at + 1];
@@ -258,7 +260,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         z0 += one * w0;
         z1 += one * w1;
       }
-      score_at += 16;
+      score_at += CHUNK / 4;
       v_at += p.v_row;
     }
   }

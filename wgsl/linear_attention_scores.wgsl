@@ -1,9 +1,9 @@
-// LinearAttention, step "scores": the weights of pairs of tokens within each chunk of 64.
+// LinearAttention, step "scores": the weights of pairs of tokens within each chunk.
 //
 //   A_rs = q_r . k_s e^(g summed over s+1..r), s <= r      (BEFORE: g over s+1..r-1, s < r)
 //   M_rs = beta_r k_r . k_s e^(g summed over s+1..r), s < r     (MATRIX: the delta rules' M, k in place of q)
 //
-//   q [B,T,query heads,K], k [B,T,key heads,K]     scores [B,heads,chunks,64 (s),64 (r)], what lies above the diagonal block is not written
+//   q [B,T,query heads,K], k [B,T,key heads,K]     scores [B,heads,chunks,CHUNK (s),CHUNK (r)], what lies above the diagonal block is not written
 //
 // An invocation owns a tile of 8 x 8 pairs of one chunk: (r in block i, s in block j), j <= i. The decay of a tile is
 // e^(start of i..r) e^(between j and i) e^(s+1..end of j): exponents <= 0, each summed over its own tokens. With decays per key dimension
@@ -16,6 +16,8 @@ override GATED: bool = false;
 override KEYED: bool = false;
 override BEFORE: bool = false;
 override MATRIX: bool = false;
+override BLOCKS: u32 = 8; // of 8 tokens in a chunk; 8 or 4
+override CHUNK: u32 = 64; // 8 BLOCKS
 
 // <params>
 struct Params {
@@ -107,25 +109,26 @@ fn scaled(tile: mat4x4f, rows: vec4f, columns: vec4f) -> mat4x4f {
 
 fn store(at: u32, tile: mat4x4f) {
   scores[at] = tile[0];
-  scores[at + 16] = tile[1];
-  scores[at + 32] = tile[2];
-  scores[at + 48] = tile[3];
+  scores[at + CHUNK / 4] = tile[1];
+  scores[at + CHUNK / 2] = tile[2];
+  scores[at + 3 * CHUNK / 4] = tile[3];
 }
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-  // Tiles are numbered row by row: (0,0), (1,0), (1,1), (2,0), ... 36 of them for each chunk.
+  // Tiles are numbered row by row: (0,0), (1,0), (1,1), (2,0), ...
   let index = group.x * 64 + lane;
-  let chunk = index / 36;
-  let tile = index % 36;
+  let tiles = BLOCKS * (BLOCKS + 1) / 2;
+  let chunk = index / tiles;
+  let tile = index % tiles;
   let i = u32((sqrt(f32(8 * tile) + 1.5) - 1) / 2);
   let j = tile - i * (i + 1) / 2;
   let head = group.y;
-  if (chunk >= p.chunks || (KEYED && i == j) || chunk * 64 + i * 8 >= p.tokens) { return; }
+  if (chunk >= p.chunks || (KEYED && i == j) || chunk * CHUNK + i * 8 >= p.tokens) { return; }
   var state_head = head;
   if (!MATRIX) { state_head = head / p.v_div; }
-  let r0 = group.z * p.tokens + chunk * 64 + i * 8;
-  let s0 = group.z * p.tokens + chunk * 64 + j * 8;
+  let r0 = group.z * p.tokens + chunk * CHUNK + i * 8;
+  let s0 = group.z * p.tokens + chunk * CHUNK + j * 8;
   let state = group.z * p.HV + state_head;
 
   // Rows r 0-3 (l, low) and 4-7 (h, high) of columns s 0-7.
@@ -161,7 +164,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     if (KEYED) {
       var between = vec4f(1);
       for (var block = j + 1; block < i; block++) {
-        between *= totals[((state * p.chunks + chunk) * 24 + 3 * block) * p.KQ + d];
+        between *= totals[((state * p.chunks + chunk) * 3 * BLOCKS + 3 * block) * p.KQ + d];
       }
       q0 = mat4x4f(q0[0] * between, q0[1] * between, q0[2] * between, q0[3] * between);
       q1 = mat4x4f(q1[0] * between, q1[1] * between, q1[2] * between, q1[3] * between);
@@ -192,14 +195,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   var a10 = mat4x4f(l4, l5, l6, l7);
   var a11 = mat4x4f(h4, h5, h6, h7);
 
-  let gate = state * p.tokens + chunk * 64;
+  let gate = state * p.tokens + chunk * CHUNK;
   let r_gate = gate + i * 8;
   if (GATED && i != j) {
     let r0 = sums(vec4f(gates[r_gate].x, gates[r_gate + 1].x, gates[r_gate + 2].x, gates[r_gate + 3].x), 0);
     let r1 = sums(vec4f(gates[r_gate + 4].x, gates[r_gate + 5].x, gates[r_gate + 6].x, gates[r_gate + 7].x), r0.w);
     var between = 0.0;
     for (var block = j + 1; block < i; block++) {
-      between += totals[(state * p.chunks + chunk) * 2 + block / 4][block % 4];
+      between += totals[(state * p.chunks + chunk) * (BLOCKS / 4) + block / 4][block % 4];
     }
     let s_gate = gate + j * 8;
     let s1 = sums(vec4f(0, gates[s_gate + 7].x, gates[s_gate + 6].x, gates[s_gate + 5].x), between).wzyx;
@@ -277,9 +280,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     a10 = scaled(a10, b0, vec4f(1));
     a11 = scaled(a11, b1, vec4f(1));
   }
-  let at = ((group.z * groups.y + head) * p.chunks + chunk) * 1024 + j * 128 + i * 2;
+  let at = ((group.z * groups.y + head) * p.chunks + chunk) * CHUNK * CHUNK / 4 + j * 2 * CHUNK + i * 2;
   store(at, a00);
   store(at + 1, a01);
-  store(at + 64, a10);
-  store(at + 65, a11);
+  store(at + CHUNK, a10);
+  store(at + CHUNK + 1, a11);
 }

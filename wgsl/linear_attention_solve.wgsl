@@ -1,8 +1,8 @@
-// LinearAttention, step "solve" (delta rules): W = (I + M)^-1 diag(beta) K~ and U = (I + M)^-1 diag(beta) V for each chunk of 64 tokens.
+// LinearAttention, step "solve" (delta rules): W = (I + M)^-1 diag(beta) K~ and U = (I + M)^-1 diag(beta) V for each chunk.
 //
 //   K~_r = e^(g summed from the chunk's start to r) k_r; M, strictly lower, from step "scores"
-//   k [B,T,key heads,K], v [B,T,HV,V quads], matrix M [B,HV,chunks,64 (s),64 (r)]
-//   wu [B,HV,64 chunks,K quads of W + V quads of U], float32
+//   k [B,T,key heads,K], v [B,T,HV,V quads], matrix M [B,HV,chunks,CHUNK (s),CHUNK (r)]
+//   wu [B,HV,chunks CHUNK,K quads of W + V quads of U], float32
 //
 // The WY form of a product of Householder-like factors (Yang et al. 2024, arXiv 2406.06484 and 2412.06464): with these, a chunk changes the
 // state by R = U - W S, S' = e^G S + K^' R, and R_r is what token r adds. Forward substitution, exact for any keys.
@@ -13,6 +13,8 @@ override K_HALF: bool = false;
 override V_HALF: bool = false;
 override GATED: bool = false;
 override KEYED: bool = false; // k from step "keyed", decayed within blocks
+override BLOCKS: u32 = 8; // of 8 tokens in a chunk; 8 or 4
+override CHUNK: u32 = 64; // 8 BLOCKS
 
 // <params>
 struct Params {
@@ -124,13 +126,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let has_cb = ca + pairs < columns;
   let head = group.y;
   let state = group.z * p.HV + head;
-  let row = (state * p.chunks + chunk) * 64;
-  let blocks_to_do = min(8u, (p.tokens - chunk * 64 + 7) / 8);
+  let row = (state * p.chunks + chunk) * CHUNK;
+  let blocks_to_do = min(BLOCKS, (p.tokens - chunk * CHUNK + 7) / 8);
+  let m_row = CHUNK / 4;
   for (var block = 0u; block < blocks_to_do; block++) {
-    let t_block = chunk * 64 + 8 * block;
+    let t_block = chunk * CHUNK + 8 * block;
     let t = group.z * p.tokens + t_block;
-    let decay_a = decay_of((state * p.chunks + chunk) * 8 + block, ca);
-    let decay_b = decay_of((state * p.chunks + chunk) * 8 + block, cb);
+    let decay_a = decay_of((state * p.chunks + chunk) * BLOCKS + block, ca);
+    let decay_b = decay_of((state * p.chunks + chunk) * BLOCKS + block, cb);
     // Columns ca (l, left) and cb (r, right) of [W U] of the block's tokens 0-7.
     let f0 = factors(t_block, state);
     var l0 = right_hand(t, head, ca, f0, decay_a);
@@ -156,7 +159,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let f7 = factors(t_block + 7, state);
     var l7 = right_hand(t + 7, head, ca, f7, decay_a);
     var r7 = right_hand(t + 7, head, cb, f7, decay_b);
-    var m_at = row * 16 + 2 * block;
+    var m_at = row * m_row + 2 * block;
     var x_at = row * columns;
     for (var s = 0u; s < 8 * block; s++) {
       let a = wu[x_at + ca];
@@ -179,7 +182,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
       r6 -= b * m1.z;
       l7 -= a * m1.w;
       r7 -= b * m1.w;
-      m_at += 16;
+      m_at += m_row;
       x_at += columns;
     }
     // Row by row: what is done is taken out of the rows below.
@@ -199,8 +202,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     r6 -= r0 * m1.z;
     l7 -= l0 * m1.w;
     r7 -= r0 * m1.w;
-    m0 = matrix[m_at + 16];
-    m1 = matrix[m_at + 17];
+    m0 = matrix[m_at + m_row];
+    m1 = matrix[m_at + m_row + 1];
     l2 -= l1 * m0.z;
     r2 -= r1 * m0.z;
     l3 -= l1 * m0.w;
@@ -213,8 +216,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     r6 -= r1 * m1.z;
     l7 -= l1 * m1.w;
     r7 -= r1 * m1.w;
-    m0 = matrix[m_at + 32];
-    m1 = matrix[m_at + 33];
+    m0 = matrix[m_at + 2 * m_row];
+    m1 = matrix[m_at + 2 * m_row + 1];
     l3 -= l2 * m0.w;
     r3 -= r2 * m0.w;
     l4 -= l2 * m1.x;
@@ -225,7 +228,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     r6 -= r2 * m1.z;
     l7 -= l2 * m1.w;
     r7 -= r2 * m1.w;
-    m1 = matrix[m_at + 49];
+    m1 = matrix[m_at + 3 * m_row + 1];
     l4 -= l3 * m1.x;
     r4 -= r3 * m1.x;
     l5 -= l3 * m1.y;
@@ -234,19 +237,19 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     r6 -= r3 * m1.z;
     l7 -= l3 * m1.w;
     r7 -= r3 * m1.w;
-    m1 = matrix[m_at + 65];
+    m1 = matrix[m_at + 4 * m_row + 1];
     l5 -= l4 * m1.y;
     r5 -= r4 * m1.y;
     l6 -= l4 * m1.z;
     r6 -= r4 * m1.z;
     l7 -= l4 * m1.w;
     r7 -= r4 * m1.w;
-    m1 = matrix[m_at + 81];
+    m1 = matrix[m_at + 5 * m_row + 1];
     l6 -= l5 * m1.z;
     r6 -= r5 * m1.z;
     l7 -= l5 * m1.w;
     r7 -= r5 * m1.w;
-    m1 = matrix[m_at + 97];
+    m1 = matrix[m_at + 6 * m_row + 1];
     l7 -= l6 * m1.w;
     r7 -= r6 * m1.w;
     store(x_at + ca, l0, l1, l2, l3, columns);

@@ -5,7 +5,7 @@
 //   k [B,T,key heads,K]; wu from step "solve": W and U side by side; states [B,HV,slots,K,V quads]: S at the start of chunk c in slot c, read in slot 0 of the
 //   segment and written in the others; U is replaced by R.
 //   MAPS: the segment as an affine map of the state before it, S' = Map S + N: the walk of the columns [N Map] from [0 I] with U = [U 0].
-//   maps [B,HV,segments,K,V quads + K quads], rest [B,HV,segments,64,V quads + K quads] takes R, U stays as it is.
+//   maps [B,HV,segments,K,V quads + K quads], rest [B,HV,segments,CHUNK,V quads + K quads] takes R, U stays as it is.
 //
 // A workgroup owns one segment of one state, 64 columns of it. An invocation owns 64 / SPAN tokens x as many columns of R, then as many key
 // dims x columns of S; between the two all of them meet at a barrier. Columns do not depend on each other. This is the one step that goes
@@ -19,6 +19,8 @@ override MAPS: bool = false;
 override SPAN: u32 = 8; // 8 or 16
 override LANES: u32 = 64; // SPAN^2
 override LARGE: bool = true; // SPAN is 8
+override BLOCKS: u32 = 8; // of 8 tokens in a chunk; 8 or 4
+override CHUNK: u32 = 64; // 8 BLOCKS
 
 // <params>
 struct Params {
@@ -148,7 +150,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let last_chunk = min(first_chunk + p.segment_chunks, p.chunks);
   var slot = (state * p.slots + first_chunk) * size;
   let slot_step = select(size, 0, MAPS);
-  let rest_at = (state * p.segments + segment) * 64 * columns;
+  let rest_at = (state * p.segments + segment) * CHUNK * columns;
   if (MAPS) {
     slot = (state * p.segments + segment) * size;
     for (var d = part; d < p.KQ && busy; d += SPAN) {
@@ -158,8 +160,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     storageBarrier();
   }
   for (var chunk = first_chunk; chunk < last_chunk; chunk++) {
-    let row = (state * p.chunks + chunk) * 64;
-    let n = min(64, p.tokens - chunk * 64);
+    let row = (state * p.chunks + chunk) * CHUNK;
+    let n = min(CHUNK, p.tokens - chunk * CHUNK);
     var r_row = wu_row;
     var r_at = row * wu_row + p.KQ;
     if (MAPS) {
@@ -245,11 +247,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
       var fa = vec4f(1);
       var fb = vec4f(1);
       if (GATED) {
-        fa = vec4f(gates[state * p.tokens + chunk * 64 + n - 1].y);
+        fa = vec4f(gates[state * p.tokens + chunk * CHUNK + n - 1].y);
         fb = fa;
       }
       if (KEYED) {
-        let b_at = ((state * p.chunks + chunk) * 24 + 21) * p.KQ;
+        let b_at = ((state * p.chunks + chunk) * 3 * BLOCKS + 3 * BLOCKS - 3) * p.KQ;
         fa = blocks[b_at + ka] * blocks[b_at + p.KQ + ka];
         fb = blocks[b_at + kb] * blocks[b_at + p.KQ + kb];
       }
@@ -288,18 +290,18 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         lb3 = s10[3];
         rb3 = s11[3];
       }
-      var k_at = p.k_base + (group.z * p.tokens + chunk * 64) * p.k_row + (head / p.k_div) * p.KQ;
+      var k_at = p.k_base + (group.z * p.tokens + chunk * CHUNK) * p.k_row + (head / p.k_div) * p.KQ;
       var from_r = r_at;
       var later_a = vec4f(1);
       var later_b = vec4f(1);
       for (var s = 0u; s < n; s++) {
         if (KEYED && s % 8 == 0) {
-          let b_at = ((state * p.chunks + chunk) * 24 + 3 * (s / 8) + 2) * p.KQ;
+          let b_at = ((state * p.chunks + chunk) * 3 * BLOCKS + 3 * (s / 8) + 2) * p.KQ;
           later_a = blocks[b_at + ka];
           later_b = blocks[b_at + kb];
         }
         var weight = 1.0;
-        if (GATED) { weight = gates[state * p.tokens + chunk * 64 + s].z; }
+        if (GATED) { weight = gates[state * p.tokens + chunk * CHUNK + s].z; }
         var a = load_k(k_at + ka);
         if (GATED) { a *= weight; }
         if (KEYED) { a *= later_a; }
