@@ -63,6 +63,11 @@ export class DeviceTensor implements StateTensor {
     return this.#tensor.location === 'gpu-buffer' ? 'gpu-buffer' : 'cpu';
   }
 
+  /** The GPU that it is on; undefined when it is in the host's memory. */
+  get gpuDevice(): GPUDevice | undefined {
+    return this.location === 'gpu-buffer' ? this.#gpu?.device : undefined;
+  }
+
   /** The same memory as a tensor of onnxruntime-web. @throws FlaError `disposed` */
   get tensor(): Tensor {
     if (this.#tensor) return this.#tensor;

@@ -159,14 +159,14 @@ export class FlaSession implements InferenceSessionHandler {
     const given = new Map<string, Tensor>();
     for (const info of this.inputs) {
       const feed = feeds[info.name];
-      if (feed) given.set(info.name, tensorOf('input', feed, info));
+      if (feed) given.set(info.name, this.#tensor('input', feed, info));
     }
     const wanted = new Map<string, Wanted>();
     for (const [name, fetch] of Object.entries(fetches)) {
       const info = this.#output(name);
       if (fetch === 'native') wanted.set(name, 'device');
       else if (fetch === null) wanted.set(name, this.#staysOnGpu(name) ? 'device' : 'host');
-      else wanted.set(name, tensorOf('output', fetch, info));
+      else wanted.set(name, this.#tensor('output', fetch, info));
     }
     const results = await this.#engine.run(given, wanted, options);
     return Object.fromEntries(
@@ -176,6 +176,22 @@ export class FlaSession implements InferenceSessionHandler {
         return [name, fetch === 'native' ? this.#engine.keep(tensor) : tensor];
       }),
     ) as Record<string, Tensor>;
+  }
+
+  /** A tensor of the caller as one of onnxruntime-web that this session can use. */
+  #tensor(kind: 'input' | 'output', tensor: AnyTensor, info: ValueInfo): Tensor {
+    checkTensor(kind, tensor as Tensor, info);
+    if (tensor instanceof DeviceTensor) {
+      const { gpuDevice } = tensor;
+      if (gpuDevice && gpuDevice !== this.gpuDevice) throw elsewhere(kind, info.name);
+      return tensor.tensor;
+    }
+    if (tensor.location === 'none') {
+      throw new FlaError('disposed', `Session: ${kind} '${info.name}' was used after dispose()`);
+    }
+    if (tensor.location === 'gpu-buffer' && !this.gpuDevice) throw elsewhere(kind, info.name);
+    assertBuffer(kind, tensor, info.name);
+    return tensor;
   }
 
   #output(name: string): ValueInfo {
@@ -210,13 +226,11 @@ export class FlaSession implements InferenceSessionHandler {
   }
 }
 
-function tensorOf(kind: 'input' | 'output', tensor: AnyTensor, info: ValueInfo): Tensor {
-  checkTensor(kind, tensor as Tensor, info);
-  if (tensor instanceof DeviceTensor) return tensor.tensor;
-  if (tensor.location === 'none')
-    throw new FlaError('disposed', `Session: ${kind} '${info.name}' was used after dispose()`);
-  assertBuffer(kind, tensor, info.name);
-  return tensor;
+function elsewhere(kind: string, name: string): FlaError {
+  return new FlaError(
+    'unsupported',
+    `Session: ${kind} '${name}' must be in the host's memory or on the session's GPU device, received a tensor on another device`,
+  );
 }
 
 /** ONNX Runtime does not notice when a tensor's buffer is too small for it. */
