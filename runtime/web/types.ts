@@ -1,7 +1,8 @@
+import type { InferenceSession } from 'onnxruntime-web';
 import { FlaError } from '../../ops/error.js';
 import { dtypeCode } from '../common/dtypes.js';
 import { toFlaError } from '../common/errors.js';
-import type { Dim, OnnxModel } from './onnx/model.js';
+import type { OnnxModel } from './onnx/model.js';
 import { type TypedValue, writePart } from './onnx/write.js';
 import { ort } from './ort.js';
 import { ancestors } from './partition.js';
@@ -12,30 +13,50 @@ const UNKNOWN_SIZE = 2 ** 32 - 1;
 /** Types and, as far as they are known, shapes by name. */
 export type Types = ReadonlyMap<string, TypedValue>;
 
-function outputType({
-  name,
-  ...info
-}: {
-  name: string;
-  isTensor: boolean;
-  type?: string;
-  shape?: readonly Dim[];
-}): TypedValue {
-  if (!info.isTensor || info.type === undefined) return { name, type: 0 };
+function outputType(info: InferenceSession.ValueMetadata): TypedValue {
+  const { name } = info;
+  if (!info.isTensor) return { name, type: 0 };
   // No sizes: a scalar, or nothing is known.
-  const shape = info.shape?.length
+  const shape = info.shape.length
     ? info.shape.map((size) => (size === UNKNOWN_SIZE ? '' : size))
     : undefined;
   return { name, type: dtypeCode(info.type), shape };
+}
+
+type Providers = NonNullable<InferenceSession.SessionOptions['executionProviders']>;
+
+/** What ONNX Runtime says of a model's outputs; the next providers are tried where some node runs on none of these. */
+async function askFor(
+  model: Uint8Array,
+  [first, ...others]: readonly Providers[],
+): Promise<readonly InferenceSession.ValueMetadata[]> {
+  try {
+    const session = await ort().InferenceSession.create(model, {
+      executionProviders: first,
+      graphOptimizationLevel: 'disabled',
+      logSeverityLevel: others.length > 0 ? 4 : 3,
+    });
+    const { outputMetadata } = session;
+    await session.release();
+    return outputMetadata;
+  } catch (thrown) {
+    if (others.length > 0) return askFor(model, others);
+    throw toFlaError(thrown);
+  }
 }
 
 /**
  * Finds the types of inner values by asking ONNX Runtime: it loads the part of the model that makes them, without its
  * large constants, for which inputs stand in.
  *
+ * @param providers What to try one after the other.
  * @throws FlaError when ONNX Runtime does not take the model
  */
-export async function findTypes(model: OnnxModel, values: readonly string[]): Promise<Types> {
+export async function findTypes(
+  model: OnnxModel,
+  values: readonly string[],
+  providers: readonly Providers[] = [['wasm']],
+): Promise<Types> {
   const types = new Map<string, TypedValue>();
   for (const input of model.inputs) types.set(input.name, input);
   for (const { name, type, dims } of model.initializers.values())
@@ -59,18 +80,7 @@ export async function findTypes(model: OnnxModel, values: readonly string[]): Pr
     },
     model,
   );
-  const options = {
-    executionProviders: ['wasm'],
-    graphOptimizationLevel: 'disabled',
-    logSeverityLevel: 3,
-  } as const;
-  try {
-    const session = await ort().InferenceSession.create(part, options);
-    for (const info of session.outputMetadata) types.set(info.name, outputType(info as never));
-    await session.release();
-  } catch (thrown) {
-    throw toFlaError(thrown);
-  }
+  for (const info of await askFor(part, providers)) types.set(info.name, outputType(info));
   const missing = unknown.find((value) => types.get(value)?.type === 0);
   if (missing === undefined) return types;
   throw new FlaError(
