@@ -149,6 +149,12 @@ export class Gpu {
     }
   }
 
+  /** A buffer of just this size, for what stays; its content is zeros. */
+  allocate(bytes: number): GPUBuffer {
+    const size = Math.max(16, Math.ceil(bytes / 16) * 16);
+    return this.checked('out-of-memory', () => this.device.createBuffer({ size, usage: STORAGE }));
+  }
+
   /** Copies ranges of buffers to the host. */
   async read(downloads: readonly Download[]): Promise<ArrayBuffer[]> {
     let total = 0;

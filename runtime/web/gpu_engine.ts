@@ -1,19 +1,19 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-web';
 import { FlaError } from '../../ops/error.js';
 import type { GpuTensor, KernelCall } from '../../wgsl/kernels.js';
-import type { DType } from '../common/dtypes.js';
+import { type DType, dtypeName } from '../common/dtypes.js';
 import { toFlaError } from '../common/errors.js';
 import { showShape } from '../common/values.js';
 import type { Gpu } from './device.js';
 import { bytesOf, DeviceTensor, sizeOf, viewOf } from './device_tensor.js';
 import type { Engine, RunOptions, Wanted } from './engine.js';
-import type { LoadedFile, ModelSource } from './load.js';
+import { fileRange, type LoadedFile, type ModelSource } from './load.js';
 import { MODEL_FILE } from './onnx/write.js';
 import { flaProvider, partOptions, type SessionOptions, webgpuProvider } from './options.js';
 import { exclusive, ort } from './ort.js';
 import { type Call, compile, FLOATS, type Part, type Program, unsupported } from './program.js';
 import { type Schedule, type ScheduledStep, schedule } from './schedule.js';
-import { dispose, hostTensor, pooledTensor, Values } from './values.js';
+import { dispose, hostTensor, lastingTensor, pooledTensor, Values } from './values.js';
 import { copyInto, hostZeros } from './wasm_engine.js';
 
 /** Runs that may be under way on the GPU before the next one waits: without a limit, what they hold would pile up. */
@@ -60,7 +60,8 @@ export class GpuEngine implements Engine {
   ): Promise<GpuEngine> {
     const useKernels = flaProvider(options).kernels !== false;
     const supports = useKernels ? (call: KernelCall) => gpu.kernels.supports(call) : undefined;
-    const program = await gpu.guard(compile(file.model, supports));
+    const webgpu = webgpuProvider(flaProvider(options), gpu.device);
+    const program = await gpu.guard(compile(file.model, supports, [['wasm'], [webgpu]]));
     const engine = new GpuEngine(gpu, program, source, options);
     try {
       await engine.#load(file);
@@ -82,13 +83,33 @@ export class GpuEngine implements Engine {
   async #load(file: LoadedFile): Promise<void> {
     for (const step of this.program.steps)
       if (step.kind === 'piece') await this.#session(step.part, file);
-    const { constants } = this.program;
+    const { constants, uploads } = this.program;
+    for (const name of uploads) this.#constants.set(name, this.#upload(name, file));
     if (!constants) return;
     const session = await this.#session(constants, file);
     const results = await this.gpu.guard(session.run({}));
-    for (const [name, tensor] of Object.entries(results)) this.#constants.set(name, tensor);
-    // Its outputs live on without it.
+    // What a session puts out may lie in its own memory, which goes with it.
+    for (const [name, tensor] of Object.entries(results)) {
+      this.#constants.set(name, this.#copyOf(tensor));
+      dispose(tensor);
+    }
     await this.#forget(constants);
+  }
+
+  #upload(name: string, { model, files }: LoadedFile): Tensor {
+    const { type, dims, data, external } = model.initializers.get(name)!;
+    const dtype = dtypeName(type) as Tensor.GpuBufferDataTypes;
+    const bytes = bytesOf(dtype, dims);
+    const held = data ?? fileRange(files, external!.location, external!.offset, bytes);
+    if (held.length !== bytes) {
+      throw new FlaError(
+        'invalid_model',
+        `tensor '${name}': ${dtype}[${dims}] needs ${bytes} bytes, received ${held.length}`,
+      );
+    }
+    const tensor = lastingTensor(this.gpu, dtype, dims);
+    this.gpu.write(tensor.gpuBuffer as GPUBuffer, held);
+    return tensor;
   }
 
   /** The session of a part; made when there is none. */
@@ -374,11 +395,7 @@ export class GpuEngine implements Engine {
   zeros(type: DType, dims: readonly number[]): DeviceTensor {
     this.gpu.assertSound();
     if (!FLOATS.has(type) || sizeOf(dims) === 0) return this.keep(hostZeros(type, dims));
-    const tensor = pooledTensor(this.gpu, type as Tensor.GpuBufferDataTypes, dims);
-    const encoder = this.gpu.device.createCommandEncoder();
-    encoder.clearBuffer(tensor.gpuBuffer as GPUBuffer);
-    this.gpu.device.queue.submit([encoder.finish()]);
-    return this.keep(tensor);
+    return this.keep(lastingTensor(this.gpu, type as Tensor.GpuBufferDataTypes, dims));
   }
 
   startProfiling(): void {

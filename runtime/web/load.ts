@@ -82,6 +82,16 @@ async function readExternalData(
   return found;
 }
 
+/** A range of a file of external data; shorter when the file ends before. */
+export function fileRange(
+  files: Files,
+  location: string,
+  offset: number,
+  bytes: number,
+): Uint8Array {
+  return files.get(plain(location))!.subarray(offset, offset + bytes);
+}
+
 /** A model that was read, with its files. */
 export interface LoadedFile {
   readonly model: OnnxModel;

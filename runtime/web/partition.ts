@@ -39,10 +39,27 @@ export interface Plan {
   readonly steps: readonly Step[];
   /** Computes what our kernels or the caller want and what depends on no input: run once. */
   readonly constants?: Piece;
+  /** Initializers that are wanted as they are, and can be brought to the GPU without ONNX Runtime. */
+  readonly uploads: readonly Initializer[];
 }
+
+/** TensorProto.DataType of floating point. */
+const FLOATS: ReadonlySet<number> = new Set([1, 10, 11, 16]);
+
+/** Those of it that tensors on the GPU may have, with their bytes. */
+const FLOATS_ON_GPU: ReadonlyMap<number, number> = new Map([
+  [1, 4],
+  [10, 2],
+]);
 
 /** Nodes whose result is another one in every run, though nothing goes in. */
 const RANDOM = /^(Random|Multinomial$|Bernoulli$)/;
+
+/** Tensors of at least this many bytes are worth being held only once. */
+const SHARED_BYTES = 2 ** 20;
+
+/** Operators to which it is all the same whether a matrix is a constant: to others it may not be. */
+const TAKES_ANY_MATRIX: ReadonlySet<string> = new Set([':Gather', ':MatMul', ':Gemm']);
 
 /** Everything a node reads: its inputs, and what its nested graphs take from outside. */
 function reads({ inputs, captured }: GraphNode): string[] {
@@ -101,6 +118,34 @@ class Constants {
   }
 }
 
+/**
+ * Large constants that several pieces read, such as an embedding that is also the last projection. As a part of each they would be in the GPU's
+ * memory several times: they become values that the pieces are fed.
+ */
+function sharedConstants(
+  model: OnnxModel,
+  nodes: readonly GraphNode[],
+  pieces: readonly (readonly GraphNode[])[],
+): Set<string> {
+  const isLarge = ({ type, dims, sparse }: Initializer) =>
+    !sparse && dims.reduce((a, b) => a * b, FLOATS_ON_GPU.get(type) ?? 0) >= SHARED_BYTES;
+  const shared = [...model.initializers.values()].filter(isLarge).filter(({ name }) => {
+    const readers = nodes.filter((node) => reads(node).includes(name));
+    const isIndifferent = readers.every(
+      ({ domain, op, captured }) =>
+        TAKES_ANY_MATRIX.has(`${domain}:${op}`) && !captured.includes(name),
+    );
+    const users = pieces.filter((piece) => readers.some((node) => piece.includes(node)));
+    return isIndifferent && users.length > 1;
+  });
+  return new Set(shared.map(({ name }) => name));
+}
+
+/** Whether an initializer's bytes are those of a tensor on the GPU. */
+function isPlain({ type, data, external, sparse }: Initializer): boolean {
+  return FLOATS_ON_GPU.has(type) && !sparse && (data !== undefined || external !== undefined);
+}
+
 /** A piece that makes these constants and nothing else. */
 function constantPiece(values: readonly string[], constants: Constants): Piece | undefined {
   if (values.length === 0) return undefined;
@@ -134,7 +179,8 @@ export function partition(model: OnnxModel, kernels: readonly KernelNode[]): Pla
     else (pieces[level] ??= []).push(node);
     for (const value of node.outputs) levels.set(value, kernel ? level + 1 : level);
   }
-  return assemble(model, constants, pieces, kernelSteps);
+  const shared = sharedConstants(model, nodes, pieces);
+  return assemble(model, constants, pieces, kernelSteps, shared);
 }
 
 function assemble(
@@ -142,6 +188,7 @@ function assemble(
   constants: Constants,
   pieces: readonly (readonly GraphNode[])[],
   kernelSteps: readonly (readonly KernelNode[])[],
+  shared: ReadonlySet<string>,
 ): Plan {
   const read = new Map<string, number>();
   const groups: { nodes: readonly GraphNode[]; kernels?: readonly KernelNode[] }[] = [];
@@ -160,22 +207,29 @@ function assemble(
   const steps = groups.map(({ nodes, kernels }, i): Step => {
     const outputs = nodes.flatMap((node) => node.outputs).filter((value) => read.has(value));
     if (kernels) return { kind: 'kernels', nodes: kernels, inputs: [...inputsOf[i]], outputs };
-    const closure = constants.closure(nodes.flatMap(reads));
+    const closure = constants.closure(nodes.flatMap(reads).filter((value) => !shared.has(value)));
     const all = new Set([...nodes, ...closure.nodes]);
     return {
       kind: 'piece',
       nodes: model.nodes.filter((node) => all.has(node)),
       initializers: [...closure.initializers],
-      inputs: [...inputsOf[i]].filter((value) => !constants.has(value)),
+      inputs: [...inputsOf[i]].filter((value) => !constants.has(value) || shared.has(value)),
       outputs,
     };
   });
   const wanted = [
     ...groups.flatMap(({ kernels }, i) => (kernels ? [...inputsOf[i]] : [])),
     ...model.outputs.map(({ name }) => name),
+    ...shared,
   ];
   const fixed = [...new Set(wanted)].filter((value) => constants.has(value));
-  return { steps, constants: constantPiece(fixed, constants) };
+  const uploads = fixed.flatMap((value) => {
+    const initializer = model.initializers.get(value);
+    return initializer && isPlain(initializer) ? [initializer] : [];
+  });
+  const plain = new Set(uploads.map(({ name }) => name));
+  const computed = fixed.filter((value) => !plain.has(value));
+  return { steps, constants: constantPiece(computed, constants), uploads };
 }
 
 /** The part of the model that these values depend on, with large constants as inputs: to ask for types. */
@@ -213,5 +267,3 @@ export function isIntegerDerived(model: OnnxModel, value: string): boolean {
   }
   return true;
 }
-
-const FLOATS = new Set([1, 10, 11, 16]);

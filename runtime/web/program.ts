@@ -79,6 +79,8 @@ export interface Program {
   readonly steps: readonly ProgramStep[];
   /** To be run once: its outputs are values as any others. */
   readonly constants?: Part;
+  /** Names of initializers that are values as any others. */
+  readonly uploads: readonly string[];
   /** The model's inputs. */
   readonly inputs: readonly string[];
 }
@@ -211,13 +213,18 @@ class Parts {
  * `exclusive`, as it asks ONNX Runtime for types.
  *
  * @param supports why the kernels do not take a call, or undefined; nothing means that there are no kernels
+ * @param providers what ONNX Runtime may run the model on, to be tried one after the other
  * @throws FlaError `unsupported` for a call that the kernels do not take and that has no body
  */
-export async function compile(model: OnnxModel, supports: Supports | undefined): Promise<Program> {
+export async function compile(
+  model: OnnxModel,
+  supports: Supports | undefined,
+  providers?: Parameters<typeof findTypes>[2],
+): Promise<Program> {
   let kernels = supports ? kernelNodes(model) : [];
   for (;;) {
     const plan = partition(model, kernels);
-    const types = await findTypes(model, innerValues(plan, model));
+    const types = await findTypes(model, innerValues(plan, model), providers);
     const taken = kernels.filter((kernel) => {
       const reason = supports && refusal(kernel, types, supports);
       if (reason !== undefined && !hasFunction(kernel.node, model))
@@ -229,7 +236,7 @@ export async function compile(model: OnnxModel, supports: Supports | undefined):
   }
 }
 
-function toProgram({ steps, constants }: Plan, parts: Parts): Program {
+function toProgram({ steps, constants, uploads }: Plan, parts: Parts): Program {
   return {
     steps: steps.map((step): ProgramStep => {
       const { inputs, outputs } = step;
@@ -238,6 +245,7 @@ function toProgram({ steps, constants }: Plan, parts: Parts): Program {
         : { kind: 'calls', calls: step.nodes.map((node) => parts.call(node)), inputs, outputs };
     }),
     constants: constants && parts.part(constants),
+    uploads: uploads.map(({ name }) => name),
     inputs: parts.model.inputs.map(({ name }) => name),
   };
 }

@@ -3,12 +3,12 @@ import type { Gpu } from './device.js';
 import { bytesOf, sizeOf, viewOf } from './device_tensor.js';
 import { ort } from './ort.js';
 
-/** A tensor over a buffer of the pool, which goes back with `dispose()`. */
-export function pooledTensor(
+function gpuTensor(
   gpu: Gpu,
   type: Tensor.GpuBufferDataTypes,
   dims: readonly number[],
-  buffer = gpu.pool.acquire(bytesOf(type, dims)),
+  buffer: GPUBuffer,
+  giveBack: () => void,
 ): Tensor {
   const { Tensor } = ort();
   const bytes = bytesOf(type, dims);
@@ -19,8 +19,28 @@ export function pooledTensor(
       const [data] = await gpu.read([{ buffer, offset: 0, bytes }]);
       return hostTensor(type, data, dims).data as never;
     },
-    dispose: () => gpu.pool.release(buffer),
+    dispose: giveBack,
   });
+}
+
+/** A tensor over a buffer of the pool, which goes back with `dispose()`. Holds whatever was there. */
+export function pooledTensor(
+  gpu: Gpu,
+  type: Tensor.GpuBufferDataTypes,
+  dims: readonly number[],
+): Tensor {
+  const buffer = gpu.pool.acquire(bytesOf(type, dims));
+  return gpuTensor(gpu, type, dims, buffer, () => gpu.pool.release(buffer));
+}
+
+/** A tensor that is there for long, over a buffer of its own. Holds zeros. */
+export function lastingTensor(
+  gpu: Gpu,
+  type: Tensor.GpuBufferDataTypes,
+  dims: readonly number[],
+): Tensor {
+  const buffer = gpu.allocate(bytesOf(type, dims));
+  return gpuTensor(gpu, type, dims, buffer, () => buffer.destroy());
 }
 
 /** A tensor over bytes in the host's memory. */

@@ -94,7 +94,7 @@ describeInBrowser('onnx-fla/web', () => {
         });
         const x = new ort.Tensor(
           'float32',
-          Float32Array.from({ length: 16 }, Math.sin),
+          Float32Array.from({ length: 16 }, (_, i) => Math.sin(i)),
           [1, 1, 16],
         );
         const heap = () => {

@@ -19,7 +19,7 @@ import { schedule } from '../../runtime/web/schedule.js';
 import { findTypes } from '../../runtime/web/types.js';
 import { Random } from '../cases/tensors.js';
 import { OCR_RECOGNISER } from '../support/models.js';
-import { hardModel, WIDTH } from './support/calls.js';
+import { hardModel, TIED_WIDTH, tiedModel, WIDTH } from './support/calls.js';
 import { rewriteTinylm, temporaryFolder, tokens } from './support/models.js';
 
 const folder = temporaryFolder();
@@ -76,6 +76,11 @@ class Cut {
   async run(feeds: Feeds, outputs: readonly string[] = this.outputs): Promise<Feeds> {
     const values = new Map(Object.entries(feeds));
     if (this.program.constants) await this.runPart(this.program.constants, values);
+    for (const name of this.program.uploads) {
+      const { data, dims } = this.file.model.initializers.get(name)!;
+      const floats = new Float32Array(Uint8Array.from(data!).buffer);
+      values.set(name, new ort.Tensor('float32', floats, dims));
+    }
     const { steps, inputs } = schedule(this.program, outputs);
     for (const name of inputs) expect(values.has(name)).toBe(true);
     for (const step of steps) {
@@ -164,7 +169,8 @@ describe('a model with everything awkward', () => {
   });
 
   it('computes constants of the calls once', () => {
-    expect([...cut.program.constants!.outputs].sort()).toEqual(['fixed', 'taps32', 'weight']);
+    expect([...cut.program.constants!.outputs].sort()).toEqual(['fixed', 'taps32']);
+    expect(cut.program.uploads).toEqual(['weight']);
   });
 
   it.each([
@@ -235,6 +241,19 @@ describe('a model with everything awkward', () => {
     }
     expect(mixed.nodes.length).toBe(cut.file.model.nodes.length);
   });
+});
+
+it('a large weight that two pieces read is held once', async () => {
+  const file = path.join(folder, 'tied.onnx');
+  fs.writeFileSync(file, modelBytes(tiedModel()));
+  const cut = await Cut.of(file);
+  expect(cut.program.uploads).toEqual(['w']);
+  expect(cut.parts.map(({ inputs, hasData }) => [inputs, hasData])).toEqual([
+    [['x', 'w'], false],
+    [['o', 'w'], false],
+  ]);
+  const feeds = { x: randomTensor('x', 1, 3, TIED_WIDTH) };
+  expectSame(await cut.run(feeds), await whole(file, feeds, cut));
 });
 
 describe('rewritten models', () => {

@@ -7,7 +7,7 @@ import { modelBytes } from '../../exporter/index.js';
 import { StatefulSession } from '../../runtime/node/index.js';
 import { relativeError } from '../cases/tensors.js';
 import { binaryModel } from '../runtime/support/models.js';
-import { hardModel } from './support/calls.js';
+import { gpuOnlyModel, hardModel, tiedModel } from './support/calls.js';
 import { describeInBrowser, launch, openHarness } from './support/chromium.js';
 import { rewriteTinylm, temporaryFolder, tokens } from './support/models.js';
 import { type Site, startSite } from './support/site.js';
@@ -44,6 +44,8 @@ describeInBrowser('onnx-fla/web in Chromium', () => {
     await rewriteTinylm(folder, 'tinylm.onnx');
     await rewriteTinylm(folder, 'kept.onnx', { variant: 'linear', keepSoftmax: [0] });
     fs.writeFileSync(path.join(folder, 'hard.onnx'), modelBytes(hardModel()));
+    fs.writeFileSync(path.join(folder, 'tied.onnx'), modelBytes(tiedModel()));
+    fs.writeFileSync(path.join(folder, 'gpu.onnx'), modelBytes(gpuOnlyModel()));
     fs.writeFileSync(path.join(folder, 'add.onnx'), binaryModel('Add', 'float32'));
     site = await startSite(folder);
     page = await openHarness(await launch(), site.origin);
@@ -409,6 +411,74 @@ describeInBrowser('onnx-fla/web in Chromium', () => {
     );
     expect(got.results[7]).toBe('invalid_model: Session: the model is empty');
     expect(got.right).toEqual([1, 16, 3]);
+  });
+
+  it('a model with operators that ONNX Runtime has on GPUs only', async () => {
+    const y = await page.evaluate(async () => {
+      const session = await fla.FlaSession.create('/models/gpu.onnx');
+      const x = new ort.Tensor('float32', new Float32Array(16).fill(1), [1, 1, 16]);
+      const { y } = await session.run({ x }, { y: null });
+      await session.dispose();
+      return [...(y.data as Float32Array)];
+    });
+    // q = 2.5, k = v = 1, heads of 8: q k / sqrt(8).
+    expect(y).toEqual(Array(16).fill(expect.closeTo((2.5 * 8) / Math.sqrt(8), 4)));
+  });
+
+  it('a large weight that two pieces read is on the GPU once', async () => {
+    const got = await page.evaluate(async () => {
+      const device = await fla.requestDevice();
+      const memory = fla.watchMemory(device!);
+      const x = new ort.Tensor(
+        'float32',
+        Float32Array.from({ length: 512 }, (_, i) => Math.sin(i)),
+        [1, 1, 512],
+      );
+      const results: number[][] = [];
+      for (const where of [device, 'wasm'] as const) {
+        const session = await fla.FlaSession.create('/models/tied.onnx', {
+          executionProviders: [{ name: 'fla', device: where }],
+        });
+        results.push([...((await session.run({ x }, { y: null })).y.data as Float32Array)]);
+        await session.dispose();
+      }
+      device!.destroy();
+      return { results, peak: memory.peak };
+    });
+    expectClose(got.results[0], got.results[1], ROUNDING);
+    expect(got.peak).toBeGreaterThan(2 ** 20);
+    // A second copy would be another mebibyte; the state is half of one.
+    expect(got.peak).toBeLessThan(1.9 * 2 ** 20);
+  });
+
+  it('a tensor on another device is refused', async () => {
+    const got = await page.evaluate(async () => {
+      const device = await fla.requestDevice();
+      const [here, there] = [
+        await fla.FlaSession.create('/models/hard.onnx'),
+        await fla.FlaSession.create('/models/hard.onnx', {
+          executionProviders: [{ name: 'fla', device }],
+        }),
+      ];
+      const x = new ort.Tensor('float32', new Float32Array(16), [1, 1, 16]);
+      const past_conv = there.zeros('float32', [1, 16, 3]);
+      const told = (promise: Promise<unknown>) =>
+        promise.then(
+          () => 'ran',
+          ({ code, message }) => `${code}: ${message}`,
+        );
+      const results = [
+        await told(there.run({ x, past_conv }, { present_conv: null })),
+        await told(here.run({ x, past_conv }, { present_conv: null })),
+      ];
+      await Promise.all([here.dispose(), there.dispose()]);
+      device!.destroy();
+      return results;
+    });
+    expect(got).toEqual([
+      'ran',
+      "unsupported: Session: input 'past_conv' must be in the host's memory or on the session's GPU device, received a tensor on another device",
+    ]);
   });
 
   it('a run that fails in ONNX Runtime leaves the session usable', async () => {

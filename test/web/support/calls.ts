@@ -273,3 +273,54 @@ export function smallModel(): Model {
     irVersion: 10,
   });
 }
+
+/** x [B,T,16] -> y [B,T,16] through BiasAdd, which ONNX Runtime has on GPUs only, and a call. */
+export function gpuOnlyModel(): Model {
+  const call = attentionCall(
+    'call',
+    { update_rule: 'linear' },
+    { query: 'q', key: 'x', value: 'x' },
+    ['y', ''],
+  );
+  return buildModel({
+    inputs: { x: ['float32', ['B', 'T', WIDTH]] },
+    outputs: { y: ['float32', ['B', 'T', WIDTH]] },
+    nodes: [
+      makeNode('BiasAdd', ['x', 'bias', 'x'], ['q'], {}, { domain: 'com.microsoft' }),
+      call.node,
+    ],
+    initializers: [makeTensor('bias', 'float32', [WIDTH], new Float32Array(WIDTH).fill(0.5))],
+    functions: [call.fn],
+    opsets: { '': OPSET, 'com.fla': 1, 'com.microsoft': 1, ...call.opsets },
+    irVersion: 10,
+  });
+}
+
+/** Width of `tiedModel`, whose weight is a mebibyte. */
+export const TIED_WIDTH = 512;
+
+/** x [B,T,512] -> y [B,T,512]: a large weight before a call, and again after it. */
+export function tiedModel(): Model {
+  const random = new Random('tied model');
+  const values = () => random.normal() / 30;
+  const weight = Float32Array.from({ length: TIED_WIDTH * TIED_WIDTH }, values);
+  const call = attentionCall(
+    'call',
+    { update_rule: 'linear' },
+    { query: 'q', key: 'x', value: 'x' },
+    ['o', ''],
+  );
+  return buildModel({
+    inputs: { x: ['float32', ['B', 'T', TIED_WIDTH]] },
+    outputs: { y: ['float32', ['B', 'T', TIED_WIDTH]] },
+    nodes: [
+      makeNode('MatMul', ['x', 'w'], ['q']),
+      call.node,
+      makeNode('MatMul', ['o', 'w'], ['y']),
+    ],
+    initializers: [makeTensor('w', 'float32', [TIED_WIDTH, TIED_WIDTH], weight)],
+    functions: [call.fn],
+    opsets: { '': OPSET, 'com.fla': 1, ...call.opsets },
+    irVersion: 10,
+  });
+}
