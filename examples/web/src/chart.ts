@@ -9,6 +9,7 @@ const FONT = '12px "IBM Plex Sans", sans-serif';
 /** Two lines against the length of the text, growing while it is measured. */
 export class LengthChart {
   readonly element: HTMLElement;
+  readonly #title: HTMLElement;
   readonly #plot = h('div', { className: 'plot', attributes: { 'aria-hidden': 'true' } });
   readonly #summary = h('p', { className: 'visually-hidden' });
   readonly #latest: Record<Side, HTMLElement> = { original: h('b'), rewritten: h('b') };
@@ -20,11 +21,12 @@ export class LengthChart {
   #longest = 0;
 
   constructor(
-    readonly title: string,
+    title: string,
     readonly format: (value: number) => string,
     /** What the axis counts in: values of one of its units, and the unit's name. */
     readonly unit: { readonly size: number; readonly name: string },
   ) {
+    this.#title = h('span', { className: 'chart-title' }, title);
     const key = (side: Side) =>
       h(
         'span',
@@ -36,12 +38,16 @@ export class LengthChart {
     this.element = h(
       'figure',
       { className: 'chart' },
-      h('figcaption', {}, h('span', { className: 'chart-title' }, title), ...SIDES.map(key)),
+      h('figcaption', {}, this.#title, ...SIDES.map(key)),
       this.#plot,
       this.#summary,
     );
     new ResizeObserver(() => this.#resize()).observe(this.#plot);
     document.addEventListener('theme', () => this.#draw());
+  }
+
+  set title(text: string) {
+    this.#title.textContent = text;
   }
 
   /** An empty chart for texts up to `longest` tokens. */
@@ -59,7 +65,7 @@ export class LengthChart {
     this.#latest[side].textContent = this.format(value);
     const points = (s: Side) =>
       [...this.#values[s]].map(([n, v]) => `${this.format(v)} at ${n.toLocaleString('en')} tokens`);
-    this.#summary.textContent = `${this.title}. ${SIDES.map((s) => `${s}: ${points(s).join(', ')}`).join('. ')}.`;
+    this.#summary.textContent = `${this.#title.textContent}. ${SIDES.map((s) => `${s}: ${points(s).join(', ')}`).join('. ')}.`;
     if (this.#uplot) this.#uplot.setData(this.#data());
     else this.#draw();
   }
@@ -110,7 +116,11 @@ export class LengthChart {
           {
             ...axis,
             space: 64,
+            size: 28,
             gap: 8,
+            label: 'tokens read',
+            labelFont: FONT,
+            labelSize: 22,
             values: (_, splits) => splits.map((v) => v.toLocaleString('en')),
           },
           {

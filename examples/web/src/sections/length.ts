@@ -76,6 +76,7 @@ export class LengthSection {
     );
     const add = (point: LengthPoint) => {
       charts.time.add(point.side, point.tokens, point.tokenMs);
+      charts.memory.title = point.gpuBytes === undefined ? 'Carried along' : 'GPU memory';
       charts.memory.add(point.side, point.tokens, point.gpuBytes ?? point.stateBytes);
       rows.append(row(point));
       details.hidden = false;

@@ -1,7 +1,7 @@
 import { call } from '../client.js';
 import { byId, h } from '../dom.js';
 import { about, bytes, count, duration } from '../format.js';
-import type { GivenFile, ModelFacts } from '../protocol.js';
+import type { GivenFile, ModelFacts, Progress } from '../protocol.js';
 import { explain, ProgressBar } from '../task.js';
 
 const MEMORY: Record<ModelFacts['kind'], string> = {
@@ -67,11 +67,11 @@ export class ModelSection {
     this.#error.hidden = true;
     this.#facts.hidden = true;
     this.onClear();
-    const onEvent = (progress: { label: string; part?: number }) => this.#progress.show(progress);
+    const onEvent = (progress: Progress) => this.#progress.show(progress);
     onEvent({ label: 'Loading' });
     try {
       const facts = files
-        ? await call('open', await read(files), { onEvent })
+        ? await this.#openFiles(files, onEvent)
         : await call('sample', undefined, { onEvent });
       this.#show(facts);
       this.onOpen(facts);
@@ -82,6 +82,15 @@ export class ModelSection {
       this.#progress.hide();
       this.enabled = true;
     }
+  }
+
+  async #openFiles(
+    files: Iterable<File>,
+    onEvent: (progress: Progress) => void,
+  ): Promise<ModelFacts> {
+    const given = await read(files);
+    const transfer = given.map(({ bytes }) => bytes.buffer as ArrayBuffer);
+    return call('open', given, { onEvent, transfer });
   }
 
   #show(facts: ModelFacts): void {
@@ -100,5 +109,6 @@ export class ModelSection {
     this.#facts.replaceChildren(list);
     this.#facts.hidden = false;
     this.#drop.classList.add('small');
+    this.#drop.querySelector('.drop-lead')!.textContent = 'Drop another model here';
   }
 }

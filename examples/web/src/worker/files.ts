@@ -83,9 +83,10 @@ async function download(
   const total = Number(response.headers.get('Content-Length') ?? 0);
   const chunks: Uint8Array[] = [];
   let done = 0;
-  for await (const chunk of response.body as unknown as AsyncIterable<Uint8Array>) {
-    chunks.push(chunk);
-    done += chunk.length;
+  const reader = response.body.getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    chunks.push(part.value);
+    done += part.value.length;
     onBytes(done, total);
   }
   const bytes = new Uint8Array(done);
@@ -103,17 +104,20 @@ export async function fetchSample(tell: (progress: Progress) => void): Promise<G
     { name: 'tinylm.onnx', url: modelUrl },
     { name: 'weights.fp16.bin', url: weightsUrl },
     { name: 'tokenizer.json', url: tokenizerUrl },
-  ].map((part) => ({ ...part, done: 0, total: 0 }));
+  ].map((part) => ({ ...part, done: 0, total: -1 }));
+  const sum = (size: (part: (typeof parts)[number]) => number) =>
+    parts.reduce((total, part) => total + size(part), 0);
   return Promise.all(
     parts.map(async (part) => ({
       name: part.name,
       bytes: await download(part.url, (done, total) => {
         Object.assign(part, { done, total });
-        const sum = (key: 'done' | 'total') => parts.reduce((n, p) => n + p[key], 0);
-        const known = parts.every((p) => p.total > 0);
+        const here = sum((p) => p.done);
+        const isKnown = parts.every((p) => p.total >= 0);
+        // What is compressed on its way does not tell its size: what is here of it then stands for the whole.
         tell({
-          label: `Fetching the sample, ${(sum('done') / 1e6).toFixed(1)} MB`,
-          part: known ? sum('done') / sum('total') : undefined,
+          label: `Fetching the sample, ${(here / 1e6).toFixed(1)} MB`,
+          part: isKnown ? here / sum((p) => Math.max(p.total, p.done)) : undefined,
         });
       }),
     })),

@@ -1,5 +1,4 @@
-/** Both models continue a text, a token each in turn. */
-
+/** Both models continue a text: each reads a piece or writes a token, then it is the other's turn. */
 import { seededRandom } from '../../../../exporter/compare/random.js';
 import { sampleToken } from '../../../../exporter/text/sample.js';
 import { TextStream } from '../../../../exporter/text/tokens.js';
@@ -34,9 +33,7 @@ class Writer {
   readonly #random: () => number;
   readonly #stream: TextStream | undefined;
   readonly #times: number[] = [];
-  #logits = new Float32Array();
   #state: Omit<GenerateEvent, 'side' | 'stateBytes' | 'gpuBytes'>;
-  done = false;
 
   constructor(
     readonly side: Side,
@@ -59,34 +56,37 @@ class Writer {
     this.tell({ ...this.#state, text, side, stateBytes, gpuBytes: memory?.bytes });
   }
 
-  async prefill(signal: AbortSignal): Promise<void> {
-    await this.reader.reset();
-    const start = performance.now();
-    const total = this.prompt.length;
+  /** Reads the prompt and writes; every turn ends with a yield. */
+  async *work(): AsyncGenerator<void, void> {
+    const { prompt, reader, request } = this;
+    await reader.reset();
     this.#say({ status: 'Reading the prompt' });
-    this.#logits = (await new Prefill(this.reader).read(this.prompt, signal, (done) =>
-      this.#say({ status: done < total ? `Reading the prompt, ${done} of ${total}` : 'Writing' }),
-    )) as Float32Array<ArrayBuffer>;
-    this.#say({ prefillMs: performance.now() - start });
+    let logits = new Float32Array() as Float32Array;
+    let prefillMs = 0;
+    for await (const run of new Prefill(reader).read(prompt)) {
+      logits = run.logits;
+      prefillMs += run.ms;
+      if (run.done === prompt.length) this.#say({ status: 'Writing', prefillMs });
+      else this.#say({ status: `Reading the prompt, ${run.done} of ${prompt.length}` });
+      yield;
+    }
+    for (let written = 1; ; written++) {
+      const { temperature, tokens } = request;
+      const id = sampleToken(logits, { temperature, topK: 0, topP: 0.95 }, this.#random);
+      if (modelOf(this.side).tokenizer?.endIds.has(id))
+        return this.#finish('Done: the model ended its text');
+      this.#say({ text: this.#stream ? this.#stream.push(id) : ` ${id}`, tokens: written });
+      if (written === tokens) return this.#finish('Done');
+      const start = performance.now();
+      logits = await reader.read([id], true);
+      this.#times.push(performance.now() - start);
+      if (this.#times.length > WINDOW) this.#times.shift();
+      this.#say({ tokenMs: median(this.#times) });
+      yield;
+    }
   }
 
-  async step(): Promise<void> {
-    const { temperature, tokens } = this.request;
-    const { tokenizer } = modelOf(this.side);
-    const id = sampleToken(this.#logits, { temperature, topK: 0, topP: 0.95 }, this.#random);
-    if (tokenizer?.endIds.has(id)) return this.finish('Done: the model ended its text');
-    const written = this.#state.tokens + 1;
-    this.#say({ text: this.#stream ? this.#stream.push(id) : ` ${id}`, tokens: written });
-    if (written === tokens) return this.finish('Done');
-    const start = performance.now();
-    this.#logits = (await this.reader.read([id], true)) as Float32Array<ArrayBuffer>;
-    this.#times.push(performance.now() - start);
-    if (this.#times.length > WINDOW) this.#times.shift();
-    this.#say({ tokenMs: median(this.#times) });
-  }
-
-  finish(status: string): void {
-    this.done = true;
+  #finish(status: string): void {
     this.#say({ text: this.#stream?.end(), status });
   }
 }
@@ -106,11 +106,11 @@ export async function generate(
   }
   for (const side of SIDES)
     writers.push(new Writer(side, await readerOf(side), request, prompt, tell));
-  for (const writer of writers) await writer.prefill(signal);
-  while (writers.some(({ done }) => !done)) {
-    for (const writer of writers) {
+  const going = new Set(writers.map((writer) => writer.work()));
+  while (going.size > 0) {
+    for (const work of going) {
       signal.throwIfAborted();
-      if (!writer.done) await writer.step();
+      if ((await work.next()).done) going.delete(work);
     }
   }
 }

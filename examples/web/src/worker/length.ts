@@ -34,10 +34,12 @@ class Measured {
   async to(length: number, signal: AbortSignal, onRun: (position: number) => void) {
     const { reader } = this;
     reader.memory?.reset();
-    const start = performance.now();
     const from = reader.position;
-    await this.#prefill.read(this.take(length - from), signal, (done) => onRun(from + done));
-    this.#readMs += performance.now() - start;
+    for await (const { done, ms } of this.#prefill.read(this.take(length - from))) {
+      this.#readMs += ms;
+      onRun(from + done);
+      signal.throwIfAborted();
+    }
     const times: number[] = [];
     for (let i = 0; i < STEPS; i++) {
       signal.throwIfAborted();

@@ -132,31 +132,32 @@ export async function openReader(model: Opened, remembers: boolean): Promise<Rea
     : new ForgetfulReader(await fla.FlaSession.create(model.bytes, options), memory, device);
 }
 
+/** A run of a prefill. */
+export interface Run {
+  /** Tokens read so far. */
+  readonly done: number;
+  readonly ms: number;
+  /** Of the last token, after the last run; else empty. */
+  readonly logits: Float32Array;
+}
+
 /** Reads many tokens in runs that are neither so long that the GPU's watchdog bites nor so short that it idles. */
 export class Prefill {
   #chunk = FIRST_CHUNK;
 
   constructor(readonly reader: Reader) {}
 
-  /** @param onRun called after every run with tokens read; @returns the logits of the last token */
-  async read(
-    ids: readonly number[],
-    signal: AbortSignal,
-    onRun?: (done: number) => void,
-  ): Promise<Float32Array> {
-    let logits = new Float32Array();
-    for (let at = 0; at < ids.length; ) {
-      signal.throwIfAborted();
-      const piece = ids.slice(at, at + this.#chunk);
-      at += piece.length;
+  async *read(ids: readonly number[]): AsyncGenerator<Run, void> {
+    for (let done = 0; done < ids.length; ) {
+      const piece = ids.slice(done, done + this.#chunk);
+      done += piece.length;
       const start = performance.now();
-      logits = (await this.reader.read(piece, at === ids.length)) as Float32Array<ArrayBuffer>;
+      const logits = await this.reader.read(piece, done === ids.length);
       const ms = performance.now() - start;
       if (ms < SHORT_MS && piece.length === this.#chunk)
         this.#chunk = Math.min(this.#chunk * 2, LONGEST_CHUNK);
       else if (ms > LONG_MS) this.#chunk = Math.max(this.#chunk / 2, FIRST_CHUNK);
-      onRun?.(at);
+      yield { done, ms, logits };
     }
-    return logits;
   }
 }
