@@ -35,6 +35,12 @@ const WEB_SCRIPT = `
 import * as ort from 'onnxruntime-web/webgpu';
 import { FlaSession, StatefulSession, watchMemory } from 'onnx-fla/web';
 import { register } from 'onnx-fla/web/register';
+import { type GpuTensor, Kernels } from 'onnx-fla/wgsl';
+
+export function encode(device: GPUDevice, encoder: GPUCommandEncoder, query: GpuTensor, output: GpuTensor): void {
+  const attributes = { q_num_heads: 1, kv_num_heads: 1, update_rule: 'linear' };
+  new Kernels(device).encode(encoder, { op: 'LinearAttention', attributes, inputs: { query, key: query, value: query }, outputs: { output } });
+}
 
 export async function run(device: GPUDevice): Promise<Float32Array> {
   register(ort);
@@ -89,6 +95,14 @@ describe('exports', () => {
       );
     },
   );
+
+  it('onnx-fla/wgsl loads in plain node', () => {
+    const script = "console.log(Object.keys(await import('onnx-fla/wgsl')).join(' '))";
+    const args = ['--input-type=module', '-e', script];
+    expect(execFileSync(process.execPath, args, { cwd: folder, encoding: 'utf8' })).toBe(
+      'Kernels\n',
+    );
+  });
 
   it.each([
     ['nodenext', 'nodenext'],
@@ -145,7 +159,7 @@ describe('npm pack', () => {
   it('imports nothing that a user does not get', () => {
     const given = Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies });
     const imported = files
-      .filter(({ path }) => /^dist\/(ops|exporter|runtime)\/.*\.js$/.test(path))
+      .filter(({ path }) => /^dist\/(ops|exporter|runtime|wgsl)\/.*\.js$/.test(path))
       .flatMap(({ path }) => {
         const source = readFileSync(join(ROOT, path), 'utf8');
         return [
