@@ -76,6 +76,7 @@ export function commit(): string {
       'wgsl',
       'runtime',
       'bench/cpu',
+      'bench/webgpu',
     );
     return git('rev-parse', '--short', 'HEAD') + (changed ? '+' : '');
   } catch {

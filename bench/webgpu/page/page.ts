@@ -8,7 +8,8 @@ import { StockSession } from './stock.js';
 /** Medians of one call, in milliseconds. */
 export interface Pair {
   readonly ms: number;
-  readonly peerMs: number;
+  /** Undefined where it was left out. */
+  readonly peerMs: number | undefined;
   readonly scratchBytes: number;
 }
 
@@ -27,7 +28,7 @@ export interface ModelTimes {
 export interface Bench {
   adapter(): Promise<string>;
   copy(bytes: number): Promise<number>;
-  op(shape: Shape, budgetMs: number): Promise<Pair>;
+  op(shape: Shape, budgetMs: number, withPeer: boolean): Promise<Pair>;
   /** Each candidate's times, measured in turn. */
   models(
     candidates: readonly Candidate[],
@@ -58,16 +59,22 @@ async function timed(body: () => unknown, times = 1): Promise<number> {
   return (performance.now() - start) / times;
 }
 
-/** Two functions in turn, so that a machine that changes its pace does so for both. */
+/**
+ * Functions that have been called before, in turn, so that a machine that changes its pace does so for all of them: at least three times, once
+ * when that takes much longer than `budgetMs`.
+ */
 async function inTurn(bodies: readonly (() => unknown)[], budgetMs: number): Promise<number[]> {
   const groups: number[] = [];
-  for (const body of bodies) {
-    await timed(body);
-    groups.push(Math.max(1, Math.ceil(GROUP_MS / (await timed(body)))));
-  }
-  const samples: number[][] = bodies.map(() => []);
+  const samples: number[][] = [];
   const start = performance.now();
-  for (let round = 0; round < 3 || performance.now() - start < budgetMs; round++)
+  const spent = () => (performance.now() - start) / budgetMs;
+  for (const body of bodies) {
+    const ms = await timed(body);
+    groups.push(Math.max(1, Math.ceil(GROUP_MS / ms)));
+    samples.push(ms > GROUP_MS ? [ms] : []);
+  }
+  const fewest = () => Math.min(...samples.map(({ length }) => length));
+  while (spent() < 1 || fewest() < (spent() < 4 ? 3 : 1))
     for (const [i, body] of bodies.entries()) samples[i].push(await timed(body, groups[i]));
   return samples.map(median);
 }
@@ -135,16 +142,17 @@ const bench: Bench = {
       encoder.copyBufferToBuffer(from, 0, to, 0, bytes);
       device.queue.submit([encoder.finish()]);
     };
+    await timed(copy);
     const [ms] = await inTurn([copy], 500);
     from.destroy();
     to.destroy();
     return (2 * bytes) / (ms / 1000);
   },
 
-  async op(shape, budgetMs) {
+  async op(shape, budgetMs, withPeer) {
     const buffers = fill(shape);
     const kernels = new Kernels(device);
-    const peer = await openPeer(device, shape, buffers);
+    const peer = withPeer ? await openPeer(device, shape, buffers) : undefined;
     const tensors = Object.fromEntries(
       Object.entries(tensorShapes(shape)).map(([name, dims]): [string, GpuTensor] => [
         name,
@@ -168,11 +176,13 @@ const bench: Bench = {
     const bytes = sizeOf(output.shape) * 4;
     ours();
     const mine = await readBack(output.buffer, bytes);
-    await peer.run();
-    assertClose(mine, await readBack(output.buffer, bytes));
-    const [ms, peerMs] = await inTurn([ours, peer.run], budgetMs);
+    if (peer) {
+      await peer.run();
+      assertClose(mine, await readBack(output.buffer, bytes));
+    }
+    const [ms, peerMs] = await inTurn(peer ? [ours, peer.run] : [ours], budgetMs);
     const { scratchBytes } = kernels.memory;
-    await peer.release();
+    await peer?.release();
     kernels.dispose();
     for (const buffer of Object.values(buffers)) buffer.destroy();
     return { ms, peerMs, scratchBytes };
