@@ -13,7 +13,11 @@ export default defineConfig({
   base: './',
   assetsInclude: ['**/*.onnx', '**/*.bin'],
   // onnxruntime-web finds its WebAssembly beside its own file.
-  optimizeDeps: { exclude: ['onnxruntime-web'] },
+  optimizeDeps: {
+    exclude: ['onnxruntime-web'],
+    // Known beforehand, so that the page is not loaded again when they turn up.
+    include: ['@huggingface/tokenizers', '@petamoriken/float16', 'protobufjs', 'uplot'],
+  },
   worker: { format: 'es' },
   build: { target: 'es2023', assetsInlineLimit: 0, chunkSizeWarningLimit: 1000, emptyOutDir: true },
   server: { headers, fs: { allow: [root] } },

@@ -3,24 +3,21 @@ import { execFile } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import { afterAll, expect, it } from 'vitest';
+import { afterAll, describe, expect, it } from 'vitest';
 import { StatefulSession } from '../../runtime/node/index.js';
 import { relativeError } from '../cases/tensors.js';
 import { ROOT } from '../support/models.js';
-import { describeInBrowser } from './support/chromium.js';
+import { missingSoftwareGpu, softwareDriver } from '../support/webgpu.js';
 import { rewriteTinylm, temporaryFolder, tokens } from './support/models.js';
 
 const folder = temporaryFolder();
 afterAll(() => fs.rmSync(folder, { recursive: true }));
 
-/** Chromium's Vulkan loader and software driver; see test/web/support/chromium.ts for where it comes from. */
-const DRIVER = '/usr/lib/chromium';
-
-describeInBrowser('onnx-fla/web in Node on Dawn', () => {
+describe.skipIf(missingSoftwareGpu())('onnx-fla/web in Node on Dawn', () => {
   it('gives what the CPU gives', async () => {
     const ids = tokens(12);
     const model = await rewriteTinylm(folder, 'tinylm.onnx');
-    const icd = path.join(DRIVER, 'vk_swiftshader_icd.json');
+    const icd = path.join(softwareDriver!, 'vk_swiftshader_icd.json');
     const child = path.join(ROOT, 'test/web/support/dawn_child.ts');
     // Without --liftoff-only, V8 takes half a minute to optimize ONNX Runtime's code.
     const { stdout } = await promisify(execFile)(
@@ -32,7 +29,7 @@ describeInBrowser('onnx-fla/web in Node on Dawn', () => {
         maxBuffer: 2 ** 24,
         env: {
           ...process.env,
-          LD_LIBRARY_PATH: DRIVER,
+          LD_LIBRARY_PATH: softwareDriver,
           VK_DRIVER_FILES: icd,
           VK_ICD_FILENAMES: icd,
         },
