@@ -63,7 +63,11 @@ export function machineName(): string {
 /** The commit measured; `+` marks uncommitted changes to sources. */
 export function commit(): string {
   const git = (...args: string[]) =>
-    execFileSync('git', args, { cwd: ROOT, encoding: 'utf8' }).trim();
+    execFileSync('git', args, {
+      cwd: ROOT,
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    }).trim();
   try {
     const changed = git(
       'status',
@@ -74,10 +78,13 @@ export function commit(): string {
       'wgsl',
       'runtime',
       'bench/cpu',
+      'bench/webgpu',
     );
     return git('rev-parse', '--short', 'HEAD') + (changed ? '+' : '');
   } catch {
-    return 'unknown';
+    // A packed bench has its commit in a file.
+    const file = path.join(ROOT, 'COMMIT');
+    return fs.existsSync(file) ? fs.readFileSync(file, 'utf8').trim() : 'unknown';
   }
 }
 

@@ -8,6 +8,7 @@
  * - `not_found`: a file, library or name that is not there
  * - `io`: reading or writing failed
  * - `runtime`: ONNX Runtime or a kernel refused or failed
+ * - `device_lost`: the GPU is gone; sessions on it are of no further use, new ones can be made
  * - `disposed`: a session or tensor was used after it was released
  * - `aborted`: the caller interrupted it
  */
@@ -23,6 +24,7 @@ export type FlaErrorCode =
   | 'not_found'
   | 'io'
   | 'runtime'
+  | 'device_lost'
   | 'disposed'
   | 'aborted';
 

@@ -30,6 +30,32 @@ const kinds = [typeof linearAttentionReference, typeof NativeTensor, typeof rewr
 console.log(JSON.stringify({ kinds, code, isa, failed, size: tensor.size, ops: Object.keys(ops) }));
 `;
 
+/** What is written for the browser: only its types are checked here. */
+const WEB_SCRIPT = `
+import * as ort from 'onnxruntime-web/webgpu';
+import { FlaSession, StatefulSession, watchMemory } from 'onnx-fla/web';
+import { register } from 'onnx-fla/web/register';
+import { type GpuTensor, Kernels } from 'onnx-fla/wgsl';
+
+export function encode(device: GPUDevice, encoder: GPUCommandEncoder, query: GpuTensor, output: GpuTensor): void {
+  const attributes = { q_num_heads: 1, kv_num_heads: 1, update_rule: 'linear' };
+  new Kernels(device).encode(encoder, { op: 'LinearAttention', attributes, inputs: { query, key: query, value: query }, outputs: { output } });
+}
+
+export async function run(device: GPUDevice): Promise<Float32Array> {
+  register(ort);
+  const bytes: number = watchMemory(device).bytes;
+  const plain = await ort.InferenceSession.create('model.onnx', { executionProviders: [{ name: 'fla', device, kernels: true }] });
+  await plain.run({ x: new ort.Tensor('float32', [bytes], [1]) });
+  const session: FlaSession = await FlaSession.create(new Uint8Array(1), { executionProviders: [{ name: 'fla', device: 'wasm' }] });
+  const state = session.zeros('float32', [1, 2, 3]);
+  await session.run({ past: state }, { present: state, y: null }, { signal: AbortSignal.timeout(1) });
+  const stateful = await StatefulSession.create('model.onnx', { outputs: 'last', batch: 2 });
+  const { logits } = await stateful.prefill([[1], [2]], { chunk: 8, onProgress: (done, total) => console.log(done / total) });
+  return logits.data as Float32Array;
+}
+`;
+
 /** SCRIPT without its type annotations. */
 const plain = SCRIPT.replace(
   /^(const \w+): .*? = (?=new|await|nativeInfo|rewriteModel|\(path\))/gm,
@@ -59,11 +85,22 @@ describe('exports', () => {
     });
   });
 
-  it('onnx-fla/web loads in plain node beside onnxruntime-web', () => {
-    const script = "await import('onnx-fla/web'); console.log('loaded')";
+  it.each(['web', 'web/jspi', 'web/register'])(
+    'onnx-fla/%s loads in plain node beside onnxruntime-web',
+    (entry) => {
+      const script = `console.log(Object.keys(await import('onnx-fla/${entry}')).sort().join(' '))`;
+      const args = ['--input-type=module', '-e', script];
+      expect(execFileSync(process.execPath, args, { cwd: folder, encoding: 'utf8' })).toBe(
+        'DeviceTensor FlaError FlaSession StatefulSession exclusive register requestDevice watchMemory\n',
+      );
+    },
+  );
+
+  it('onnx-fla/wgsl loads in plain node', () => {
+    const script = "console.log(Object.keys(await import('onnx-fla/wgsl')).join(' '))";
     const args = ['--input-type=module', '-e', script];
     expect(execFileSync(process.execPath, args, { cwd: folder, encoding: 'utf8' })).toBe(
-      'loaded\n',
+      'Kernels\n',
     );
   });
 
@@ -71,7 +108,8 @@ describe('exports', () => {
     ['nodenext', 'nodenext'],
     ['esnext', 'bundler'],
   ])('have types: module %s, moduleResolution %s', (module, moduleResolution) => {
-    writeFileSync(join(folder, 'consumer.ts'), `${SCRIPT}\nimport 'onnx-fla/web';\n`);
+    writeFileSync(join(folder, 'consumer.ts'), SCRIPT);
+    writeFileSync(join(folder, 'consumer_web.ts'), WEB_SCRIPT);
     const options = {
       module,
       moduleResolution,
@@ -82,7 +120,7 @@ describe('exports', () => {
     };
     const config = {
       compilerOptions: { ...options, lib: ['es2023', 'dom'] },
-      files: ['consumer.ts'],
+      files: ['consumer.ts', 'consumer_web.ts'],
     };
     writeFileSync(join(folder, 'tsconfig.json'), JSON.stringify(config));
     const tsc = join(ROOT, 'node_modules/.bin/tsc');
@@ -121,7 +159,7 @@ describe('npm pack', () => {
   it('imports nothing that a user does not get', () => {
     const given = Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies });
     const imported = files
-      .filter(({ path }) => /^dist\/(ops|exporter|runtime)\/.*\.js$/.test(path))
+      .filter(({ path }) => /^dist\/(ops|exporter|runtime|wgsl)\/.*\.js$/.test(path))
       .flatMap(({ path }) => {
         const source = readFileSync(join(ROOT, path), 'utf8');
         return [

@@ -1,15 +1,8 @@
 import fs from 'node:fs';
-import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
-import { FlaError } from '../../ops/error.js';
 import { readText } from './read_text.js';
+import { makeTokenizer, parseJson, type Tokenizer } from './tokens.js';
 
-/** Text to token ids and back. */
-export interface Tokenizer {
-  encode(text: string): number[];
-  decode(ids: readonly number[]): string;
-  /** The ids at which generation ends: special tokens named like an end of text. */
-  readonly endIds: ReadonlySet<number>;
-}
+export { TextStream, type Tokenizer } from './tokens.js';
 
 /**
  * Reads a tokenizer.json (and tokenizer_config.json beside it, when there is one).
@@ -17,65 +10,9 @@ export interface Tokenizer {
  * @throws FlaError `io` when it cannot be read, `invalid_argument` when it is no tokenizer
  */
 export function loadTokenizer(file: string): Tokenizer {
-  const json = parseJson(file);
+  const read = (name: string) => parseJson(readText(name), name);
+  const json = read(file);
   const configFile = file.replace(/tokenizer\.json$/, 'tokenizer_config.json');
-  const config = configFile !== file && fs.existsSync(configFile) ? parseJson(configFile) : {};
-  let inner: HuggingFaceTokenizer;
-  try {
-    inner = new HuggingFaceTokenizer(json, config);
-  } catch (error) {
-    throw new FlaError(
-      'invalid_argument',
-      `${file}: is no tokenizer.json: ${(error as Error).message}`,
-      { cause: error },
-    );
-  }
-  const ends = [...inner.get_added_tokens_decoder()]
-    .filter(([, token]) => token.special && /end|eos|eot|^<\/s>$/i.test(token.content))
-    .map(([id]) => id);
-  return {
-    encode: (text) => inner.encode(text).ids,
-    decode: (ids) =>
-      inner.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false }),
-    endIds: new Set(ends),
-  };
-}
-
-function parseJson(file: string): object {
-  try {
-    return JSON.parse(readText(file)) as object;
-  } catch (error) {
-    if (error instanceof FlaError) throw error;
-    throw new FlaError('invalid_argument', `${file}: is no JSON: ${(error as Error).message}`, {
-      cause: error,
-    });
-  }
-}
-
-/** Turns a stream of ids into text as soon as whole characters are known. */
-export class TextStream {
-  private readonly pending: number[] = [];
-  private shown = '';
-
-  constructor(private readonly tokenizer: Tokenizer) {}
-
-  /** Adds one id and returns the text that became final. */
-  push(id: number): string {
-    this.pending.push(id);
-    const text = this.tokenizer.decode(this.pending);
-    if (text.endsWith('\ufffd')) return ''; // the bytes of a character are still coming
-    const fresh = text.slice(this.shown.length);
-    this.shown = text;
-    // Decoders look at neighbours at most; a few ids of context are kept, the rest is let go.
-    if (this.pending.length > 32) {
-      this.pending.splice(0, this.pending.length - 4);
-      this.shown = this.tokenizer.decode(this.pending);
-    }
-    return fresh;
-  }
-
-  /** What is left when the stream ends. */
-  end(): string {
-    return this.tokenizer.decode(this.pending).slice(this.shown.length);
-  }
+  const config = configFile !== file && fs.existsSync(configFile) ? read(configFile) : {};
+  return makeTokenizer(json, config, file);
 }

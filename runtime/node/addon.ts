@@ -3,8 +3,8 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { env } from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
+import { toFlaError } from '../common/errors.js';
 import { nativeFile, OPS_LIBRARY } from '../native.js';
-import { toFlaError } from './errors.js';
 
 const require = createRequire(import.meta.url);
 

@@ -1,6 +1,5 @@
 import { Tensor } from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
-import { load, type NativeValue } from './addon.js';
 import {
   arrayOver,
   type DType,
@@ -8,8 +7,9 @@ import {
   dtypeName,
   isNumeric,
   type NumericArray,
-} from './dtypes.js';
-import { toFlaError } from './errors.js';
+} from '../common/dtypes.js';
+import { toFlaError } from '../common/errors.js';
+import { load, type NativeValue } from './addon.js';
 
 /** Where a tensor's bytes are; the names are those of `ort.Tensor`. */
 export type Location = 'cpu' | 'gpu-buffer';

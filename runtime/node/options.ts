@@ -3,34 +3,16 @@ import { readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
+import type { FlaProviderOption, NodeProviderOption } from '../common/provider.js';
 import { nativeFile, OPS_LIBRARY } from '../native.js';
 import { type NativeSessionOptions, ortLibrary, type RuntimeInfo } from './addon.js';
 
-/** `{ name: 'fla', ... }` in `executionProviders`. */
-export interface FlaExecutionProviderOption {
-  readonly name: 'fla';
-  /**
-   * Default `cpu`. `cuda` needs an onnxruntime-node that was installed with its CUDA libraries, and for the kernels of
-   * com.fla an operator library built with CUDA.
-   */
-  readonly device?: 'cpu' | 'cuda';
-  /** Which GPU; default 0. */
-  readonly deviceId?: number;
-  /**
-   * The operator library: a path, or `false` for none, in which case the function bodies in the model are run. Default: the
-   * one this package builds.
-   */
-  readonly library?: string | false;
-  /** Folder of the external data of a model that is given as bytes. */
-  readonly modelFolder?: string;
-  /** Further options of ONNX Runtime's CUDA execution provider, by the names in its documentation. */
-  readonly cuda?: Readonly<Record<string, string | number | boolean>>;
-}
+export type { NodeProviderOption as FlaExecutionProviderOption } from '../common/provider.js';
 
 declare module 'onnxruntime-node' {
   namespace InferenceSession {
     interface ExecutionProviderOptionMap {
-      fla: FlaExecutionProviderOption;
+      fla: FlaProviderOption;
     }
   }
 }
@@ -93,10 +75,10 @@ export function flattenExtra(extra: Record<string, unknown>, prefix = ''): [stri
 }
 
 /** The `fla` entry of `executionProviders`. */
-export function flaProvider(options: SessionOptions): FlaExecutionProviderOption {
+export function flaProvider(options: SessionOptions): NodeProviderOption {
   for (const provider of options.executionProviders ?? []) {
     if (typeof provider !== 'string' && provider.name === 'fla')
-      return provider as FlaExecutionProviderOption;
+      return provider as NodeProviderOption;
   }
   return { name: 'fla' };
 }
@@ -137,7 +119,7 @@ export function cudaError(reason: string, cause?: unknown): FlaError {
 }
 
 function cudaOptions(
-  provider: FlaExecutionProviderOption,
+  provider: NodeProviderOption,
   runtime: RuntimeInfo,
 ): Pick<NativeSessionOptions, 'cuda' | 'cudaDevice'> {
   const library = 'libonnxruntime_providers_cuda.so';
@@ -173,7 +155,7 @@ function opsLibrary(library: string | false | undefined): string | undefined {
   throw new FlaError('not_found', `session options: library ${library} was not found`);
 }
 
-function config(options: SessionOptions, provider: FlaExecutionProviderOption): [string, string][] {
+function config(options: SessionOptions, provider: NodeProviderOption): [string, string][] {
   const entries = flattenExtra(options.extra ?? {});
   const folder = text('modelFolder', provider.modelFolder);
   if (folder)

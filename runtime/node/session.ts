@@ -1,6 +1,16 @@
 import { type InferenceSession, type InferenceSessionHandler, Tensor } from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
 import {
+  arrayOver,
+  type DType,
+  dtypeCode,
+  dtypeName,
+  isNumeric,
+  type NumericArray,
+} from '../common/dtypes.js';
+import { cleanMessage, toFlaError } from '../common/errors.js';
+import { checkTensor, showShape as show, type ValueInfo } from '../common/values.js';
+import {
   type ArrayOutput,
   type Fetch,
   load,
@@ -10,15 +20,6 @@ import {
   type NativeValueInfo,
   type TensorView,
 } from './addon.js';
-import {
-  arrayOver,
-  type DType,
-  dtypeCode,
-  dtypeName,
-  isNumeric,
-  type NumericArray,
-} from './dtypes.js';
-import { cleanMessage, toFlaError } from './errors.js';
 import { NativeTensor } from './native_tensor.js';
 import {
   cudaError,
@@ -33,14 +34,6 @@ export type AnyTensor = Tensor | NativeTensor;
 /** OrtErrorCode of an execution provider that could not be added. */
 const ORT_EP_FAIL = 11;
 
-/** Name, dtype and shape of one input or output. Symbolic sizes are names, '' when nameless. */
-export interface ValueInfo {
-  readonly name: string;
-  readonly isTensor: boolean;
-  readonly type?: DType;
-  readonly shape?: readonly (number | string)[];
-}
-
 export interface RunOptions extends InferenceSession.RunOptions {
   /** Stops the run at its next node; the promise is rejected with the signal's reason. */
   signal?: AbortSignal;
@@ -49,35 +42,6 @@ export interface RunOptions extends InferenceSession.RunOptions {
 function valueInfo({ name, type, shape }: NativeValueInfo): ValueInfo {
   if (type === undefined) return { name, isTensor: false };
   return { name, isTensor: true, type: dtypeName(type), shape };
-}
-
-function fits(dims: readonly number[], shape: readonly (number | string)[]): boolean {
-  return (
-    dims.length === shape.length &&
-    shape.every((size, i) => typeof size === 'string' || size === dims[i])
-  );
-}
-
-function show(shape: readonly (number | string)[]): string {
-  return `[${shape.map((size) => (size === '' ? '?' : size)).join(',')}]`;
-}
-
-/** Type and, where the model declares one, shape, before ONNX Runtime sees the tensor. */
-function checkTensor(kind: 'input' | 'output', tensor: AnyTensor, info: ValueInfo): void {
-  const what = `Session: ${kind} '${info.name}'`;
-  if (!info.isTensor)
-    throw new FlaError('unsupported', `${what} must be a tensor, the model has a sequence or map`);
-  if (tensor.type !== info.type) {
-    throw new FlaError('invalid_type', `${what} must be ${info.type}, received ${tensor.type}`);
-  }
-  // An empty shape is a scalar's or an undeclared one.
-  const shape = info.shape ?? [];
-  if (shape.length > 0 && !fits(tensor.dims, shape)) {
-    throw new FlaError(
-      'invalid_shape',
-      `${what} must be ${show(shape)}, received ${show(tensor.dims)}`,
-    );
-  }
 }
 
 function place(deviceId: number): string {
@@ -141,6 +105,8 @@ export class FlaSession implements InferenceSessionHandler {
   readonly modelMetadata: Readonly<Record<string, string>>;
   /** Whether the operator library is in use: its kernels run, not the function bodies. */
   readonly hasLibrary: boolean;
+  /** The kernels of com.fla may write a state over the one they read. */
+  readonly sharesState: boolean;
   /** Where it computes. */
   readonly device: 'cpu' | 'cuda';
   /** Number of its GPU, -1 on the CPU. */
@@ -158,6 +124,7 @@ export class FlaSession implements InferenceSessionHandler {
   ) {
     this.#native = native;
     this.hasLibrary = hasLibrary;
+    this.sharesState = hasLibrary;
     this.device = deviceId < 0 ? 'cpu' : 'cuda';
     this.deviceId = deviceId;
     this.#staysOnGpu = staysOnGpu;

@@ -1,399 +1,45 @@
 import { Tensor } from 'onnxruntime-node';
-import { FlaError } from '../../ops/error.js';
-import { arrayOver, type DType, type NumericDType } from './dtypes.js';
+import type { Feeds as CommonFeeds } from '../common/feeds.js';
 import {
-  type Feeds,
-  feedLength,
-  integers,
-  ones,
-  sliceFeeds,
-  type Tokens,
-  tokenTensor,
-} from './feeds.js';
+  type PrefillOptions as CommonPrefillOptions,
+  checkBatch,
+  Stateful,
+  type StateOptions,
+} from '../common/stateful.js';
+import type { MakeTensor } from '../common/values.js';
 import { NativeTensor } from './native_tensor.js';
 import type { SessionOptions } from './options.js';
-import { type AnyTensor, FlaSession, type ValueInfo } from './session.js';
-import { findStatePairs, makeSlot, type StatePair, type StateSlot } from './state.js';
+import { type AnyTensor, FlaSession } from './session.js';
+
+/** Tensors by input name, time along axis 1. */
+export type Feeds = CommonFeeds<Tensor>;
+
+export interface StatefulOptions extends SessionOptions, StateOptions {}
+
+export type PrefillOptions = CommonPrefillOptions<Tensor>;
+
+/** bfloat16 only a NativeTensor can hold. */
+const make: MakeTensor<Tensor> = (type, data, dims) =>
+  type === 'bfloat16'
+    ? (NativeTensor.from(type, data, dims) as AnyTensor as Tensor)
+    : new Tensor(type, data as never, dims);
 
 /**
- * Which outputs a call gives back besides the state it keeps.
- *
- * - `'last'`: every output, of those with time along axis 1 only the last position, [B,1,...]
- * - `'none'`
- * - names: those outputs, whole
+ * A model with memory on onnxruntime-node: the state is in native memory, on the GPU with device `cuda`.
  */
-export type Outputs = 'last' | 'none' | readonly string[];
-
-export interface StatefulOptions extends SessionOptions {
-  /** Sequences side by side; default 1. */
-  batch?: number;
-  /** Default for the calls; `'last'`. */
-  outputs?: Outputs;
-  /**
-   * States of fixed size, by the names of their inputs, that are read and written in the same memory; `true` for all. Right
-   * only where a single operator reads the past and writes the present, and allows it, as those of com.fla do. Default:
-   * those that the model's metadata names, when the operator library is in use; the others have two tensors in turn.
-   */
-  inPlace?: boolean | readonly string[];
-}
-
-export interface StepOptions {
-  outputs?: Outputs;
-  signal?: AbortSignal;
-}
-
-export interface PrefillOptions extends StepOptions {
-  /** Tokens per run; default 1024. Peak memory depends on it and not on the length of the text. */
-  chunk?: number;
-  /** Called after every run with tokens done and in all. */
-  onProgress?: (done: number, total: number) => void;
-  /** Called with the outputs of every run, when `outputs` names some; `start` counts from this call's first token. */
-  onChunk?: (outputs: Record<string, Tensor>, start: number, count: number) => void | Promise<void>;
-}
-
-/** A copy of the state. Plain data, so that it can be cloned, sent to a worker thread or stored. */
-export interface StateSnapshot {
-  position: number;
-  tensors: Record<string, { type: DType; dims: number[]; data: Uint8Array }>;
-}
-
-/** Key of metadata_props: `current` when attention_mask covers only the tokens of the run. */
-const MASK_KEY = 'onnx_fla.attention_mask';
-const DEFAULT_CHUNK = 1024;
-
-/** Inputs that the session can make itself. */
-const AUTOMATIC = new Set(['attention_mask', 'position_ids', 'cache_position']);
-const TOKEN_INPUTS = ['input_ids', 'tokens', 'ids'];
-
-/**
- * A model with memory: keeps every past/present pair in native memory between calls (on the GPU with device `cuda`), so that a text of any length can be
- * fed in pieces. Pairs are found in the model's metadata (`onnx_fla.state`) or by name: `past_X` -> `present_X`,
- * `past_key_values.N.X` -> `present.N.X`. Pairs of fixed size start as zeros, growing ones (KV caches) empty.
- * `attention_mask`, `position_ids` and `cache_position` are fed where the model has them.
- *
- * Calls are carried out one after the other, in the order in which they were made.
- */
-export class StatefulSession {
-  readonly session: FlaSession;
-  readonly pairs: readonly StatePair[];
-  readonly batch: number;
-  readonly #outputs: Outputs;
-  readonly #slots: StateSlot[];
-  readonly #batchNames: ReadonlySet<string>;
-  #position = 0;
-  #queue: Promise<unknown> = Promise.resolve();
-  #spoiled = false;
-  #disposed: Promise<void> | undefined;
-
-  private constructor(session: FlaSession, options: StatefulOptions) {
-    this.session = session;
-    this.batch = options.batch ?? 1;
-    this.#outputs = options.outputs ?? 'last';
-    this.pairs = findStatePairs(session);
-    if (this.pairs.length === 0) {
-      throw new FlaError(
-        'invalid_model',
-        `StatefulSession: the model must have past/present pairs, received inputs ${session.inputNames.join(' ')} and outputs ${session.outputNames.join(' ')}`,
-      );
-    }
-    this.#batchNames = batchNames(session, this.pairs);
-    this.#slots = this.pairs.map((pair) =>
-      makeSlot(
-        pair,
-        this.batch,
-        this.#batchNames,
-        isInPlace(pair, session, options.inPlace),
-        session,
-      ),
-    );
-  }
-
+export class StatefulSession extends Stateful<Tensor, NativeTensor, FlaSession> {
   /** @param options Session options (`executionProviders` included), the batch, and what calls give back. */
   static async create(
     model: string | Uint8Array,
     options: StatefulOptions = {},
   ): Promise<StatefulSession> {
-    const { batch = 1 } = options;
-    if (!Number.isInteger(batch) || batch < 1) {
-      throw new FlaError(
-        'invalid_argument',
-        `StatefulSession: batch must be an integer >= 1, received ${batch}`,
-      );
-    }
+    checkBatch(options);
     const session = await FlaSession.create(model, options);
     try {
-      return new StatefulSession(session, options);
+      return new StatefulSession(session, options, make);
     } catch (thrown) {
       await session.dispose();
       throw thrown;
     }
   }
-
-  /** Tokens taken in since the start, the last reset or load. */
-  get position(): number {
-    return this.#position;
-  }
-
-  /** Bytes of the state as it is now. */
-  get stateBytes(): number {
-    return this.#slots.reduce((sum, slot) => sum + slot.current.byteLength, 0);
-  }
-
-  /**
-   * Takes in tokens, or feeds by input name, in chunks.
-   *
-   * @returns The outputs of the last chunk.
-   * @throws FlaError as a rejection; the state then is that after the last finished chunk.
-   */
-  prefill(input: Tokens | Feeds, options: PrefillOptions = {}): Promise<Record<string, Tensor>> {
-    return this.#enqueue(() => this.#prefill(input, options));
-  }
-
-  /** Takes in one token per sequence, or whatever is given, in one run. */
-  step(input: Tokens | Feeds, options: StepOptions = {}): Promise<Record<string, Tensor>> {
-    return this.#enqueue(() => {
-      const feeds = this.#toFeeds(input);
-      return this.#run(feeds, feedLength(feeds), options.outputs ?? this.#outputs, options.signal);
-    });
-  }
-
-  /** Back to the state before the first token. */
-  reset(): Promise<void> {
-    return this.#enqueue(async () => this.#clear());
-  }
-
-  /** A copy of the state. */
-  save(): Promise<StateSnapshot> {
-    return this.#enqueue(async () => {
-      this.#assertSound();
-      const tensors = this.#slots.map(({ pair, current }) => [
-        pair.past,
-        { type: pair.type, dims: [...current.dims], data: new Uint8Array(current.read()) },
-      ]);
-      return { position: this.#position, tensors: Object.fromEntries(tensors) };
-    });
-  }
-
-  /** Goes on from a copy, of this session or of another one of the same model. */
-  load(snapshot: StateSnapshot): Promise<void> {
-    return this.#enqueue(async () => {
-      for (const slot of this.#slots) this.#checkSnapshot(snapshot, slot);
-      for (const slot of this.#slots) {
-        const { dims, data } = snapshot.tensors[slot.pair.past];
-        slot.set(dims, data);
-      }
-      this.#position = snapshot.position;
-      this.#spoiled = false;
-    });
-  }
-
-  /** Waits for the calls made before, then releases the session and the state. */
-  dispose(): Promise<void> {
-    this.#disposed ??= this.#queue
-      .catch(() => {})
-      .then(async () => {
-        for (const slot of this.#slots) slot.dispose();
-        await this.session.dispose();
-      });
-    return this.#disposed;
-  }
-
-  #enqueue<T>(body: () => Promise<T>): Promise<T> {
-    if (this.#disposed)
-      return Promise.reject(new FlaError('disposed', 'StatefulSession: used after dispose()'));
-    const result = this.#queue.then(body);
-    this.#queue = result.catch(() => {});
-    return result;
-  }
-
-  #assertSound(): void {
-    if (!this.#spoiled) return;
-    throw new FlaError(
-      'runtime',
-      'StatefulSession: a run failed while it updated the state in place; call reset() or load()',
-    );
-  }
-
-  #clear(): void {
-    for (const slot of this.#slots) slot.reset();
-    this.#position = 0;
-    this.#spoiled = false;
-  }
-
-  #checkSnapshot(snapshot: StateSnapshot, { pair, current, target }: StateSlot): void {
-    const saved = snapshot.tensors[pair.past];
-    const wrong = (what: string, expected: unknown, received: unknown) =>
-      new FlaError(
-        'invalid_argument',
-        `StatefulSession.load: ${what} of '${pair.past}' must be ${expected}, received ${received}`,
-      );
-    if (saved === undefined) throw wrong('the tensor', 'in the snapshot', 'none');
-    if (saved.type !== pair.type) throw wrong('type', pair.type, saved.type);
-    const fixed = target !== 'native' && String(current.dims) !== String(saved.dims);
-    if (fixed) throw wrong('dims', `[${current.dims}]`, `[${saved.dims}]`);
-  }
-
-  #toFeeds(input: Tokens | Feeds): Feeds {
-    if (isFeeds(input)) return input;
-    return { [this.#tokenInput.name]: tokenTensor(this.#tokenInput, input, this.batch) };
-  }
-
-  get #tokenInput(): ValueInfo {
-    const states = new Set(this.pairs.map((pair) => pair.past));
-    const free = this.session.inputs.filter(
-      ({ name }) => !states.has(name) && !AUTOMATIC.has(name),
-    );
-    const input =
-      free.find(({ name }) => TOKEN_INPUTS.includes(name)) ??
-      (free.length === 1 ? free[0] : undefined);
-    if (input?.type?.includes('int')) return input;
-    throw new FlaError(
-      'invalid_argument',
-      `StatefulSession: token ids need an integer input called ${TOKEN_INPUTS.join(' or ')}; pass tensors by name instead: ${free.map(({ name }) => name).join(' ')}`,
-    );
-  }
-
-  async #prefill(input: Tokens | Feeds, options: PrefillOptions): Promise<Record<string, Tensor>> {
-    const { chunk = DEFAULT_CHUNK, outputs = this.#outputs, signal } = options;
-    if (!Number.isInteger(chunk) || chunk < 1) {
-      throw new FlaError(
-        'invalid_argument',
-        `StatefulSession.prefill: chunk must be an integer >= 1, received ${chunk}`,
-      );
-    }
-    const feeds = this.#toFeeds(input);
-    const total = feedLength(feeds);
-    let results: Record<string, Tensor> = {};
-    for (let start = 0; start < total; start += chunk) {
-      const count = Math.min(chunk, total - start);
-      const isLast = start + count === total;
-      const wanted = outputs === 'last' && !isLast ? 'none' : outputs;
-      results = await this.#run(sliceFeeds(feeds, total, start, count), count, wanted, signal);
-      if (Array.isArray(outputs)) await options.onChunk?.(results, start, count);
-      options.onProgress?.(start + count, total);
-    }
-    return results;
-  }
-
-  /** One run of the model: state in, state out, and the outputs that are wanted. */
-  async #run(
-    feeds: Feeds,
-    count: number,
-    outputs: Outputs,
-    signal?: AbortSignal,
-  ): Promise<Record<string, Tensor>> {
-    this.#assertSound();
-    signal?.throwIfAborted();
-    const names = this.#wanted(outputs);
-    const fetches: Record<string, AnyTensor | 'native' | null> = {};
-    for (const name of names) fetches[name] = outputs === 'last' ? 'native' : null;
-    for (const slot of this.#slots) fetches[slot.pair.present] = slot.target;
-    const results = await this.#guarded(() =>
-      this.session.run({ ...this.#automatic(feeds, count), ...feeds, ...this.#past() }, fetches, {
-        signal,
-      }),
-    );
-    for (const slot of this.#slots)
-      slot.commit(results[slot.pair.present] as AnyTensor as NativeTensor);
-    this.#position += count;
-    const finish = (tensor: AnyTensor) =>
-      outputs === 'last' ? lastPosition(tensor as NativeTensor, count) : tensor;
-    return Object.fromEntries(names.map((name) => [name, finish(results[name])])) as Record<
-      string,
-      Tensor
-    >;
-  }
-
-  /** Names of outputs that are no state. */
-  #wanted(outputs: Outputs): readonly string[] {
-    if (outputs === 'none') return [];
-    const states = new Set(this.pairs.map((pair) => pair.present));
-    const others = this.session.outputNames.filter((name) => !states.has(name));
-    if (outputs === 'last') return others;
-    const unknown = outputs.find((name) => !others.includes(name));
-    if (unknown === undefined) return outputs;
-    throw new FlaError(
-      'invalid_argument',
-      `StatefulSession: outputs must be among ${others.join(' ')}, received '${unknown}'`,
-    );
-  }
-
-  /**
-   * A run that fails half way leaves a state that it was updating in place between old and new. A FlaError without a cause
-   * is one of ours, from before the run began.
-   */
-  async #guarded<T>(body: () => Promise<T>): Promise<T> {
-    try {
-      return await body();
-    } catch (thrown) {
-      const started = !(thrown instanceof FlaError) || thrown.cause !== undefined;
-      this.#spoiled = started && this.#slots.some((slot) => slot.current === slot.target);
-      throw thrown;
-    }
-  }
-
-  #past(): Record<string, NativeTensor> {
-    return Object.fromEntries(this.#slots.map((slot) => [slot.pair.past, slot.current]));
-  }
-
-  /** The inputs that follow from the position, where the model has them and the caller did not give them. */
-  #automatic(feeds: Feeds, count: number): Record<string, Tensor> {
-    const made: Record<string, Tensor> = {};
-    const total = this.#position + count;
-    for (const input of this.session.inputs) {
-      if (!AUTOMATIC.has(input.name) || feeds[input.name] !== undefined) continue;
-      if (input.name === 'attention_mask') {
-        const length = this.session.modelMetadata[MASK_KEY] === 'current' ? count : total;
-        made.attention_mask = ones(input, [this.batch, length]);
-      } else {
-        const dims = input.shape?.length === 1 ? [count] : [this.batch, count];
-        made[input.name] = integers(input, dims, (i) => this.#position + (i % count));
-      }
-    }
-    return made;
-  }
-}
-
-function isInPlace(
-  pair: StatePair,
-  session: FlaSession,
-  inPlace: StatefulOptions['inPlace'] = pair.inPlace && session.hasLibrary,
-): boolean {
-  return typeof inPlace === 'boolean' ? inPlace : inPlace.includes(pair.past);
-}
-
-function isFeeds(input: Tokens | Feeds): input is Feeds {
-  return typeof input === 'object' && !('length' in input);
-}
-
-/** Names of the batch in the shapes of the inputs that are no state, whose first axis it is. */
-function batchNames(session: FlaSession, pairs: readonly StatePair[]): Set<string> {
-  const states = new Set(pairs.map((pair) => pair.past));
-  const names = session.inputs.map(({ name, shape = [] }) =>
-    !states.has(name) && shape.length >= 2 ? shape[0] : '',
-  );
-  return new Set(names.filter((name): name is string => typeof name === 'string' && name !== ''));
-}
-
-/** [B,1,...] of a [B,T,...] tensor, and the memory of the rest given back; a tensor without time comes whole. */
-function lastPosition(tensor: NativeTensor, count: number): AnyTensor {
-  const [batch, length, ...rest] = tensor.dims;
-  const timed = tensor.dims.length >= 2 && length === count && count > 0;
-  const dims = timed ? [batch, 1, ...rest] : [...tensor.dims];
-  const rows = timed ? batch : 1;
-  const bytes = tensor.byteLength / (timed ? batch * length : 1);
-  const data = new Uint8Array(rows * bytes);
-  for (let b = 0; b < rows; b++) {
-    data.set(
-      new Uint8Array(tensor.read(((b + 1) * (timed ? length : 1) - 1) * bytes, bytes)),
-      b * bytes,
-    );
-  }
-  tensor.dispose();
-  if (tensor.type === 'bfloat16') return NativeTensor.from(tensor.type, data, dims);
-  return new Tensor(
-    tensor.type as Tensor.Type,
-    arrayOver(tensor.type as NumericDType, data.buffer) as never,
-    dims,
-  );
 }

@@ -11,6 +11,7 @@ import {
 } from '../../exporter/index.js';
 import { FlaError } from '../../ops/error.js';
 import { ROOT } from '../support/models.js';
+import { mutate } from '../support/mutate.js';
 import { random } from './support/run.js';
 
 const FOLDER = path.join(ROOT, 'test/fixtures/torch');
@@ -22,18 +23,6 @@ const SLOWEST_MS = 5000;
 const refusing: Runner = {
   run: () => Promise.reject(new Error('refused')),
 };
-
-/** One byte or bit changed; at times a stretch is cut out, or the end is missing. */
-function mutate(bytes: Uint8Array, below: (n: number) => number): Uint8Array {
-  const copy = Uint8Array.from(bytes);
-  const at = below(copy.length);
-  copy[at] = below(2) ? below(256) : copy[at]! ^ (1 << below(8));
-  const cut = below(10);
-  if (cut === 0) return copy.subarray(0, below(copy.length));
-  if (cut > 1) return copy;
-  const from = below(copy.length);
-  return Uint8Array.from([...copy.subarray(0, from), ...copy.subarray(from + below(40))]);
-}
 
 it(`${MUTATIONS} mutated models are read, or refused with an error that says why`, async () => {
   const next = random(20260);

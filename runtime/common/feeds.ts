@@ -1,14 +1,13 @@
-import { Tensor } from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
-import { isNumeric, type NumericArray, zeros } from './dtypes.js';
-import type { ValueInfo } from './session.js';
+import { isNumeric, type NumericArray, type NumericDType, zeros } from './dtypes.js';
+import type { MakeTensor, TensorLike, ValueInfo } from './values.js';
 
 /** Token ids: one, those of one sequence, or one list per sequence of the batch. */
 export type Tokens = number | bigint | TokenList | readonly TokenList[];
 export type TokenList = ArrayLike<number> | ArrayLike<bigint>;
 
 /** Tensors by input name, time along axis 1. */
-export type Feeds = Readonly<Record<string, Tensor>>;
+export type Feeds<T extends TensorLike> = Readonly<Record<string, T>>;
 
 function isToken(value: unknown): value is number | bigint {
   return typeof value === 'number' || typeof value === 'bigint';
@@ -38,7 +37,11 @@ function isRows(tokens: TokenList | readonly TokenList[]): tokens is readonly To
 }
 
 /** Zeros of the input's type, and the conversion of a number to its elements. */
-function allocate(input: ValueInfo, dims: readonly number[]) {
+function allocate<T extends TensorLike>(
+  make: MakeTensor<T>,
+  input: ValueInfo,
+  dims: readonly number[],
+) {
   const type = input.type ?? 'int64';
   if (!isNumeric(type) || type.includes('float16')) {
     throw new FlaError(
@@ -56,32 +59,42 @@ function allocate(input: ValueInfo, dims: readonly number[]) {
   };
   const wide = data instanceof BigInt64Array || data instanceof BigUint64Array;
   const convert: (value: number | bigint) => number | bigint = wide ? BigInt : Number;
-  return { data, convert, tensor: new Tensor(type as Tensor.Type, data as never, [...dims]) };
+  return { data, convert, tensor: make(type, data as NumericArray, [...dims]) };
 }
 
 /** A tensor of the input's type with whole numbers. */
-export function integers(
+export function integers<T extends TensorLike>(
+  make: MakeTensor<T>,
   input: ValueInfo,
   dims: readonly number[],
   at: (index: number) => number | bigint,
-): Tensor {
-  const { data, convert, tensor } = allocate(input, dims);
+): T {
+  const { data, convert, tensor } = allocate(make, input, dims);
   for (let i = 0; i < data.length; i++) data[i] = convert(at(i));
   return tensor;
 }
 
 /** A tensor of the input's type with ones. */
-export function ones(input: ValueInfo, dims: readonly number[]): Tensor {
-  const { data, convert, tensor } = allocate(input, dims);
+export function ones<T extends TensorLike>(
+  make: MakeTensor<T>,
+  input: ValueInfo,
+  dims: readonly number[],
+): T {
+  const { data, convert, tensor } = allocate(make, input, dims);
   data.fill(convert(1));
   return tensor;
 }
 
 /** Tokens as a [batch, length] tensor for `input`. */
-export function tokenTensor(input: ValueInfo, tokens: Tokens, batch: number): Tensor {
+export function tokenTensor<T extends TensorLike>(
+  make: MakeTensor<T>,
+  input: ValueInfo,
+  tokens: Tokens,
+  batch: number,
+): T {
   const rows = toRows(tokens, batch);
   const length = rows[0].length;
-  return integers(input, [batch, length], (i) => {
+  return integers(make, input, [batch, length], (i) => {
     const token = rows[Math.floor(i / length)][i % length];
     if (typeof token === 'bigint' || Number.isSafeInteger(token)) return token;
     throw new FlaError(
@@ -91,12 +104,12 @@ export function tokenTensor(input: ValueInfo, tokens: Tokens, batch: number): Te
   });
 }
 
-function isTimed(tensor: Tensor, length: number): boolean {
+function isTimed(tensor: TensorLike, length: number): boolean {
   return tensor.dims.length >= 2 && tensor.dims[1] === length;
 }
 
 /** Number of tokens in feeds: the size along axis 1 of the first tensor that has one. */
-export function feedLength(feeds: Feeds): number {
+export function feedLength(feeds: Feeds<TensorLike>): number {
   for (const tensor of Object.values(feeds)) if (tensor.dims.length >= 2) return tensor.dims[1];
   throw new FlaError(
     'invalid_shape',
@@ -105,32 +118,39 @@ export function feedLength(feeds: Feeds): number {
 }
 
 /** A range of axis 1. With one sequence it is a view, otherwise a copy. */
-function sliceTime(tensor: Tensor, start: number, count: number): Tensor {
+function sliceTime<T extends TensorLike>(
+  make: MakeTensor<T>,
+  tensor: T,
+  start: number,
+  count: number,
+): T {
+  const type = tensor.type as NumericDType;
   const [batch, length, ...rest] = tensor.dims;
   const step = rest.reduce((a, b) => a * b, 1);
   const source = tensor.data as NumericArray;
   const dims = [batch, count, ...rest];
-  if (batch === 1)
-    return new Tensor(
-      tensor.type,
-      source.subarray(start * step, (start + count) * step) as never,
-      dims,
-    );
-  const target = zeros(tensor.type as Exclude<Tensor.Type, 'string'>, batch * count * step);
+  if (batch === 1) return make(type, source.subarray(start * step, (start + count) * step), dims);
+  const target = zeros(type, batch * count * step);
   for (let b = 0; b < batch; b++) {
     const from = (b * length + start) * step;
     target.set(source.subarray(from, from + count * step) as never, b * count * step);
   }
-  return new Tensor(tensor.type, target as never, dims);
+  return make(type, target, dims);
 }
 
 /** The part of the feeds for tokens [start, start + count); what has no time axis passes whole. */
-export function sliceFeeds(feeds: Feeds, length: number, start: number, count: number): Feeds {
+export function sliceFeeds<T extends TensorLike>(
+  make: MakeTensor<T>,
+  feeds: Feeds<T>,
+  length: number,
+  start: number,
+  count: number,
+): Feeds<T> {
   if (count === length) return feeds;
   return Object.fromEntries(
     Object.entries(feeds).map(([name, tensor]) => [
       name,
-      isTimed(tensor, length) ? sliceTime(tensor, start, count) : tensor,
+      isTimed(tensor, length) ? sliceTime(make, tensor, start, count) : tensor,
     ]),
   );
 }

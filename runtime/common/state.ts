@@ -1,7 +1,27 @@
 import { FlaError } from '../../ops/error.js';
 import type { DType } from './dtypes.js';
-import type { NativeTensor } from './native_tensor.js';
-import type { FlaSession, ValueInfo } from './session.js';
+import type { ValueInfo } from './values.js';
+
+/** A tensor that stays where the session computes, from run to run. */
+export interface StateTensor {
+  readonly type: string;
+  readonly dims: readonly number[];
+  readonly byteLength: number;
+  /** A copy of a range of bytes; the whole when no range is given. */
+  read(byteOffset?: number, byteLength?: number): ArrayBuffer | Promise<ArrayBuffer>;
+  /** Overwrites all of it. */
+  assign(data: ArrayBufferView): void;
+  dispose(): void;
+}
+
+/** What the shared code needs of a session to know and keep its state. */
+export interface StateModel<S extends StateTensor> {
+  readonly inputs: readonly ValueInfo[];
+  readonly outputs: readonly ValueInfo[];
+  readonly modelMetadata: Readonly<Record<string, string>>;
+  /** Zeros where the session computes. */
+  zeros(type: DType, dims: readonly number[]): S;
+}
 
 /** An input that takes what an output of the run before gave. */
 export interface StatePair {
@@ -29,7 +49,7 @@ interface StateEntry {
 /** Key of metadata_props under which the exporter lists the pairs, as JSON. */
 export const STATE_KEY = 'onnx_fla.state';
 
-function readEntries(session: FlaSession): StateEntry[] {
+function readEntries(session: Pick<StateModel<never>, 'modelMetadata'>): StateEntry[] {
   const text = session.modelMetadata[STATE_KEY];
   if (text === undefined) return [];
   try {
@@ -76,7 +96,7 @@ function toPair(input: ValueInfo, output: ValueInfo | undefined, entry: StateEnt
  * The model's past/present pairs: those it lists itself, then those that follow a naming custom:
  * `past_X` -> `present_X`, `past_key_values.N.X` -> `present.N.X`.
  */
-export function findStatePairs(session: FlaSession): StatePair[] {
+export function findStatePairs(session: StateModel<StateTensor>): StatePair[] {
   const outputs = new Map(session.outputs.map((output) => [output.name, output]));
   const entries = new Map(readEntries(session).map((entry) => [entry.past ?? entry.input, entry]));
   return session.inputs.flatMap((input) => {
@@ -105,14 +125,14 @@ function initialDims(pair: StatePair, batch: number, batchNames: ReadonlySet<str
 }
 
 /** Where one pair's tensor lives between runs: in the memory that the session computes in. */
-export interface StateSlot {
+export interface StateSlot<S extends StateTensor> {
   readonly pair: StatePair;
   /** The state after the last committed run. */
-  readonly current: NativeTensor;
+  readonly current: S;
   /** What to fetch the new state into. */
-  readonly target: NativeTensor | 'native';
+  readonly target: S | 'native';
   /** Makes the run's result the current state. */
-  commit(result: NativeTensor): void;
+  commit(result: S): void;
   /** Back to the state before the first token. */
   reset(): void;
   /** Makes a copy of these bytes the current state. */
@@ -121,23 +141,23 @@ export interface StateSlot {
 }
 
 /** State of a fixed size: two tensors in turn, or one that is read and written in the same run. */
-class FixedSlot implements StateSlot {
-  readonly #tensors: NativeTensor[];
+class FixedSlot<S extends StateTensor> implements StateSlot<S> {
+  readonly #tensors: S[];
 
   constructor(
     readonly pair: StatePair,
     dims: readonly number[],
     inPlace: boolean,
-    session: FlaSession,
+    session: StateModel<S>,
   ) {
     this.#tensors = Array.from({ length: inPlace ? 1 : 2 }, () => session.zeros(pair.type, dims));
   }
 
-  get current(): NativeTensor {
+  get current(): S {
     return this.#tensors[0];
   }
 
-  get target(): NativeTensor {
+  get target(): S {
     return this.#tensors[this.#tensors.length - 1];
   }
 
@@ -146,7 +166,7 @@ class FixedSlot implements StateSlot {
   }
 
   reset(): void {
-    this.current.write(new Uint8Array(this.current.byteLength));
+    this.current.assign(new Uint8Array(this.current.byteLength));
   }
 
   set(_dims: readonly number[], bytes: Uint8Array): void {
@@ -159,27 +179,27 @@ class FixedSlot implements StateSlot {
 }
 
 /** State that grows with every token, as an ordinary KV cache: each run hands out a new tensor. */
-class GrowingSlot implements StateSlot {
+class GrowingSlot<S extends StateTensor> implements StateSlot<S> {
   readonly target = 'native';
   readonly #empty: readonly number[];
-  readonly #session: FlaSession;
-  #tensor: NativeTensor;
+  readonly #session: StateModel<S>;
+  #tensor: S;
 
   constructor(
     readonly pair: StatePair,
     dims: readonly number[],
-    session: FlaSession,
+    session: StateModel<S>,
   ) {
     this.#empty = dims;
     this.#session = session;
     this.#tensor = session.zeros(pair.type, dims);
   }
 
-  get current(): NativeTensor {
+  get current(): S {
     return this.#tensor;
   }
 
-  commit(result: NativeTensor): void {
+  commit(result: S): void {
     this.#tensor.dispose();
     this.#tensor = result;
   }
@@ -213,13 +233,13 @@ function grows(pair: StatePair, batchNames: ReadonlySet<string>): boolean {
  * @param inPlace Reads and writes a state of fixed size in the same memory.
  * @param session Gives the memory.
  */
-export function makeSlot(
+export function makeSlot<S extends StateTensor>(
   pair: StatePair,
   batch: number,
   batchNames: ReadonlySet<string>,
   inPlace: boolean,
-  session: FlaSession,
-): StateSlot {
+  session: StateModel<S>,
+): StateSlot<S> {
   const dims = initialDims(pair, batch, batchNames);
   return grows(pair, batchNames)
     ? new GrowingSlot(pair, dims, session)

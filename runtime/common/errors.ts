@@ -15,6 +15,7 @@ const NODE_FAILURE = /^.*?while running \S+ node\. Name:'([^']*)' Status Message
 
 /** What ONNX Runtime puts before its text: a place in its own sources, the status again. */
 const NOISE = [
+  /^.*? ERROR_CODE: \d+, ERROR_MESSAGE: /s,
   /\/\S*onnxruntime\/\S+\.(?:cc|h):\d+ .*?\)(?: const)? /gs,
   /\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : /g,
 ];
@@ -29,8 +30,8 @@ export function cleanMessage(message: string): string {
   const text = NOISE.reduce(
     (rest, noise) => rest.replace(noise, ''),
     message.replace(NODE_FAILURE, ''),
-  );
-  return node ? `${text.trim()} (node ${node})` : text.trim();
+  ).replace(/^[\s:]+|\s+$/g, '');
+  return node ? `${text} (node ${node})` : text;
 }
 
 function outputShapeError(message: string, cause: unknown): FlaError | undefined {
@@ -44,13 +45,18 @@ function outputShapeError(message: string, cause: unknown): FlaError | undefined
   );
 }
 
-/** What the addon threw, as a FlaError; the original stays as its `cause`. */
+/** The addon says the code beside the message, onnxruntime-web in it. */
+function ortCode({ ortCode, message }: Error & { ortCode?: number }): number {
+  return ortCode ?? Number(/ERROR_CODE: (\d+)/.exec(message)?.[1] ?? 0);
+}
+
+/** What ONNX Runtime threw, as a FlaError; the original stays as its `cause`. */
 export function toFlaError(thrown: unknown): FlaError {
   if (thrown instanceof FlaError) return thrown;
-  const error = thrown as Error & { ortCode?: number };
+  const error = thrown instanceof Error ? thrown : new Error(String(thrown));
   const shape = outputShapeError(error.message, error);
   if (shape) return shape;
-  return new FlaError(CODES[error.ortCode ?? 0] ?? 'runtime', cleanMessage(error.message), {
+  return new FlaError(CODES[ortCode(error)] ?? 'runtime', cleanMessage(error.message), {
     cause: thrown,
   });
 }
