@@ -19,7 +19,7 @@ const SOFTWARE_GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshade
 /** No traffic of the browser's own; memory is told exactly, and can be collected. */
 const ARGUMENTS = [
   '--no-sandbox',
-  '--js-flags=--expose-gc',
+  '--js-flags=--expose-gc,--liftoff-only',
   '--enable-precise-memory-info',
   '--disable-quic',
   '--no-first-run',
