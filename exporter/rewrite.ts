@@ -282,13 +282,13 @@ function earlier<T>(model: Model, key: string): T[] {
   if (text === undefined) return [];
   try {
     const list: unknown = JSON.parse(text);
-    if (Array.isArray(list)) return list;
+    if (Array.isArray(list) && list.every((e) => typeof e === 'object' && e !== null)) return list;
   } catch {
     // Said below.
   }
   throw new FlaError(
     'invalid_model',
-    `model: metadata ${key} must be a JSON list, received ${text.slice(0, 60)}`,
+    `model: metadata ${key} must be a JSON list of objects, received ${text.slice(0, 60)}`,
   );
 }
 

@@ -28,7 +28,15 @@ export type FlaErrorCode =
   | 'disposed'
   | 'aborted';
 
-/** The one error class of this package. Messages read `<op or file>: <what> must be <expected>, received <actual>`. */
+/** Names in a model may hold anything; a message is one line that a terminal can show. */
+function printable(message: string): string {
+  return message.replace(
+    /[\p{Cc}\u2028\u2029]/gu,
+    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
+}
+
+/** The one error class of this package. Messages read `<op or file>: <what> must be <expected>, received <actual>`, in one line. */
 export class FlaError extends Error {
   override readonly name = 'FlaError';
 
@@ -37,6 +45,6 @@ export class FlaError extends Error {
     message: string,
     options?: ErrorOptions,
   ) {
-    super(message, options);
+    super(printable(message), options);
   }
 }

@@ -40,7 +40,7 @@ export class FolderReader implements ExternalReader {
         `external data '${location}': bytes ${offset}..${offset + count} needed, the file has ${size}`,
       );
     }
-    const out = new Uint8Array(count);
+    const out = allocate(count, location);
     for (let done = 0; done < count; ) {
       const n = fs.readSync(fd, out, done, Math.min(CHUNK, count - done), offset + done);
       if (n === 0) throw new FlaError('io', `external data '${location}': unexpected end of file`);
@@ -78,6 +78,18 @@ export class FolderReader implements ExternalReader {
     const entry = { fd, size: stat.size };
     this.open.set(location, entry);
     return entry;
+  }
+}
+
+function allocate(count: number, location: string): Uint8Array {
+  try {
+    return new Uint8Array(count);
+  } catch (cause) {
+    throw new FlaError(
+      'unsupported',
+      `external data '${location}': ${count} bytes are too many to hold in memory`,
+      { cause },
+    );
   }
 }
 

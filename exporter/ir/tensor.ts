@@ -84,19 +84,28 @@ export function tensorBytes(t: TensorProto, external?: ExternalReader): Uint8Arr
         `tensor '${t.name ?? ''}': its data lies in '${where.location}', and the model was given as bytes, without a folder`,
       );
     }
+    checkLength(t, dtype, expected, where.length); // before anything is read
     bytes = external.read(where.location, where.offset, where.length ?? expected);
   } else if (t.rawData?.length) {
     bytes = t.rawData;
   } else {
     bytes = packTyped(t, dtype);
   }
-  if (expected !== undefined && bytes.length !== expected) {
-    throw new FlaError(
-      'invalid_model',
-      `tensor '${t.name ?? ''}': ${dtype}[${tensorDims(t)}] needs ${expected} bytes, received ${bytes.length}`,
-    );
-  }
+  checkLength(t, dtype, expected, bytes.length);
   return bytes;
+}
+
+function checkLength(
+  t: TensorProto,
+  dtype: DTypeName,
+  expected: number | undefined,
+  received: number | undefined,
+): void {
+  if (expected === undefined || received === undefined || received === expected) return;
+  throw new FlaError(
+    'invalid_model',
+    `tensor '${t.name ?? ''}': ${dtype}[${tensorDims(t)}] needs ${expected} bytes, received ${received}`,
+  );
 }
 
 /** Raw bytes from the typed fields (float_data and so on). */

@@ -104,7 +104,8 @@ export class Facts {
   }
 
   private declared(value: string): Dim[] | undefined {
-    const given = this.inputDims?.[value];
+    const given =
+      this.inputDims && Object.hasOwn(this.inputDims, value) ? this.inputDims[value] : undefined;
     if (given) return [...given];
     const dims = this.graph.dims(value);
     // Some exporters write -1 for an open dimension.
@@ -350,6 +351,7 @@ export class Facts {
         return x && y?.items.length === 1 ? { ...x, rank: 1 } : undefined;
       case 'Concat': {
         const parts = node.inputs.map((v) => this.known(v));
+        if (parts.length === 0) return undefined;
         if (!parts.every((p) => p !== undefined)) {
           // A part that is unknown but has one element leaves a gap.
           const gap = parts.map((p, i) =>

@@ -1,7 +1,7 @@
 import type { Facts } from './facts.js';
 import type { Probed, Prober } from './probe.js';
 import { type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
-import { batchOf, roleOf, type Situation } from './situation.js';
+import { batchOf, LARGEST_PROBE, roleOf, type Situation } from './situation.js';
 
 /** Which keys a query may see, found out from the mask's values. */
 export interface MaskClass {
@@ -106,6 +106,7 @@ async function visibility(
       return `mask '${v}' [${d}] does not fit scores [${dims}] of ${s.tokens} tokens after ${s.past}`;
   }
   const total = dims[0] * dims[1] * dims[2] * dims[3];
+  if (total > LARGEST_PROBE) return `the mask cannot be probed: scores [${dims}] are too many`;
   const bias = new Float32Array(total);
   for (const step of sdpa.masks) apply(step, bias, dims, s, byName);
   const biased = unevenRow(bias, dims);

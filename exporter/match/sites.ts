@@ -31,7 +31,7 @@ export function findSites(graph: Graph, rules: readonly Rule[], facts: Facts): S
     }
     facts.wanted.clear();
     const result = rule.match(node, facts);
-    const wanted = [...facts.wanted];
+    const wanted = [...facts.wanted].filter((value) => value); // not what a node lacks
     if ('sdpa' in result) sites.push({ node, rule, layer: layers++, sdpa: result.sdpa, wanted });
     else {
       const layer = result.attention ? layers++ : null;

@@ -31,6 +31,9 @@ export function roleOf(graph: Graph, name: string): Role {
   return rank === 2 && !isFloat(dtype) ? 'tokens' : 'data';
 }
 
+/** Elements of the largest tensor that a probe is fed with or compared with. */
+export const LARGEST_PROBE = 2 ** 26;
+
 /** The batch size that a model's inputs fix, or the one wanted. */
 export function batchOf(graph: Graph, wanted = 2): number {
   const fixed = graph.inputs.map(({ name }) => graph.dims(name)?.[0]);
@@ -73,6 +76,7 @@ export function feedsFor(
     const dtype = graph.dtype(name);
     if (!dims || !dtype) return `graph input '${name}' has no declared shape`;
     const count = dims.reduce((a, b) => a * b, 1);
+    if (!(count <= LARGEST_PROBE)) return `graph input '${name}' [${dims}] is too large`;
     const role = roleOf(graph, name);
     feeds[name] = tensor(
       dtype,

@@ -21,7 +21,7 @@ export const attention: Rule = {
     if (refused) return unsupported(refused);
     const [q, k, v] = [0, 1, 2].map((i) => headsAt(node, i, facts));
     if (!q || !k || !v) {
-      for (const i of [0, 1, 2]) facts.wanted.add(node.inputs[i]!);
+      for (const value of node.inputs.slice(0, 3)) if (value) facts.wanted.add(value);
       const shapes = [0, 1, 2].map((i) => `[${shown(facts.dims(node.inputs[i]!))}]`);
       return unsupported(
         `Q, K, V must have known heads and head dims, received ${shapes.join(', ')}`,
