@@ -16,12 +16,14 @@ import {
   elementCount,
   externalLocation,
   setExternalLocation,
+  tensorBytes,
   tensorDims,
   tensorDtype,
 } from './tensor.js';
 
 const CHUNK = 1 << 26; // bytes copied at a time
 const ALIGN = 4096; // offset alignment that lets a runtime map tensors from the file
+const SMALL = 1024; // bytes of a tensor that is better read with the graph
 const INLINE_LIMIT = 1.9 * 2 ** 30; // protobuf messages end at 2 GiB
 
 /** Reads external tensor data from files beside a model; nothing outside its folder is opened. */
@@ -121,8 +123,21 @@ export function loadModel(file: string): Model {
   );
 }
 
+/**
+ * Where the data of tensors goes:
+ *
+ * - `keep`: what lay outside of the model file goes to `<file>.data`, and all else where the file would pass 2 GB
+ * - `separate`: every tensor of 1024 bytes or more goes to `<file>.data`
+ * - `inline`: everything goes into the model file, which ends at 2 GB
+ * - `share`: what lay outside stays there and is not copied; the new file must be in the folder of the old one
+ */
+export const EXTERNAL_LAYOUTS = ['keep', 'separate', 'inline', 'share'] as const;
+export type ExternalLayout = (typeof EXTERNAL_LAYOUTS)[number];
+
 export interface SaveOptions {
-  /** Move tensors of at least this many bytes to `<file>.data`; default: only what was external. */
+  /** Default `keep`. */
+  externalData?: ExternalLayout;
+  /** Bytes from which a tensor moves to `<file>.data`; default 1024 with `separate`, else those that must. */
   externalThreshold?: number;
   /** Called while data is copied, with bytes done and in all. */
   onProgress?: (done: number, total: number) => void;
@@ -132,10 +147,11 @@ export interface SaveOptions {
 
 /**
  * Writes a model. External data is streamed into one file, `<file>.data`, beside it, so that the
- * result stands alone. Files are written under temporary names and renamed when complete; a failure
+ * result stands alone, unless `externalData` says otherwise. Files are written under temporary names and renamed when complete; a failure
  * leaves what was there before.
  *
- * @throws FlaError `io` naming the path and the system's reason; `aborted` when the signal fired
+ * @throws FlaError `io` naming the path and the system's reason; `invalid_argument` for a layout that is not possible;
+ * `aborted` when the signal fired
  */
 export function saveModel(model: Model, file: string, options: SaveOptions = {}): void {
   for (const _ of saveSteps(model, file, options));
@@ -157,9 +173,22 @@ function* saveSteps(model: Model, file: string, options: SaveOptions): Generator
   const suffix = `.tmp-${process.pid}`;
   const temporary = target + suffix;
   const temporaryData = path.join(path.dirname(target), dataName + suffix);
-  const moves = planExternal(model, options.externalThreshold);
-  const restore = moves.map(({ tensor }) => ({ tensor, copy: { ...tensor } }));
+  const layout = options.externalData ?? 'keep';
+  if (layout === 'share') checkShared(model, target);
+  const moves = planExternal(model, layout, options.externalThreshold);
+  const inlined = layout === 'inline' ? planInline(model) : [];
+  const restore = [...moves.map((m) => m.tensor), ...inlined].map((tensor) => ({
+    tensor,
+    copy: { ...tensor },
+  }));
   try {
+    for (const tensor of inlined) {
+      tensor.rawData = tensorBytes(tensor, model.external);
+      delete tensor.dataLocation;
+      delete tensor.externalData;
+      yield;
+      throwIfAborted(options.signal);
+    }
     if (moves.length > 0) yield* writeExternal(model, moves, temporaryData, dataName, options);
     fs.writeFileSync(temporary, encodeModel(model.proto));
     yield;
@@ -190,19 +219,53 @@ interface Move {
   bytes: number;
 }
 
-function planExternal(model: Model, threshold?: number): Move[] {
+/** Data that is shared lies in the folder that the new file goes to. */
+function checkShared(model: Model, target: string): void {
+  if (externalFiles(model).length === 0) return;
+  const { external } = model;
+  const folder = fs.realpathSync(path.dirname(target));
+  if (external instanceof FolderReader && fs.realpathSync(external.folder) === folder) return;
+  const where = external instanceof FolderReader ? external.folder : 'no folder';
+  throw new FlaError(
+    'invalid_argument',
+    `${target}: external data can be shared by files in its own folder only: expected ${where}, received ${folder}`,
+  );
+}
+
+/** The tensors to load into the model file. */
+function planInline(model: Model): TensorProto[] {
+  const outside: TensorProto[] = [];
+  let total = 0;
+  for (const tensor of allTensors(model.proto.graph)) {
+    const bytes = byteLength(tensorDtype(tensor), elementCount(tensorDims(tensor))) ?? 0;
+    if (externalLocation(tensor)) outside.push(tensor);
+    total += bytes;
+  }
+  if (total > INLINE_LIMIT) {
+    throw new FlaError(
+      'invalid_argument',
+      `externalData inline: a model file ends at 2 GB, received ${total} bytes of weights`,
+    );
+  }
+  return outside;
+}
+
+function planExternal(model: Model, layout: ExternalLayout, threshold?: number): Move[] {
+  if (layout === 'inline') return [];
   const moves: Move[] = [];
   let inline = 0;
   const inlined: Move[] = [];
   for (const tensor of allTensors(model.proto.graph)) {
     const bytes = byteLength(tensorDtype(tensor), elementCount(tensorDims(tensor))) ?? 0;
-    if (externalLocation(tensor)) moves.push({ tensor, bytes });
-    else if (tensor.rawData?.length) {
+    if (externalLocation(tensor)) {
+      if (layout !== 'share') moves.push({ tensor, bytes });
+    } else if (tensor.rawData?.length) {
       inline += tensor.rawData.length;
       inlined.push({ tensor, bytes: tensor.rawData.length });
     }
   }
-  const limit = threshold ?? (inline > INLINE_LIMIT ? 1024 : Number.POSITIVE_INFINITY);
+  const must = layout === 'separate' || inline > INLINE_LIMIT;
+  const limit = threshold ?? (must ? SMALL : Number.POSITIVE_INFINITY);
   return [...moves, ...inlined.filter((m) => m.bytes >= limit)];
 }
 

@@ -4,6 +4,8 @@ import { type Command, Option } from 'commander';
 import { FlaError } from '../../../ops/error.js';
 import { namingFile } from '../../compare/session.js';
 import {
+  EXTERNAL_LAYOUTS,
+  type ExternalLayout,
   externalFiles,
   loadModel,
   type Model,
@@ -26,6 +28,7 @@ interface Flags
   output?: string;
   normalize?: boolean;
   gates?: string;
+  externalData: ExternalLayout;
   json?: boolean;
 }
 
@@ -69,6 +72,14 @@ export function addRewrite(program: Command, io: Io): void {
         'standard',
       ]),
     )
+    .addOption(
+      new Option(
+        '--external-data <layout>',
+        'where weights go: what was outside of the file to <output>.data (keep), all of 1 KB or more (separate), into the file (inline), or not copied (share)',
+      )
+        .choices(EXTERNAL_LAYOUTS)
+        .default('keep'),
+    )
     .option('--dry-run', 'say what would be done, write nothing')
     .option('--json', 'print the report as JSON')
     .addHelpText(
@@ -85,7 +96,7 @@ Examples:
 }
 
 async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
-  const { json, output, gates, ...rest } = flags;
+  const { json, output, gates, externalData, ...rest } = flags;
   if (!output && !flags.dryRun) {
     throw new FlaError('invalid_argument', 'rewrite: give an output file with -o, or --dry-run');
   }
@@ -104,6 +115,7 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
     io.signal.throwIfAborted();
     if (output && !flags.dryRun) {
       await saveModelAsync(model, output, {
+        externalData,
         signal: io.signal,
         onProgress: (n, total) => update('bytes written', n, total),
       });
