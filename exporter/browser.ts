@@ -6,7 +6,9 @@ export {
   type SiteReport,
 } from './inspect.js';
 export * from './ir/index.js';
+export { LOWER_TARGETS, type LowerOptions, type LowerTarget, lowerModel } from './lower.js';
 export { ortRunner, type Runner, type RunTensor } from './match/runner.js';
+export { type MovedNode, type RaiseOptions, raiseModel } from './raise.js';
 export {
   type RewriteReport,
   type RewrittenSite,

@@ -1,6 +1,8 @@
 import { type InspectOptions, type InspectReport, inspectModel as inspect } from './inspect.js';
 import type { Model } from './ir/index.js';
+import { type LowerOptions, lowerModel as lower } from './lower.js';
 import { nodeRunner } from './node_runner.js';
+import { type MovedNode, type RaiseOptions, raiseModel as raise } from './raise.js';
 import { type RewriteReport, rewriteModel as rewrite } from './rewrite.js';
 import type { RewriteOptions } from './variants/options.js';
 
@@ -27,4 +29,22 @@ export function inspectModel(model: Model, options: InspectOptions = {}): Promis
  */
 export function rewriteModel(model: Model, options: RewriteOptions): Promise<RewriteReport> {
   return rewrite(model, { runner: nodeRunner, ...options });
+}
+
+/**
+ * Turns LinearAttention and CausalConvWithState of ai.onnx and com.microsoft into those of com.fla, in place.
+ *
+ * @throws FlaError `invalid_model` when the graph is malformed
+ */
+export function raiseModel(model: Model, options: RaiseOptions = {}): Promise<MovedNode[]> {
+  return raise(model, { runner: nodeRunner, ...options });
+}
+
+/**
+ * Replaces the operators of com.fla by those of com.microsoft or ai.onnx, in place.
+ *
+ * @throws FlaError `invalid_model` when the graph is malformed; `unsupported` for `ai.onnx` when the model's opset is neither 26 nor 27
+ */
+export function lowerModel(model: Model, options: LowerOptions): Promise<MovedNode[]> {
+  return lower(model, { runner: nodeRunner, ...options });
 }

@@ -3,6 +3,7 @@ import { Command } from 'commander';
 import { addCompare } from './commands/compare.js';
 import { addGenerate } from './commands/generate.js';
 import { addInspect } from './commands/inspect.js';
+import { addLower, addRaise } from './commands/move.js';
 import { addOps } from './commands/ops.js';
 import { addRewrite } from './commands/rewrite.js';
 import type { Io } from './io.js';
@@ -33,6 +34,8 @@ Ctrl-C stops any command; files appear only when they are complete.
   addRewrite(program, io);
   addCompare(program, io);
   addGenerate(program, io);
+  addRaise(program, io);
+  addLower(program, io);
   addOps(program, io);
   return program;
 }

@@ -1,19 +1,16 @@
-import fs from 'node:fs';
-import path from 'node:path';
 import { type Command, Option } from 'commander';
 import { FlaError } from '../../../ops/error.js';
 import { namingFile } from '../../compare/session.js';
 import {
   EXTERNAL_LAYOUTS,
   type ExternalLayout,
-  externalFiles,
   loadModel,
-  type Model,
   type RewriteOptions,
   type RewriteReport,
   rewriteModel,
   saveModelAsync,
 } from '../../index.js';
+import { checkOutput } from '../files.js';
 import { loadGates } from '../gates.js';
 import { type Io, printJson, withProgress } from '../io.js';
 import { parseLayers, parseNumbers } from '../options.js';
@@ -134,34 +131,4 @@ function printReport(io: Io, report: RewriteReport, output: string | undefined):
   const states = report.state.length > 0 ? `, ${report.state.length} states carried` : '';
   io.out(`${count} of ${report.sites.length} rewritten${states}\n`);
   io.out(output ? `written to ${output}\n` : 'nothing written (dry run)\n');
-}
-
-/** Refuses outputs that would destroy the input or cannot be written, before any work is done. */
-function checkOutput(model: Model, file: string, output: string): void {
-  const folder = path.dirname(path.resolve(output));
-  if (!fs.existsSync(folder)) {
-    throw new FlaError('io', `${output}: cannot be written: folder ${folder} does not exist`);
-  }
-  const there = fs.statSync(output, { throwIfNoEntry: false });
-  if (there && !there.isFile()) {
-    const what = there.isDirectory() ? 'a folder' : 'no ordinary file';
-    throw new FlaError('io', `${output}: cannot be written: is ${what}`);
-  }
-  const data = externalFiles(model).map((name) => path.join(path.dirname(file), name));
-  for (const written of [output, `${output}.data`]) {
-    for (const read of [file, ...data]) {
-      if (!sameFile(written, read)) continue;
-      throw new FlaError(
-        'invalid_argument',
-        `${output}: must be another file than the input, received one that would overwrite ${read}`,
-      );
-    }
-  }
-}
-
-function sameFile(a: string, b: string): boolean {
-  if (path.resolve(a) === path.resolve(b)) return true;
-  if (!fs.existsSync(a) || !fs.existsSync(b)) return false;
-  const [x, y] = [fs.statSync(a), fs.statSync(b)];
-  return x.dev === y.dev && x.ino === y.ino;
 }

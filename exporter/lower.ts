@@ -1,0 +1,167 @@
+import { FlaError } from '../ops/error.js';
+import type { FunctionTarget } from '../ops/function/define.js';
+import { callOf } from './calls.js';
+import {
+  type FunctionProto,
+  type Graph,
+  type GraphProto,
+  type Model,
+  type Node,
+  type NodeProto,
+  toNumber,
+} from './ir/index.js';
+import { Facts } from './match/facts.js';
+import { missingRunner, type Runner } from './match/runner.js';
+import { askShapes, graphsOf, type MovedNode, nameOf } from './raise.js';
+import { validateModel } from './validate.js';
+
+export const LOWER_TARGETS = ['com.microsoft', 'ai.onnx', 'standard'] as const;
+/** `standard`: operators of ai.onnx up to 26; `ai.onnx`: those of 27, LinearAttention among them. */
+export type LowerTarget = (typeof LOWER_TARGETS)[number];
+
+const STANDARD_OPERATORS = 27;
+const DOMAIN = 'com.fla';
+
+export interface LowerOptions {
+  to: LowerTarget;
+  /** Runs small models where a shape is not known otherwise. */
+  runner?: Runner;
+}
+
+/**
+ * Replaces the operators of com.fla by what others have, in place, nested graphs included: `raiseModel` the other way. Feature maps,
+ * masks and normalizers become nodes of their own.
+ *
+ * @throws FlaError `invalid_model` when the graph is malformed; `unsupported` for `ai.onnx` when the model's opset is neither 26 nor 27
+ */
+export async function lowerModel(model: Model, options: LowerOptions): Promise<MovedNode[]> {
+  validateModel(model);
+  const opset = model.opset() ?? 1;
+  const ownOperator = options.to === 'ai.onnx';
+  if (ownOperator && opset < STANDARD_OPERATORS - 1) {
+    throw new FlaError(
+      'unsupported',
+      `lower to ai.onnx: the model's opset must be 26, as operators of older ones changed since, received ${opset}`,
+    );
+  }
+  const moved: MovedNode[] = [];
+  for (const graph of graphsOf(model.graph)) {
+    const nodes = graph.nodes.filter((n) => n.domain === DOMAIN);
+    if (nodes.length === 0) continue;
+    graph.sort();
+    const facts = new Facts(graph);
+    if (graph === model.graph) await askShapes(nodes, facts, options.runner ?? missingRunner);
+    for (const node of nodes) moved.push(lower(model, graph, node, facts, opset, options.to));
+    graph.sort();
+  }
+  tidy(model);
+  const became = moved.some((m) => m.to !== null);
+  if (ownOperator && became) model.requireOpset('', STANDARD_OPERATORS);
+  return moved;
+}
+
+function lower(
+  model: Model,
+  graph: Graph,
+  node: Node,
+  facts: Facts,
+  opset: number,
+  to: LowerTarget,
+): MovedNode {
+  const from = nameOf(node);
+  const target: FunctionTarget = to === 'standard' ? 'standard' : 'com.microsoft';
+  const body = bodyFor(model, node, facts, opset, target);
+  if (typeof body === 'string') return { node: node.name, from, to: null, reason: body };
+  const nodes = inlined(model, node, body);
+  if (to === 'ai.onnx') {
+    for (const n of nodes) if (n.domain === 'com.microsoft') n.domain = '';
+  }
+  for (const { domain, version } of body.opsetImport) {
+    if (to !== 'ai.onnx' || domain !== 'com.microsoft') {
+      model.requireOpset(domain ?? '', toNumber(version));
+    }
+  }
+  graph.insert(nodes, node);
+  graph.remove([node]);
+  return { node: node.name, from, to, reason: null };
+}
+
+/** The function body of a call that is made of what is asked for: the one it has, or another; or why there is none. */
+function bodyFor(
+  model: Model,
+  node: Node,
+  facts: Facts,
+  opset: number,
+  target: FunctionTarget,
+): FunctionProto | string {
+  const overload = node.proto.overload ?? '';
+  const own = model.functions.find(
+    (f) => f.domain === DOMAIN && f.name === node.opType && (f.overload ?? '') === overload,
+  );
+  if (own && overload.startsWith(target.replace('.', '_'))) return own;
+  if (node.opType !== 'LinearAttention' && node.opType !== 'CausalConvWithState') {
+    return `${nameOf(node)} has no ${target} form`;
+  }
+  const call = callOf(node, facts, Math.min(opset, STANDARD_OPERATORS - 1));
+  if (typeof call === 'string') return call;
+  try {
+    return call.body({ target }).fn;
+  } catch (error) {
+    if (error instanceof FlaError) return error.message;
+    throw error;
+  }
+}
+
+/** The nodes of a function in place of a call of it. */
+function inlined(model: Model, call: Node, fn: FunctionProto): NodeProto[] {
+  const names = new Map<string, string>([['', '']]);
+  for (const [i, name] of fn.input.entries()) names.set(name, call.inputs[i] ?? '');
+  for (const [i, name] of fn.output.entries()) {
+    if (call.outputs[i]) names.set(name, call.outputs[i]!);
+  }
+  const renamed = (name: string) => {
+    const known = names.get(name);
+    if (known !== undefined) return known;
+    const fresh = model.fresh(`${call.name}/${name}`);
+    names.set(name, fresh);
+    return fresh;
+  };
+  const copied = (node: NodeProto): NodeProto => ({
+    ...node,
+    attribute: node.attribute.map((a) => ({ ...a, ...(a.g && { g: nested(a.g) }) })),
+    ...(node.name && { name: model.fresh(`${call.name}/${node.name}`) }),
+    input: node.input.map(renamed),
+    output: node.output.map(renamed),
+  });
+  // Names are unique in a function, those of its nested graphs included.
+  const nested = (graph: GraphProto): GraphProto => {
+    const own = <T extends { name?: string }>(list: readonly T[]) =>
+      list.map((v) => ({ ...v, name: renamed(v.name ?? '') }));
+    return {
+      ...graph,
+      input: own(graph.input),
+      output: own(graph.output),
+      valueInfo: own(graph.valueInfo),
+      initializer: own(graph.initializer),
+      node: graph.node.map(copied),
+    };
+  };
+  return fn.node.map(copied);
+}
+
+/** Functions and imports that nothing calls any more. */
+function tidy(model: Model): void {
+  const calls = new Set(
+    graphsOf(model.graph).flatMap((g) =>
+      g.nodes
+        .filter((n) => n.domain === DOMAIN)
+        .map((n) => `${n.opType} ${n.proto.overload ?? ''}`),
+    ),
+  );
+  model.proto.functions = model.proto.functions.filter(
+    (f) => f.domain !== DOMAIN || calls.has(`${f.name} ${f.overload ?? ''}`),
+  );
+  if (calls.size === 0) {
+    model.proto.opsetImport = model.proto.opsetImport.filter((o) => o.domain !== DOMAIN);
+  }
+}

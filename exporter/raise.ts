@@ -1,0 +1,101 @@
+import { FlaError } from '../ops/error.js';
+import { callOf, shapesNeeded, writeCall } from './calls.js';
+import { type Graph, type Model, type Node, toNumber } from './ir/index.js';
+import { Facts } from './match/facts.js';
+import { Prober } from './match/probe.js';
+import { missingRunner, type Runner } from './match/runner.js';
+import { validateModel } from './validate.js';
+
+const OPERATORS = new Set(['LinearAttention', 'CausalConvWithState']);
+/** The version that these operators came to ai.onnx with; nothing else changed in it. */
+const STANDARD_SINCE = 27;
+
+/** What became of one node. */
+export interface MovedNode {
+  node: string;
+  /** The operator before, as `com.microsoft.LinearAttention`. */
+  from: string;
+  /** What it is now: a domain, or `standard` operators; null when it was left alone. */
+  to: string | null;
+  /** Why it was left alone; null when it was not. */
+  reason: string | null;
+}
+
+export interface RaiseOptions {
+  /** Runs small models where a shape is not known otherwise. */
+  runner?: Runner;
+  /** What runs where our library is absent; see RewriteOptions. */
+  body?: 'com.microsoft' | 'standard' | 'auto';
+}
+
+/**
+ * Turns LinearAttention and CausalConvWithState of ai.onnx and com.microsoft into those of com.fla, in place, nested graphs
+ * included. They compute the same; what runs them is faster, and ONNX Runtime runs what was ai.onnx at all.
+ *
+ * @throws FlaError `invalid_model` when the graph is malformed
+ */
+export async function raiseModel(model: Model, options: RaiseOptions = {}): Promise<MovedNode[]> {
+  validateModel(model);
+  const opset = Math.min(model.opset() ?? 1, STANDARD_SINCE - 1);
+  const moved: MovedNode[] = [];
+  for (const graph of graphsOf(model.graph)) {
+    const nodes = graph.nodes.filter(
+      (n) => OPERATORS.has(n.opType) && (n.domain === '' || n.domain === 'com.microsoft'),
+    );
+    if (nodes.length === 0) continue;
+    graph.sort();
+    const facts = new Facts(graph);
+    if (graph === model.graph) await askShapes(nodes, facts, options.runner ?? missingRunner);
+    for (const node of nodes) moved.push(raise(model, node, facts, opset, options));
+    graph.touch();
+  }
+  const left = moved.some((m) => m.to === null && m.from.startsWith('ai.onnx.'));
+  const imported = model.proto.opsetImport.find((o) => !o.domain || o.domain === 'ai.onnx');
+  if (imported && !left && toNumber(imported.version) === STANDARD_SINCE && moved.length > 0) {
+    imported.version = STANDARD_SINCE - 1;
+  }
+  return moved;
+}
+
+function raise(
+  model: Model,
+  node: Node,
+  facts: Facts,
+  opset: number,
+  options: RaiseOptions,
+): MovedNode {
+  const from = nameOf(node);
+  const kept = (reason: string): MovedNode => ({ node: node.name, from, to: null, reason });
+  const call = callOf(node, facts, opset);
+  if (typeof call === 'string') return kept(call);
+  try {
+    const body = call.body({ target: options.body ?? 'auto' });
+    writeCall(model, node, call, body);
+  } catch (error) {
+    if (error instanceof FlaError) return kept(error.message);
+    throw error;
+  }
+  return { node: node.name, from, to: 'com.fla', reason: null };
+}
+
+/** Looks up the shapes that calls depend on by running the model on a few tokens. */
+export async function askShapes(
+  nodes: readonly Node[],
+  facts: Facts,
+  runner: Runner,
+): Promise<void> {
+  const wanted = [...new Set(nodes.flatMap((n) => shapesNeeded(n, facts)))];
+  if (wanted.length === 0) return;
+  const shapes = await new Prober(facts.graph, runner).shapes(wanted);
+  if (typeof shapes === 'string') return; // each call says what it lacks
+  for (const [i, value] of wanted.entries()) facts.assume(value, shapes[i]!);
+}
+
+export function nameOf(node: Node): string {
+  return `${node.domain || 'ai.onnx'}.${node.opType}`;
+}
+
+/** A graph and all that are nested in it. */
+export function graphsOf(graph: Graph): Graph[] {
+  return [graph, ...graph.nodes.flatMap((n) => n.subgraphs.flatMap(graphsOf))];
+}
