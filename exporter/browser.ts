@@ -8,6 +8,12 @@ export {
 export * from './ir/index.js';
 export { LOWER_TARGETS, type LowerOptions, type LowerTarget, lowerModel } from './lower.js';
 export { ortRunner, type Runner, type RunTensor } from './match/runner.js';
+export {
+  addMemoryTokens,
+  type MemoryTokensOptions,
+  type MemoryTokensReport,
+  segmentOf,
+} from './memory_tokens.js';
 export { type MovedNode, type RaiseOptions, raiseModel } from './raise.js';
 export {
   type RewriteReport,

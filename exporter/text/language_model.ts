@@ -7,7 +7,9 @@ import {
   sessionOptions,
 } from '../compare/session.js';
 import { loadModel } from '../ir/file.js';
+import { segmentOf } from '../memory_tokens.js';
 import type { Engine, Logits } from './engine.js';
+import { SegmentEngine } from './segment_engine.js';
 import { statePairs } from './state_pairs.js';
 import { StatefulEngine } from './stateful_engine.js';
 import { StockEngine } from './stock_engine.js';
@@ -36,8 +38,10 @@ export class LanguageModel {
   static async open(file: string, choice: SessionChoice = {}): Promise<LanguageModel> {
     const { backend, notice } = await chooseBackend(file, choice.backend);
     return namingFile(file, async () => {
-      const { engine, memory } =
-        backend === 'fla' && hasState(file)
+      const segments = segmentOf(loadModel(file));
+      const { engine, memory } = segments
+        ? await segmentEngine(file, { ...choice, backend }, segments.segment)
+        : backend === 'fla' && hasState(file)
           ? await statefulEngine(file, choice)
           : await stockEngine(file, { ...choice, backend });
       return new LanguageModel(engine, file, memory, backend, notice);
@@ -100,6 +104,15 @@ async function stockEngine(file: string, choice: SessionChoice) {
   const { session } = await openSession(file, choice);
   const io = tokenInterface(session, loadModel(file).metadata(MASK_KEY) === 'current');
   return { engine: new StockEngine(await loadOnnxRuntime(), session, io), memory: io.memory };
+}
+
+async function segmentEngine(file: string, choice: SessionChoice, segment: number) {
+  const { session } = await openSession(file, choice);
+  const io = tokenInterface(session);
+  return {
+    engine: new SegmentEngine(await loadOnnxRuntime(), session, io, segment),
+    memory: io.memory,
+  };
 }
 
 async function statefulEngine(file: string, choice: SessionChoice) {
