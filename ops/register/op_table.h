@@ -126,8 +126,8 @@ struct RequiredValueTable {
   uint32_t allowed;  // bit set over AttributeTable::allowed
 };
 
-// Applies when the attribute's value is in `is`, a bit set over AttributeTable::allowed, or (has_least)
-// when it is no less than `least`.
+// Applies when the attribute's value is in `is`, a bit set over AttributeTable::allowed, or
+// (has_least) when it is no less than `least`.
 struct RuleTable {
   int attribute;
   uint32_t is;

@@ -59,7 +59,7 @@ export const hybridExpected = (
 
 /** The error of exponents grows with them: see windowTolerance. */
 export const hybridMagnitude = ({ magnitude = 1, steepness = 1, alpha }: HybridAttentionCase) =>
-  Math.max(magnitude, 4 * steepness, Number.isFinite(alpha) ? Math.abs(alpha as number) / 8 : 0);
+  Math.max(magnitude, steepness, Number.isFinite(alpha) ? Math.abs(alpha as number) / 8 : 0);
 
 interface Spec
   extends Partial<HybridSizes>,
