@@ -45,6 +45,7 @@ struct BFloat {
 
 FLA_INLINE Vec splat(float x) { return x - Vec{}; }
 FLA_INLINE int imin(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
+FLA_INLINE int64_t lmin(int64_t a, int64_t b) { return a < b ? a : b; }
 FLA_INLINE int64_t lmax(int64_t a, int64_t b) { return a > b ? a : b; }
 FLA_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 FLA_INLINE Vec vmax(Vec a, Vec b) { return a > b ? a : b; }

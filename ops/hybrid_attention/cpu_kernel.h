@@ -1,8 +1,9 @@
 // HybridAttention and WindowAttention, which is HybridAttention without its far part. Compiled once
 // per ISA and op by cpu_{portable,avx2,avx512}.cc.
 //
-// One work item = one key head of one batch row with all or some of its query heads. Long calls go
-// in tiles (cpu_tiles.h), short ones and those with a cache token by token (cpu_tokens.h).
+// One work item = some neighbouring key heads of one batch row with all of their query heads, or
+// one with some of them. Long calls go in tiles (cpu_tiles.h), short ones and those with a cache
+// token by token (cpu_tokens.h).
 //
 // Papers: Zhang et al. 2024 (LoLCATs, arXiv:2410.10254; Hedgehog, arXiv:2402.04347); Xiao et al.
 // 2023 (sinks, arXiv:2309.17453); McDermott et al. 2025 (LoLA, arXiv:2505.23666).
@@ -19,6 +20,8 @@ namespace {
 constexpr int64_t kFewTokens = 8;  // calls shorter than this go token by token
 // Below this many multiply-adds waking another thread costs more than it saves.
 constexpr int64_t kParallelWork = 100000;
+constexpr int64_t kGroupBytes = 768
+                                << 10;  // what the heads of a group keep should fit the L2 cache
 
 inline Plan make_plan(const HybridAttentionParams& p, bool far, int threads) {
   Plan s;
@@ -38,15 +41,48 @@ inline Plan make_plan(const HybridAttentionParams& p, bool far, int threads) {
   s.heads = static_cast<int>(p.HQ / p.HV);
   s.direct = p.T < kFewTokens || p.cache > 0;
   s.failed = false;
-  // Key heads are shared out among query heads only when there are too few to keep threads busy.
   const int64_t states = lmax(1, p.B * p.HV);
+  // The query heads of a key head are shared out only when there are too few to keep threads busy.
   const int64_t wanted = s.direct ? 1 : imin((threads + states - 1) / states, s.heads);
   s.per_item = static_cast<int>((s.heads + wanted - 1) / wanted);
   s.parts = (s.heads + s.per_item - 1) / s.per_item;
+  s.group = 1;
+  if (s.parts == 1 && !s.direct) {
+    HeadWork head;
+    const int64_t fit = lmax(1, kGroupBytes / static_cast<int64_t>(carve_head(s, nullptr, &head)));
+    // Two groups per thread for balance.
+    const int64_t fair = threads == 1 ? p.HV : lmax(1, states / (2 * threads));
+    s.group = imin(imin(fair, fit), p.HV);
+  }
+  s.groups = static_cast<int>((p.HV + s.group - 1) / s.group);
   TileWork tiles;
   TokenWork tokens;
   s.bytes = s.direct ? carve_tokens(s, nullptr, &tokens) : carve_tiles(s, nullptr, &tiles);
   return s;
+}
+
+inline Item item_at(const Plan& s, int64_t b, int64_t g, int64_t part) {
+  Item it;
+  it.b = b;
+  it.g = g;
+  it.h0 = g * s.heads + part * s.per_item;
+  it.nq = imin(s.per_item, s.heads - part * s.per_item);
+  it.first = part == 0;
+  it.n0 = 0;
+  if (s.p.past_window)
+    it.n0 = read_count(s.p.past_window, window_offset(s, it) + (s.rows - 1) * s.width, s.p.ring);
+  return it;
+}
+
+inline void run_direct(const Plan& s, const Item& it, const TokenWork& w) {
+  switch (s.p.ring) {
+    case DType::kFloat16:
+      return Tokens<Half>(s, it, w).run();
+    case DType::kBFloat16:
+      return Tokens<BFloat>(s, it, w).run();
+    default:
+      return Tokens<float>(s, it, w).run();
+  }
 }
 
 inline void run_item(void* arg, int64_t index) {
@@ -56,29 +92,18 @@ inline void run_item(void* arg, int64_t index) {
     __atomic_store_n(&s.failed, true, __ATOMIC_RELAXED);
     return;
   }
-  const int64_t part = index % s.parts, head = index / s.parts;
-  Item it;
-  it.b = head / s.p.HV;
-  it.g = head % s.p.HV;
-  it.h0 = it.g * s.heads + part * s.per_item;
-  it.nq = imin(s.per_item, s.heads - part * s.per_item);
-  it.first = part == 0;
-  it.n0 = 0;
-  if (s.p.past_window)
-    it.n0 = read_count(s.p.past_window, window_offset(s, it) + (s.rows - 1) * s.width, s.p.ring);
-  if (!s.direct) {
-    TileWork w;
-    carve_tiles(s, memory, &w);
-    run_tiles(s, it, w);
-  } else {
+  const int64_t part = index % s.parts, turn = index / s.parts;
+  const int64_t b = turn / s.groups, g0 = turn % s.groups * s.group;
+  const int heads = imin(s.group, s.p.HV - g0);
+  if (s.direct) {
     TokenWork w;
     carve_tokens(s, memory, &w);
-    if (s.p.ring == DType::kFloat32)
-      Tokens<float>(s, it, w).run();
-    else if (s.p.ring == DType::kFloat16)
-      Tokens<Half>(s, it, w).run();
-    else
-      Tokens<BFloat>(s, it, w).run();
+    for (int i = 0; i < heads; i++) run_direct(s, item_at(s, b, g0 + i, part), w);
+  } else {
+    TileWork w;
+    carve_tiles(s, memory, &w);
+    for (int i = 0; i < heads; i++) w.heads[i].it = item_at(s, b, g0 + i, part);
+    run_tiles(s, w, heads);
   }
   scratch_release(memory);
 }
@@ -111,7 +136,7 @@ inline bool run(const HybridAttentionParams& p, bool far, const Parallel& parall
   Plan s = make_plan(p, far, alone ? 1 : parallel.threads);
   void* copy = copy_past(s);
   if (s.failed) return false;
-  const int64_t items = p.B * p.HV * s.parts;
+  const int64_t items = p.B * s.groups * s.parts;
   if (alone || items == 1)
     for (int64_t i = 0; i < items; i++) run_item(&s, i);
   else

@@ -29,7 +29,9 @@ struct Plan {
   int64_t tiles;           // key tiles that the queries of a tile see
   int64_t sinks_p;         // sinks padded to whole tiles
   int heads;               // query heads per key head
-  int per_item, parts;     // query heads per work item, and work items per key head
+  int per_item, parts;     // query heads per work item, and work items that share a key head
+  int group;               // key heads per work item, neighbours in memory
+  int groups;              // per batch row
   bool far;                // HybridAttention
   bool direct;             // token by token
   size_t bytes;            // scratch per item

@@ -32,39 +32,51 @@ constexpr int kBorder = 2;              // tiles on the border, at most
 constexpr int kFeatureTiles = 4;        // tiles whose features are kept: a power of 2 above that
 static_assert(C % OR == 0 && 16 % (ON * VL) == 0, "output tiles must cover a tile");
 
-struct TileWork {
-  float* keys;       // [tiles + 1][C][kp]
-  float* values;     // [tiles + 1][C][vp]
-  float* features;   // [tiles + 1][C][dp], when E > 0
-  float* sink_keys;  // [sinks_p][kp]
-  float* sink_values;
-  float* phi_k;     // [kFeatureTiles][C][fs]
-  float* S;         // [fs][vp]
-  float* z;         // [fs]
-  float* q_weight;  // [nq][D][mp]
-  float* k_weight;  // [D][mp]
-  float* q_bias;    // [nq][fs]
-  float* k_bias;    // [fs]
-  float* mean;      // [kp]
-  float* distance;  // [nq][C + window + 1 + C]: bias by distance, from -C on
-  float* rows;      // [C][max(kp, dp)]: queries of a tile, or features of theirs
-  float* q;         // [kp][C]
-  float* x;         // [dp][C]: what phi(q) is made of
-  float* u;         // [mp][C] or [C][mp]
-  float* phi_q;     // [fs][C]
-  float* P;         // [tiles*C + sinks_p][C]
-  float* far;       // [kBorder*C][C]: far weights on the border, without e^(alpha - m)
-  float* o;         // [C][vp]
+// What one key head keeps from tile to tile.
+struct HeadWork {
+  Item it;
+  float* keys;                      // [tiles + 1][kp][C]
+  float* values;                    // [tiles + 1][C][vp]
+  float* features;                  // [tiles + 1][dp][C], when E > 0
+  float* sink_keys;                 // [sinks_p / C][kp][C]
+  float* sink_values;               // [sinks_p][vp]
+  float* phi_k;                     // [kFeatureTiles][C][fs]
+  float* S;                         // [fs][vp]
+  float* z;                         // [fs]
+  float* q_weight;                  // [nq][D][mp]
+  float* k_weight;                  // [D][mp]
+  float* q_bias;                    // [nq][fs]
+  float* k_bias;                    // [fs]
+  float* mean;                      // [kp]
+  float* distance;                  // [nq][C + window + 1 + C]: bias by distance, from -C on
   int64_t phi_tile[kFeatureTiles];  // whose features phi_k holds
-  int64_t t[C];                     // tokens of the tile
+  int64_t next;                     // the first token that has not been looked at
+  int64_t q0;                       // keys of this call so far, in whole tiles
+  int64_t count;                    // visible tokens so far
   int64_t lo;                       // the first key that may still be in the window
   int64_t newest;                   // the newest key in S
-  int64_t ahead;                    // next token to prefetch
   bool any_far;                     // S is not empty
   float g;                          // log decay
 };
 
-inline size_t carve_tiles(const Plan& s, char* base, TileWork* w) {
+// What is needed for one tile.
+struct TileWork {
+  HeadWork* heads;           // [group]
+  float* rows;               // [C][max(kp, dp)]: queries of a tile, or features of theirs
+  float* q;                  // [kp][C]
+  float* x;                  // [dp][C]: what phi(q) is made of
+  float* u;                  // [mp][C] or [C][mp]
+  float* phi_q;              // [fs][C]
+  float* P;                  // [tiles*C + sinks_p][C]
+  float* far;                // [kBorder*C][C]: far weights on the border, without e^(alpha - m)
+  float* o;                  // [C][vp]
+  int64_t t[C];              // tokens of the tile
+  const Item* next;          // whose rows [ahead, ahead_end) are still to be prefetched
+  int64_t ahead, ahead_end;  // four rows per token
+};
+
+// Lays out the arrays of a head from `base` on; returns the bytes they take.
+inline size_t carve_head(const Plan& s, char* base, HeadWork* w) {
   size_t used = 0;
   auto take = [&](int64_t floats) {
     float* at = reinterpret_cast<float*>(base + used);
@@ -77,11 +89,7 @@ inline size_t carve_tiles(const Plan& s, char* base, TileWork* w) {
   w->values = take((s.tiles + 1) * C * s.vp);
   w->sink_keys = take(s.sinks_p * s.kp);
   w->sink_values = take(s.sinks_p * s.vp);
-  w->distance = take(nq * (p.window + 1 + 2 * C));
-  w->rows = take(C * lmax(s.kp, s.dp));
-  w->q = take(s.kp * C);
-  w->P = take((s.tiles * C + s.sinks_p) * C);
-  w->o = take(C * s.vp);
+  w->distance = take(p.distance_bias ? nq * (p.window + 1 + 2 * C) : 0);
   w->mean = take(s.kp);
   if (!s.far) return used;
   w->features = take(p.E ? (s.tiles + 1) * C * s.dp : 0);
@@ -92,10 +100,31 @@ inline size_t carve_tiles(const Plan& s, char* base, TileWork* w) {
   w->k_weight = take(p.key_weight ? p.D * s.mp : 0);
   w->q_bias = take(nq * s.fs);
   w->k_bias = take(s.fs);
-  w->x = take(p.E ? s.dp * C : 0);
-  w->u = take(s.mp * C);
-  w->phi_q = take(s.fs * C);
-  w->far = take(kBorder * C * C);
+  return used;
+}
+
+inline size_t carve_tiles(const Plan& s, char* base, TileWork* w) {
+  size_t used = 0;
+  auto take = [&](int64_t bytes) {
+    char* at = base + used;
+    used += static_cast<size_t>(round_up(bytes, 64));
+    return at;
+  };
+  auto floats = [&](int64_t n) { return reinterpret_cast<float*>(take(n * 4)); };
+  w->rows = floats(C * lmax(s.kp, s.dp));
+  w->q = floats(s.kp * C);
+  w->P = floats((s.tiles * C + s.sinks_p) * C);
+  w->o = floats(C * s.vp);
+  w->x = floats(s.far && s.p.E ? s.dp * C : 0);
+  w->u = floats(s.far ? s.mp * C : 0);
+  w->phi_q = floats(s.far ? s.fs * C : 0);
+  w->far = floats(s.far ? kBorder * C * C : 0);
+  w->heads = reinterpret_cast<HeadWork*>(take(s.group * static_cast<int64_t>(sizeof(HeadWork))));
+  for (int i = 0; i < s.group; i++) {
+    HeadWork measured;
+    HeadWork* head = base ? w->heads + i : &measured;
+    used += carve_head(s, base + used, head);
+  }
   return used;
 }
 
@@ -114,22 +143,23 @@ inline void load_vector(const Plan& s, const void* from, int64_t head, int64_t n
   pad_row(to, from ? n : 0, padded);
 }
 
-inline void load_parameters(const Plan& s, const Item& it, TileWork& w) {
+inline void load_parameters(const Plan& s, HeadWork& h) {
   const auto& p = s.p;
+  const Item& it = h.it;
   for (int i = 0; p.distance_bias && i < it.nq; i++) {
-    float* bias = w.distance + i * (p.window + 1 + 2 * C);
+    float* bias = h.distance + i * (p.window + 1 + 2 * C);
     pad_row(bias, 0, C);
     load_row(bias + C, p.distance_bias, (it.h0 + i) * (p.window + 1), p.window + 1, p.parameter);
     for (int64_t d = 0; d < C; d++) bias[C + p.window + 1 + d] = bias[C + p.window];
   }
-  load_vector(s, p.key_mean, it.g, p.K, s.kp, w.mean);
-  w.g = log_decay(s, it);
+  load_vector(s, p.key_mean, it.g, p.K, s.kp, h.mean);
+  h.g = log_decay(s, it);
   if (!s.far) return;
-  if (p.key_weight) load_matrix(s, p.key_weight, it.g, w.k_weight);
-  load_vector(s, p.key_bias, it.g, s.F, s.fs, w.k_bias);
+  if (p.key_weight) load_matrix(s, p.key_weight, it.g, h.k_weight);
+  load_vector(s, p.key_bias, it.g, s.F, s.fs, h.k_bias);
   for (int i = 0; i < it.nq; i++) {
-    if (p.query_weight) load_matrix(s, p.query_weight, it.h0 + i, w.q_weight + i * p.D * s.mp);
-    load_vector(s, p.query_bias, it.h0 + i, s.F, s.fs, w.q_bias + i * s.fs);
+    if (p.query_weight) load_matrix(s, p.query_weight, it.h0 + i, h.q_weight + i * p.D * s.mp);
+    load_vector(s, p.query_bias, it.h0 + i, s.F, s.fs, h.q_bias + i * s.fs);
   }
 }
 
@@ -142,61 +172,68 @@ FLA_INLINE int64_t place_of(const Plan& s, int64_t tile) {
   return ((tile % n) + n) % n;
 }
 
-// The row of the past that holds key number n0 + i.
-inline void load_past_key(const Plan& s, const Item& it, int64_t n, float* key, float* value,
-                          float* features) {
-  const auto& p = s.p;
-  const int64_t at = window_offset(s, it) + slot_of(s, n) * s.width;
-  load_row(key, p.past_window, at, p.K, p.ring);
-  load_row(value, p.past_window, at + p.K, p.V, p.ring);
-  if (features) load_row(features, p.past_window, at + p.K + p.V, p.E, p.ring);
+// base[offset..offset+n) into every C-th float from `to` on.
+inline void load_column(float* to, const void* base, int64_t offset, int64_t n, DType dtype) {
+  for (int64_t i = 0; i < n; i++) to[i * C] = load_one(base, offset + i, dtype);
 }
 
-inline void load_states(const Plan& s, const Item& it, TileWork& w) {
+// Token number n of the past into column `key` of tiles, and row `key` of values.
+inline void load_past_key(const Plan& s, const Item& it, int64_t n, int64_t key, float* keys,
+                          float* values, float* features) {
   const auto& p = s.p;
-  memset(w.keys, 0, sizeof(float) * (s.tiles + 1) * C * s.kp);
-  memset(w.values, 0, sizeof(float) * (s.tiles + 1) * C * s.vp);
-  memset(w.sink_keys, 0, sizeof(float) * s.sinks_p * s.kp);
-  memset(w.sink_values, 0, sizeof(float) * s.sinks_p * s.vp);
+  const int64_t at = window_offset(s, it) + slot_of(s, n) * s.width;
+  const int64_t tile = key / C, column = key % C;
+  load_column(keys + tile * C * s.kp + column, p.past_window, at, p.K, p.ring);
+  load_row(values + key * s.vp, p.past_window, at + p.K, p.V, p.ring);
+  if (features)
+    load_column(features + tile * C * s.dp + column, p.past_window, at + p.K + p.V, p.E, p.ring);
+}
+
+inline void load_states(const Plan& s, HeadWork& h) {
+  const auto& p = s.p;
+  const Item& it = h.it;
+  memset(h.keys, 0, sizeof(float) * (s.tiles + 1) * C * s.kp);
+  memset(h.values, 0, sizeof(float) * (s.tiles + 1) * C * s.vp);
+  memset(h.sink_keys, 0, sizeof(float) * s.sinks_p * s.kp);
+  memset(h.sink_values, 0, sizeof(float) * s.sinks_p * s.vp);
   const bool features = s.far && p.E;
-  if (features) memset(w.features, 0, sizeof(float) * (s.tiles + 1) * C * s.dp);
-  w.lo = lmax(p.sinks - it.n0, -p.window);
-  w.newest = -1 - p.window;
-  w.any_far = false;
+  if (features) memset(h.features, 0, sizeof(float) * (s.tiles + 1) * C * s.dp);
+  h.lo = lmax(p.sinks - it.n0, -p.window);
+  h.newest = -1 - p.window;
+  h.any_far = false;
   for (int64_t n = 0; n < p.sinks && n < it.n0; n++)
-    load_past_key(s, it, n, w.sink_keys + n * s.kp, w.sink_values + n * s.vp, nullptr);
-  for (int64_t i = w.lo; i < 0; i++) {
-    const int64_t row = place_of(s, tile_of(i)) * C + i - tile_of(i) * C;
-    load_past_key(s, it, it.n0 + i, w.keys + row * s.kp, w.values + row * s.vp,
-                  features ? w.features + row * s.dp : nullptr);
+    load_past_key(s, it, n, n, h.sink_keys, h.sink_values, nullptr);
+  for (int64_t i = h.lo; i < 0; i++) {
+    const int64_t key = place_of(s, tile_of(i)) * C + i - tile_of(i) * C;
+    load_past_key(s, it, it.n0 + i, key, h.keys, h.values, features ? h.features : nullptr);
   }
   if (!s.far) return;
-  for (int64_t& tile : w.phi_tile) tile = INT64_MIN;
-  memset(w.S, 0, sizeof(float) * s.fs * s.vp);
-  memset(w.z, 0, sizeof(float) * s.fs);
+  for (int64_t& tile : h.phi_tile) tile = INT64_MIN;
+  memset(h.S, 0, sizeof(float) * s.fs * s.vp);
+  memset(h.z, 0, sizeof(float) * s.fs);
   if (!p.past_state) return;
   const float* S = p.past_state + (it.b * p.HV + it.g) * s.F * (p.V + 1);
   for (int64_t f = 0; f < s.F; f++) {
-    memcpy(w.S + f * s.vp, S + f * (p.V + 1), sizeof(float) * p.V);
-    w.z[f] = S[f * (p.V + 1) + p.V];
+    memcpy(h.S + f * s.vp, S + f * (p.V + 1), sizeof(float) * p.V);
+    h.z[f] = S[f * (p.V + 1) + p.V];
   }
-  w.any_far = true;
+  h.any_far = true;
 }
 
-// After `count` tokens of this call.
-inline void store_states(const Plan& s, const Item& it, const TileWork& w, int64_t count) {
+inline void store_states(const Plan& s, const HeadWork& h) {
   const auto& p = s.p;
+  const Item& it = h.it;
   if (p.present_state && s.far) {
     float* S = p.present_state + (it.b * p.HV + it.g) * s.F * (p.V + 1);
     for (int64_t f = 0; f < s.F; f++) {
-      memcpy(S + f * (p.V + 1), w.S + f * s.vp, sizeof(float) * p.V);
-      S[f * (p.V + 1) + p.V] = w.z[f];
+      memcpy(S + f * (p.V + 1), h.S + f * s.vp, sizeof(float) * p.V);
+      S[f * (p.V + 1) + p.V] = h.z[f];
     }
   }
   if (!p.present_window) return;
   const int64_t head = window_offset(s, it);
   pass_window(s, it, static_cast<char*>(p.present_window) + head * size_of(p.ring));
-  const int64_t end = it.n0 + count;
+  const int64_t end = it.n0 + h.count;
   int64_t n = end;
   for (int64_t t = p.T - 1; t >= 0 && n > it.n0; t--) {
     if (!visible(s, it, t)) continue;
@@ -209,49 +246,89 @@ inline void store_states(const Plan& s, const Item& it, const TileWork& w, int64
   write_count(s, p.present_window, head + (s.rows - 1) * s.width, end);
 }
 
+// Rows of one head lie HQ*K (or HV*V) elements apart, which hardware prefetchers do not follow.
+template <int WRITE = 0>
+inline void prefetch_row(const void* base, int64_t offset, int64_t n, DType dtype) {
+  const int64_t size = size_of(dtype);
+  const char* at = static_cast<const char*>(base) + offset * size;
+  for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(at + i, WRITE, 3);
+}
+
+// One more row of the coming tile's tensors; called once per product, because a burst would only
+// fill the miss buffers.
+FLA_INLINE void prefetch_next(const Plan& s, TileWork& w) {
+  if (w.ahead >= w.ahead_end) return;
+  const auto& p = s.p;
+  const Item& it = *w.next;
+  const int64_t token = it.b * p.T + (w.ahead >> 2);
+  switch (w.ahead++ & 3) {
+    case 0:
+      return prefetch_row(p.key, (token * p.HV + it.g) * p.K, p.K, p.io);
+    case 1:
+      return prefetch_row(p.query, (token * p.HQ + it.h0) * p.K, p.K * it.nq, p.io);
+    case 2:
+      return prefetch_row(p.value, (token * p.HV + it.g) * p.V, p.V, p.io);
+    default:
+      return prefetch_row<1>(p.output, (token * p.HQ + it.h0) * p.V, p.V * it.nq, p.io);
+  }
+}
+
 // ---- keys of a tile, and their features
 
-// Keys and values of the c tokens w.t, the tile's keys [q0, q0 + C).
-inline void load_keys(const Plan& s, const Item& it, const TileWork& w, int64_t q0, int c) {
+// Head `head` of the c tokens w.t as columns: to[padded][C] from [B,T,heads*n]; the columns from c
+// on are 0.
+inline void load_columns(const Plan& s, const Item& it, const TileWork& w, int c, const void* from,
+                         int64_t heads, int64_t head, int64_t n, int64_t padded, float* to) {
   const auto& p = s.p;
-  const int64_t place = place_of(s, tile_of(q0));
-  float* keys = w.keys + place * C * s.kp;
-  float* values = w.values + place * C * s.vp;
-  memset(keys + c * s.kp, 0, sizeof(float) * (C - c) * s.kp);
-  memset(values + c * s.vp, 0, sizeof(float) * (C - c) * s.vp);
-  for (int r = 0; r < c; r++) {
-    const int64_t head = (it.b * p.T + w.t[r]) * p.HV + it.g;
-    load_row(keys + r * s.kp, p.key, head * p.K, p.K, p.io);
-    load_row(values + r * s.vp, p.value, head * p.V, p.V, p.io);
-    const int64_t n = it.n0 + q0 + r;
-    if (n < p.sinks) {
-      memcpy(w.sink_keys + n * s.kp, keys + r * s.kp, sizeof(float) * p.K);
-      memcpy(w.sink_values + n * s.vp, values + r * s.vp, sizeof(float) * p.V);
-    }
+  const int64_t batch = it.b * p.T;
+  if (p.io == DType::kFloat32 && n == padded && c == C && w.t[C - 1] - w.t[0] == C - 1) {
+    const int64_t first = ((batch + w.t[0]) * heads + head) * n;
+    return transpose(static_cast<const float*>(from) + first, heads * n, to, n);
   }
-  if (!s.far || !p.E) return;
-  float* features = w.features + place * C * s.dp;
-  memset(features + c * s.dp, 0, sizeof(float) * (C - c) * s.dp);
+  for (int r = 0; r < c; r++) {
+    float* row = w.rows + r * padded;
+    load_row(row, from, ((batch + w.t[r]) * heads + head) * n, n, p.io);
+    pad_row(row, n, padded);
+  }
+  memset(w.rows + c * padded, 0, sizeof(float) * (C - c) * padded);
+  transpose(w.rows, padded, to, padded);
+}
+
+// Keys and values of the c tokens w.t, the tile's keys [q0, q0 + C).
+inline void load_keys(const Plan& s, const HeadWork& h, const TileWork& w, int c) {
+  const auto& p = s.p;
+  const Item& it = h.it;
+  const int64_t place = place_of(s, tile_of(h.q0));
+  float* keys = h.keys + place * C * s.kp;
+  float* values = h.values + place * C * s.vp;
+  load_columns(s, it, w, c, p.key, p.HV, it.g, p.K, s.kp, keys);
+  if (s.far && p.E)
+    load_columns(s, it, w, c, p.key_features, p.HV, it.g, p.E, s.dp, h.features + place * C * s.dp);
+  memset(values + c * s.vp, 0, sizeof(float) * (C - c) * s.vp);
   for (int r = 0; r < c; r++)
-    load_row(features + r * s.dp, p.key_features, ((it.b * p.T + w.t[r]) * p.HV + it.g) * p.E, p.E,
-             p.io);
+    load_row(values + r * s.vp, p.value, ((it.b * p.T + w.t[r]) * p.HV + it.g) * p.V, p.V, p.io);
+  const int64_t n = it.n0 + h.q0;
+  for (int r = 0; r < c && n + r < p.sinks; r++) {
+    const int64_t tile = (n + r) / C, column = (n + r) % C;
+    for (int64_t d = 0; d < p.K; d++) h.sink_keys[(tile * s.kp + d) * C + column] = keys[d * C + r];
+    memcpy(h.sink_values + (n + r) * s.vp, values + r * s.vp, sizeof(float) * p.V);
+  }
 }
 
 // phi(k) of a tile [C][fs]; rows of keys that are not, or no longer, outside S are 0.
-inline float* key_features(const Plan& s, TileWork& w, int64_t tile) {
+inline float* key_features(const Plan& s, HeadWork& h, TileWork& w, int64_t tile) {
   const auto& p = s.p;
   const int64_t place = tile & (kFeatureTiles - 1);
-  float* phi = w.phi_k + place * C * s.fs;
-  if (w.phi_tile[place] == tile) return phi;
-  w.phi_tile[place] = tile;
+  float* phi = h.phi_k + place * C * s.fs;
+  if (h.phi_tile[place] == tile) return phi;
+  h.phi_tile[place] = tile;
   const float* x =
-      p.E ? w.features + place_of(s, tile) * C * s.dp : w.keys + place_of(s, tile) * C * s.kp;
-  const int64_t stride = p.E ? s.dp : s.kp;
+      p.E ? h.features + place_of(s, tile) * C * s.dp : h.keys + place_of(s, tile) * C * s.kp;
   if (p.key_weight) {
     for (int64_t col = 0; col < s.mp; col += ON * VL) {
       for (int r0 = 0; r0 < C; r0 += OR) {
         Vec acc[OR][ON] = {};
-        fma_tile<OR, ON>(acc, x + r0 * stride, stride, 1, w.k_weight + col, s.mp, p.D);
+        fma_tile<OR, ON>(acc, x + r0, 1, C, h.k_weight + col, s.mp, p.D);
         FLA_UNROLL
         for (int r = 0; r < OR; r++) {
           FLA_UNROLL
@@ -259,40 +336,43 @@ inline float* key_features(const Plan& s, TileWork& w, int64_t tile) {
         }
       }
     }
+  } else {
+    transpose_back(x, w.u, s.mp, s.mp);
   }
   for (int r = 0; r < C; r++) {
     const int64_t key = tile * C + r;
-    if (key < w.lo || key <= w.newest)
+    if (key < h.lo || key <= h.newest)
       memset(phi + r * s.fs, 0, sizeof(float) * s.fs);
     else
-      map_row(s, p.key_weight ? w.u + r * s.mp : x + r * stride, w.k_bias, phi + r * s.fs, false);
+      map_row(s, w.u + r * s.mp, h.k_bias, phi + r * s.fs, false);
   }
   return phi;
 }
 
 // Writes the keys of a tile up to `last` to S, which then is as of key min(last, end of tile).
-inline void absorb(const Plan& s, TileWork& w, int64_t tile, int64_t last) {
+inline void absorb(const Plan& s, HeadWork& h, TileWork& w, int64_t tile, int64_t last) {
   if (last > tile * C + C - 1) last = tile * C + C - 1;
-  if (last <= w.newest) return;
-  const bool decays = w.g != 0.0f;
-  const float kept = decays ? exp1(w.g * (last - w.newest)) : 1.0f;
-  const bool keys = last >= w.lo;
-  if (!keys && !(decays && w.any_far)) {
-    w.newest = last;
+  if (last <= h.newest) return;
+  const bool decays = h.g != 0.0f;
+  const float kept = decays ? exp1(h.g * (last - h.newest)) : 1.0f;
+  const bool keys = last >= h.lo;
+  if (!keys && !(decays && h.any_far)) {
+    h.newest = last;
     return;
   }
-  float* phi = key_features(s, w, tile);
-  const float* V = w.values + place_of(s, tile) * C * s.vp;
+  float* phi = key_features(s, h, w, tile);
+  const float* V = h.values + place_of(s, tile) * C * s.vp;
   const int c = static_cast<int>(last - tile * C) + 1;
   for (int r = 0; decays && r < c; r++) {
-    const float factor = exp1(w.g * (last - (tile * C + r)));
+    const float factor = exp1(h.g * (last - (tile * C + r)));
     for (int64_t f = 0; f < s.F; f += VL)
       store(phi + r * s.fs + f, load(phi + r * s.fs + f) * factor);
   }
   for_columns(static_cast<int>(s.vp), [&](auto n, int col) {
     constexpr int N = decltype(n)::value;
     for (int64_t f = 0; f < s.F; f += RT) {
-      float* cells = w.S + f * s.vp + col;
+      prefetch_next(s, w);
+      float* cells = h.S + f * s.vp + col;
       Vec acc[RT][N];
       FLA_UNROLL
       for (int r = 0; r < RT; r++) {
@@ -308,14 +388,14 @@ inline void absorb(const Plan& s, TileWork& w, int64_t tile, int64_t last) {
     }
   });
   for (int64_t f = 0; f < s.F; f += VL) {
-    Vec z = load(w.z + f) * kept;
+    Vec z = load(h.z + f) * kept;
     for (int r = 0; r < c; r++) z += load(phi + r * s.fs + f);
-    store(w.z + f, z);
+    store(h.z + f, z);
   }
-  w.newest = last;
-  w.any_far = true;
+  h.newest = last;
+  h.any_far = true;
   // Its keys up to `last` are in S now, and the others were scaled.
-  w.phi_tile[tile & (kFeatureTiles - 1)] = INT64_MIN;
+  h.phi_tile[tile & (kFeatureTiles - 1)] = INT64_MIN;
 }
 
 // ---- queries of a tile
@@ -353,18 +433,6 @@ FLA_INLINE void products(const float* A, int64_t row, int64_t step, const float*
   }
 }
 
-inline void load_queries(const Plan& s, const Item& it, const TileWork& w, const Tile& tile, int i,
-                         const void* from, int64_t n, int64_t padded, float* to) {
-  const auto& p = s.p;
-  for (int r = 0; r < tile.c; r++) {
-    float* row = w.rows + r * padded;
-    load_row(row, from, ((it.b * p.T + w.t[r]) * p.HQ + it.h0 + i) * n, n, p.io);
-    pad_row(row, n, padded);
-  }
-  memset(w.rows + tile.c * padded, 0, sizeof(float) * (C - tile.c) * padded);
-  transpose(w.rows, padded, to, padded);
-}
-
 // How a score follows from q'k.
 struct Scoring {
   float scale, softcap, slope;
@@ -388,17 +456,19 @@ FLA_INLINE Vec score(const Scoring& c, Vec product, int j, int64_t dist, int64_t
 }
 
 // Near scores into P; returns their maxima.
-inline Lanes near_scores(const Plan& s, const Item& it, const TileWork& w, const Tile& tile,
+inline Lanes near_scores(const Plan& s, const HeadWork& h, TileWork& w, const Tile& tile,
                          const Scoring& scoring) {
   const auto& p = s.p;
+  const Item& it = h.it;
   const Vec nothing = splat(-kInfinity);
   Lanes top = lanes(-kInfinity);
   float* P = w.P;
   for (int64_t k = tile.first; k <= tile_of(tile.q0); k++, P += C * C) {
-    const float* keys = w.keys + place_of(s, k) * C * s.kp;
+    const float* keys = h.keys + place_of(s, k) * C * s.kp;
     const int64_t ago = tile.q0 - k * C;  // distance of query 0 to key 0
-    const bool whole = k * C >= w.lo && ago >= C && ago + C <= p.window;
-    products(keys, s.kp, 1, w.q, p.K, C, [&](int64_t r, const Vec* sums) {
+    const bool whole = k * C >= h.lo && ago >= C && ago + C <= p.window;
+    prefetch_next(s, w);
+    products(keys, 1, C, w.q, p.K, C, [&](int64_t r, const Vec* sums) {
       const int64_t dist = ago - r;
       for (int j = 0; j < LC; j++) {
         Vec x = score(scoring, sums[j], j, dist, p.window);
@@ -407,7 +477,7 @@ inline Lanes near_scores(const Plan& s, const Item& it, const TileWork& w, const
           const IVec lane = lane_index() + j * VL;
           const int32_t from = static_cast<int32_t>(-dist),
                         to = static_cast<int32_t>(p.window - dist);
-          const bool there = k * C + r >= w.lo && r < (ago == 0 ? tile.c : C);
+          const bool there = k * C + r >= h.lo && r < (ago == 0 ? tile.c : C);
           x = (lane >= from) & (lane < to) & (there ? -1 : 0) ? x : nothing;
         }
         top.v[j] = vmax(top.v[j], x);
@@ -415,33 +485,36 @@ inline Lanes near_scores(const Plan& s, const Item& it, const TileWork& w, const
       }
     });
   }
-  const int64_t count = round_up(tile.sinks, RS);
-  products(w.sink_keys, s.kp, 1, w.q, p.K, count, [&](int64_t r, const Vec* sums) {
-    const int64_t dist = it.n0 + tile.q0 - r;
-    for (int j = 0; j < LC; j++) {
-      Vec x = score(scoring, sums[j], j, dist < -C ? -C : dist, p.window);
-      const IVec lane = lane_index() + j * VL;
-      const int32_t from = dist < 0 ? static_cast<int32_t>(lmax(-dist, 0)) : 0;
-      x = (lane >= from) & (r < tile.sinks ? -1 : 0) ? x : nothing;
-      top.v[j] = vmax(top.v[j], x);
-      store(P + r * C + j * VL, x);
-    }
-  });
+  for (int64_t k0 = 0; k0 < tile.sinks; k0 += C, P += C * C) {
+    const int64_t count = round_up(imin(tile.sinks - k0, C), RS);
+    products(h.sink_keys + k0 * s.kp, 1, C, w.q, p.K, count, [&](int64_t r, const Vec* sums) {
+      const int64_t dist = it.n0 + tile.q0 - k0 - r;
+      for (int j = 0; j < LC; j++) {
+        Vec x = score(scoring, sums[j], j, dist < -C ? -C : dist, p.window);
+        const IVec lane = lane_index() + j * VL;
+        const int32_t from = dist < 0 ? static_cast<int32_t>(-dist) : 0;
+        x = (lane >= from) & (k0 + r < tile.sinks ? -1 : 0) ? x : nothing;
+        top.v[j] = vmax(top.v[j], x);
+        store(P + r * C + j * VL, x);
+      }
+    });
+  }
   return top;
 }
 
 // phi(q) of the tile's queries into w.phi_q [F][C]; returns the exponents taken out.
-inline Lanes query_features(const Plan& s, const TileWork& w, int i) {
+inline Lanes query_features(const Plan& s, const HeadWork& h, TileWork& w, int i) {
   const auto& p = s.p;
+  for (int n = 0; n < 4; n++) prefetch_next(s, w);
   const float* x = p.E ? w.x : w.q;
   const float* u = x;
   if (p.query_weight) {
-    products(w.q_weight + i * p.D * s.mp, 1, s.mp, x, p.D, s.mp, [&](int64_t m, const Vec* sums) {
+    products(h.q_weight + i * p.D * s.mp, 1, s.mp, x, p.D, s.mp, [&](int64_t m, const Vec* sums) {
       for (int j = 0; j < LC; j++) store(w.u + m * C + j * VL, sums[j]);
     });
     u = w.u;
   }
-  const float* bias = w.q_bias + i * s.fs;
+  const float* bias = h.q_bias + i * s.fs;
   const bool exps = p.map == HybridMap::kExp, softmax = p.map == HybridMap::kSoftmax;
   const Vec most = splat(exps ? kExpClamp : kInfinity);
   Lanes top = lanes(-kInfinity), total = lanes(0.0f);
@@ -490,36 +563,36 @@ struct Far {
 };
 
 // phi(q)'z, and phi(q)'phi(k) of the border into w.far; phi(q) is in w.phi_q.
-inline void far_weights(const Plan& s, TileWork& w, const Tile& tile, Far& far) {
+inline void far_weights(const Plan& s, HeadWork& h, TileWork& w, const Tile& tile, Far& far) {
   const auto& p = s.p;
   Lanes sums[4] = {};
   int64_t f = 0;
   for (; f + 4 <= s.F; f += 4)
     for (int i = 0; i < 4; i++)
       for (int j = 0; j < LC; j++)
-        sums[i].v[j] += load(w.phi_q + (f + i) * C + j * VL) * w.z[f + i];
+        sums[i].v[j] += load(w.phi_q + (f + i) * C + j * VL) * h.z[f + i];
   for (; f < s.F; f++)
-    for (int j = 0; j < LC; j++) sums[0].v[j] += load(w.phi_q + f * C + j * VL) * w.z[f];
-  const bool decays = w.g != 0.0f;
+    for (int j = 0; j < LC; j++) sums[0].v[j] += load(w.phi_q + f * C + j * VL) * h.z[f];
+  const bool decays = h.g != 0.0f;
   for (int j = 0; j < LC; j++) {
     far.lost.v[j] = splat(1.0f);
     if (decays) {
-      const IVec ago = lane_index() + j * VL + static_cast<int32_t>(tile.q0 - p.window - w.newest);
-      far.lost.v[j] = vexp(__builtin_convertvector(ago, Vec) * w.g);
+      const IVec ago = lane_index() + j * VL + static_cast<int32_t>(tile.q0 - p.window - h.newest);
+      far.lost.v[j] = vexp(__builtin_convertvector(ago, Vec) * h.g);
     }
     far.in_S.v[j] = (sums[0].v[j] + sums[1].v[j] + (sums[2].v[j] + sums[3].v[j])) * far.lost.v[j];
     far.weight.v[j] = far.in_S.v[j];
   }
   float* to = w.far;
   for (int64_t k = tile.border0; k <= tile.border1; k++, to += C * C) {
-    const float* phi = key_features(s, w, k);
+    const float* phi = key_features(s, h, w, k);
     const int64_t ago = tile.q0 - k * C;
     products(phi, s.fs, 1, w.phi_q, s.F, C, [&](int64_t r, const Vec* sums) {
       for (int j = 0; j < LC; j++) {
         // Queries from w - (ago - r) on are past it.
         const IVec past = lane_index() + j * VL + static_cast<int32_t>(ago - r - p.window);
         Vec x = past >= 0 ? sums[j] : Vec{};
-        if (decays) x *= vexp(__builtin_convertvector(past > 0 ? past : 0, Vec) * w.g);
+        if (decays) x *= vexp(__builtin_convertvector(past > 0 ? past : 0, Vec) * h.g);
         far.weight.v[j] += x;
         store(to + r * C + j * VL, x);
       }
@@ -528,8 +601,7 @@ inline void far_weights(const Plan& s, TileWork& w, const Tile& tile, Far& far) 
 }
 
 // Scores in P become weights relative to m; returns their sums over keys.
-inline Lanes weigh(const Plan& s, const TileWork& w, const Tile& tile, const Lanes& m,
-                   const Far& far) {
+inline Lanes weigh(const TileWork& w, const Tile& tile, const Lanes& m, const Far& far) {
   Lanes total = lanes(0.0f);
   float* P = w.P;
   const float* from = w.far;
@@ -553,33 +625,14 @@ inline Lanes weigh(const Plan& s, const TileWork& w, const Tile& tile, const Lan
       store(P + j * VL, x);
     }
   }
-  (void)s;
   return total;
 }
 
-// Rows of one head lie HQ*K (or HV*V) elements apart, which hardware prefetchers do not follow.
-template <int WRITE = 0>
-inline void prefetch_row(const void* base, int64_t offset, int64_t n, DType dtype) {
-  const int64_t size = size_of(dtype);
-  const char* at = static_cast<const char*>(base) + offset * size;
-  for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(at + i, WRITE, 3);
-}
-
-// One more token of the coming tile.
-inline void prefetch_next(const Plan& s, const Item& it, TileWork& w, int64_t end) {
-  if (w.ahead >= end) return;
-  const auto& p = s.p;
-  const int64_t token = it.b * p.T + w.ahead++;
-  prefetch_row(p.key, (token * p.HV + it.g) * p.K, p.K, p.io);
-  prefetch_row(p.value, (token * p.HV + it.g) * p.V, p.V, p.io);
-  prefetch_row(p.query, (token * p.HQ + it.h0) * p.K, p.K * it.nq, p.io);
-  prefetch_row<1>(p.output, (token * p.HQ + it.h0) * p.V, p.V * it.nq, p.io);
-}
-
 // O = (P'V + factor . (phi(q) S)) / total
-inline void outputs(const Plan& s, const Item& it, TileWork& w, const Tile& tile, int i,
+inline void outputs(const Plan& s, const HeadWork& h, TileWork& w, const Tile& tile, int i,
                     const Far& far, const Lanes& inverse) {
   const auto& p = s.p;
+  const Item& it = h.it;
   float scale[C], factor[C];
   for (int j = 0; j < LC; j++) {
     store(scale + j * VL, inverse.v[j]);
@@ -590,19 +643,22 @@ inline void outputs(const Plan& s, const Item& it, TileWork& w, const Tile& tile
   const float* sinks = w.P + (last - tile.first + 1) * C * C;
   for (int64_t col = 0; col < s.vp; col += ON * VL) {
     for (int r0 = 0; r0 < C; r0 += OR) {
+      prefetch_next(s, w);
       Vec acc[OR][ON] = {};
       if (far.any) {
-        fma_tile<OR, ON>(acc, w.phi_q + r0, 1, C, w.S + col, s.vp, s.F);
+        fma_tile<OR, ON>(acc, w.phi_q + r0, 1, C, h.S + col, s.vp, s.F);
         FLA_UNROLL
         for (int r = 0; r < OR; r++) {
           FLA_UNROLL
           for (int j = 0; j < ON; j++) acc[r][j] *= factor[r0 + r];
         }
       }
-      for (int64_t k = tile.first; k <= last; k++)
+      for (int64_t k = tile.first; k <= last; k++) {
+        prefetch_next(s, w);
         fma_tile<OR, ON>(acc, w.P + (k - tile.first) * C * C + r0, 1, C,
-                         w.values + place_of(s, k) * C * s.vp + col, s.vp, C);
-      fma_tile<OR, ON>(acc, sinks + r0, 1, C, w.sink_values + col, s.vp, tile.sinks);
+                         h.values + place_of(s, k) * C * s.vp + col, s.vp, C);
+      }
+      fma_tile<OR, ON>(acc, sinks + r0, 1, C, h.sink_values + col, s.vp, tile.sinks);
       FLA_UNROLL
       for (int r = 0; r < OR; r++) {
         float* to = straight ? static_cast<float*>(p.output) + output_offset(s, it, w.t[r0 + r], i)
@@ -617,29 +673,28 @@ inline void outputs(const Plan& s, const Item& it, TileWork& w, const Tile& tile
 }
 
 // One query head of a tile.
-inline void query_head(const Plan& s, const Item& it, TileWork& w, const Tile& tile, int i) {
+inline void query_head(const Plan& s, HeadWork& h, TileWork& w, const Tile& tile, int i) {
   const auto& p = s.p;
-  load_queries(s, it, w, tile, i, p.query, p.K, s.kp, w.q);
-  const int64_t h = it.h0 + i;
+  const int64_t head = h.it.h0 + i;
+  load_columns(s, h.it, w, tile.c, p.query, p.HQ, head, p.K, s.kp, w.q);
   Scoring scoring;
   scoring.scale = p.scale;
   scoring.softcap = p.softcap;
-  scoring.slope = p.alibi_slopes ? load_one(p.alibi_slopes, h, p.parameter) : 0.0f;
-  scoring.distance = p.distance_bias ? w.distance + i * (p.window + 1 + 2 * C) + C : nullptr;
+  scoring.slope = p.alibi_slopes ? load_one(p.alibi_slopes, head, p.parameter) : 0.0f;
+  scoring.distance = p.distance_bias ? h.distance + i * (p.window + 1 + 2 * C) + C : nullptr;
   scoring.shift = lanes(0.0f);
   for (int64_t d = 0; p.key_mean && d < p.K; d++)
     for (int j = 0; j < LC; j++)
-      scoring.shift.v[j] += load(w.q + d * C + j * VL) * (w.mean[d] * p.scale);
+      scoring.shift.v[j] += load(w.q + d * C + j * VL) * (h.mean[d] * p.scale);
   scoring.plain = p.softcap == 0.0f && scoring.slope == 0.0f && !p.distance_bias && !p.key_mean;
-  const Lanes top = near_scores(s, it, w, tile, scoring);
-  Lanes m = top;
+  Lanes m = near_scores(s, h, w, tile, scoring);
   Far far;
-  far.any = s.far && (w.any_far || tile.border1 >= tile.border0);
+  far.any = s.far && (h.any_far || tile.border1 >= tile.border0);
   if (far.any) {
-    if (p.E) load_queries(s, it, w, tile, i, p.query_features, p.D, s.dp, w.x);
-    const Lanes taken = query_features(s, w, i);
-    far_weights(s, w, tile, far);
-    const float alpha = p.alpha ? load_one(p.alpha, h, p.parameter) : 0.0f;
+    if (p.E) load_columns(s, h.it, w, tile.c, p.query_features, p.HQ, head, p.D, s.dp, w.x);
+    const Lanes taken = query_features(s, h, w, i);
+    far_weights(s, h, w, tile, far);
+    const float alpha = p.alpha ? load_one(p.alpha, head, p.parameter) : 0.0f;
     for (int j = 0; j < LC; j++) {
       const Vec log_factor = taken.v[j] + alpha, size = log_bound(far.weight.v[j]);
       const Vec log_weight = size > splat(-87.0f) ? log_factor + size : splat(-kInfinity);
@@ -647,56 +702,90 @@ inline void query_head(const Plan& s, const Item& it, TileWork& w, const Tile& t
       far.factor.v[j] = vexp(log_factor - m.v[j]);
     }
   }
-  Lanes total = weigh(s, w, tile, m, far);
-  Lanes inverse;
+  const Lanes near = weigh(w, tile, m, far);
+  Lanes total, inverse;
   for (int j = 0; j < LC; j++) {
-    if (far.any) total.v[j] += far.in_S.v[j] * far.factor.v[j];
+    total.v[j] = far.any ? near.v[j] + far.in_S.v[j] * far.factor.v[j] : near.v[j];
     inverse.v[j] = 1.0f / total.v[j];
   }
   if (p.lse) {
     float lse[C];
     for (int j = 0; j < LC; j++) store(lse + j * VL, m.v[j] + vlog(total.v[j]));
-    for (int r = 0; r < tile.c; r++) store_lse(s, it, w.t[r], i, lse[r]);
+    for (int r = 0; r < tile.c; r++) store_lse(s, h.it, w.t[r], i, lse[r]);
   }
-  outputs(s, it, w, tile, i, far, inverse);
+  outputs(s, h, w, tile, i, far, inverse);
 }
 
-// Takes up to C visible tokens from `next` on into w.t; writes the outputs of the others.
-inline int take_tokens(const Plan& s, const Item& it, TileWork& w, int64_t* next) {
+// ---- the call
+
+// Takes up to C visible tokens from h.next on into w.t; writes the outputs of the others.
+inline int take_tokens(const Plan& s, HeadWork& h, TileWork& w) {
   int c = 0;
-  for (; *next < s.p.T && c < C; ++*next) {
-    if (visible(s, it, *next))
-      w.t[c++] = *next;
+  for (; h.next < s.p.T && c < C; h.next++) {
+    if (visible(s, h.it, h.next))
+      w.t[c++] = h.next;
     else
-      write_invisible(s, it, *next);
+      write_invisible(s, h.it, h.next);
   }
   return c;
 }
 
-inline void run_tiles(const Plan& s, const Item& it, TileWork& w) {
+// The next tile of a head; false when there is none. After it come the tokens of `next`, or of the
+// head itself.
+inline bool run_tile(const Plan& s, HeadWork& h, TileWork& w, const HeadWork* next) {
   const auto& p = s.p;
-  load_parameters(s, it, w);
-  load_states(s, it, w);
-  int64_t next = 0, q0 = 0, count = 0;
-  for (int c; (c = take_tokens(s, it, w, &next)) > 0; q0 += C) {
-    count = q0 + c;
-    load_keys(s, it, w, q0, c);
-    Tile tile;
-    tile.q0 = q0;
-    tile.c = c;
-    const int64_t behind = floor_div(q0 - p.window - C + 1, C);  // the last tile far for all
-    tile.first = lmax(behind + 1, tile_of(lmax(w.lo, -p.window)));
-    if (tile.first > tile_of(q0)) tile.first = tile_of(q0);
-    tile.sinks = imin(p.sinks, it.n0 + count);
-    tile.border0 = lmax(behind + 1, tile.first);
-    tile.border1 = s.far ? floor_div(q0 + C - 1 - p.window, C) : tile.border0 - 1;
-    if (s.far) absorb(s, w, behind, INT64_MAX);
-    for (int i = 0; i < it.nq; i++) query_head(s, it, w, tile, i);
+  const int c = take_tokens(s, h, w);
+  if (c == 0) return false;
+  w.next = next ? &next->it : &h.it;
+  w.ahead = 4 * (next ? next->next : h.next);
+  w.ahead_end = lmin(w.ahead + 4 * C, 4 * p.T);
+  h.count = h.q0 + c;
+  load_keys(s, h, w, c);
+  const int64_t own = tile_of(h.q0);
+  const int64_t behind = floor_div(h.q0 - p.window - C + 1, C);  // the last tile far for all
+  Tile tile;
+  tile.q0 = h.q0;
+  tile.c = c;
+  tile.first = imin(lmax(behind + 1, tile_of(h.lo)), own);
+  tile.border0 = lmax(behind + 1, tile.first);
+  tile.border1 = s.far ? floor_div(h.q0 + C - 1 - p.window, C) : tile.border0 - 1;
+  tile.sinks = imin(p.sinks, h.it.n0 + h.count);
+  if (s.far) absorb(s, h, w, behind, INT64_MAX);
+  for (int i = 0; i < h.it.nq; i++) query_head(s, h, w, tile, i);
+  h.q0 += C;
+  return true;
+}
+
+// Tiles per turn of a head. The heads of a group take turns, so that the rows of neighbouring
+// heads, which share pages and DRAM rows, are visited close together.
+constexpr int kTurn = 4;
+
+inline void run_tiles(const Plan& s, TileWork& w, int heads) {
+  const auto& p = s.p;
+  for (int i = 0; i < heads; i++) {
+    HeadWork& h = w.heads[i];
+    h.next = h.q0 = h.count = 0;
+    load_parameters(s, h);
+    load_states(s, h);
   }
-  const int64_t last = count - 1 - p.window;
-  if (s.far && count > 0)
-    for (int64_t k = tile_of(w.newest + 1); k <= tile_of(last); k++) absorb(s, w, k, last);
-  if (it.first) store_states(s, it, w, count);
+  for (bool more = true; more;) {
+    more = false;
+    for (int i = 0; i < heads; i++) {
+      HeadWork& h = w.heads[i];
+      for (int turn = 0; turn < kTurn; turn++) {
+        const bool last = turn + 1 == kTurn;
+        if (!run_tile(s, h, w, last ? &w.heads[(i + 1) % heads] : nullptr)) break;
+        more = true;
+      }
+    }
+  }
+  for (int i = 0; i < heads; i++) {
+    HeadWork& h = w.heads[i];
+    const int64_t last = h.count - 1 - p.window;
+    if (s.far && h.count > 0)
+      for (int64_t k = tile_of(h.newest + 1); k <= tile_of(last); k++) absorb(s, h, w, k, last);
+    if (h.it.first) store_states(s, h);
+  }
 }
 
 }  // namespace
