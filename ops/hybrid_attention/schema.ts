@@ -48,8 +48,9 @@ export const hybridAttention = defineOp({
       'present_window written, in their own types. Keys and values are carried unchanged; `S` is float32. Every sum of weights is taken ' +
       'relative to the larger of its two parts, so that neither overflows, however large `alpha` and the scores are. With T = 0 the output is empty and the ' +
       'present states equal the past ones. `present_window` may share memory with `past_window`, and `present_state` with `past_state`.',
-    '**Providers.** There is a CPU kernel, and a function body in standard operators. There is no CUDA kernel: in a session on a GPU, ' +
-      'ONNX Runtime runs this operator on the CPU and copies what it needs.',
+    '**Providers.** There is a CPU kernel, and a function body in standard operators, which does not know `cache`. There is no CUDA and no ' +
+      'WebGPU kernel: in a session on a GPU, ONNX Runtime runs this operator on the CPU and copies what it needs; in the browser the ' +
+      'function body runs.',
   ],
   papers: [
     {

@@ -30,8 +30,8 @@ export const windowAttention = defineOp({
     '**Precision.** All arithmetic is in float32; query, key, value, past_window and the parameters are read, output and present_window ' +
       'written, in their own types. Keys and values are carried unchanged. With T = 0 the output is empty and `present_window` equals ' +
       '`past_window`. `present_window` may share memory with `past_window`.',
-    '**Providers.** There is a CPU kernel, and a function body in standard operators. There is no CUDA kernel: in a session on a GPU, ' +
-      'ONNX Runtime runs this operator on the CPU and copies what it needs.',
+    '**Providers.** There is a CPU kernel, and a function body in standard operators. There is no CUDA and no WebGPU kernel: in a session ' +
+      'on a GPU, ONNX Runtime runs this operator on the CPU and copies what it needs; in the browser the function body runs.',
   ],
   papers: [
     {
