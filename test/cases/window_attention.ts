@@ -234,6 +234,7 @@ const headSizes = [
 const heads = [
   makeCase('queries share keys', { HQ: 6, HV: 2, B: 2, past: 10 }),
   makeCase('all queries share one key', { HQ: 5, HV: 1 }),
+  makeCase('all queries share one key, state', { HQ: 5, HV: 1, T: 130, past: 40 }),
   makeCase('queries share keys, one token', { HQ: 6, HV: 2, B: 2, T: 1, past: 40 }),
   makeCase('many heads', { HQ: 16, K: 32, V: 32, T: 40, past: 30 }),
 ];
