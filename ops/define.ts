@@ -18,8 +18,8 @@ export interface AttributeSchema {
 }
 
 /**
- * One dimension: factors joined by `*`, then at most one `+` or `-` term, as in `B`, `HV*K`, `V+normalize`, `W-1`, `1`.
- * A factor is a symbol (a dimension, an alias or an int attribute) or a literal.
+ * One dimension: factors joined by `*`, then any number of `+` or `-` terms, as in `B`, `HV*K`, `V+normalize`, `W-1`, `1`.
+ * A factor or term is a symbol (a dimension, an alias or an int attribute) or a literal.
  */
 export type DimPattern = string;
 export type ShapePattern = readonly DimPattern[];
@@ -28,7 +28,10 @@ export interface InputSchema {
   readonly name: string;
   /** A name in `types`. */
   readonly type: string;
-  /** Acceptable shapes; the first that fits wins. Only a sole shape of a required input may introduce new symbols. */
+  /**
+   * Acceptable shapes; the first that fits wins. New symbols may be introduced by a sole shape of a required input, or of an
+   * optional one that decides the symbol's size when it is absent, too (`presence`).
+   */
   readonly shapes: readonly ShapePattern[];
   readonly optional?: boolean;
   readonly doc: string;
@@ -47,16 +50,28 @@ export interface OutputSchema {
 /** A relation between two dimensions; a violation is reported against `argument`. */
 export interface ConstraintSchema {
   readonly argument: string;
-  /** `divides`: `left` divides `right`. `nested`: one of the two divides the other. */
-  readonly kind: 'divides' | 'nested';
-  readonly left: string;
-  readonly right: string;
+  /** `divides`: `left` divides `right`. `nested`: one of the two divides the other. `atLeast`: `left` is no less than `right`. */
+  readonly kind: 'divides' | 'nested' | 'atLeast';
+  readonly left: DimPattern;
+  readonly right: DimPattern;
 }
 
-/** When attribute `attribute` has one of the values `is`: inputs that must be there, must not, and values others must have. */
+/** A dimension that depends on whether an optional input is there. */
+export interface PresenceSchema {
+  readonly input: string;
+  /** The size when the input is there; by default what its shape says. */
+  readonly given?: DimPattern;
+  readonly absent: DimPattern;
+}
+
+/**
+ * When attribute `attribute` has one of the values `is`, or (an int without `allowed`) is at least `atLeast`: inputs that must be
+ * there, must not, and values others must have.
+ */
 export interface RuleSchema {
   readonly attribute: string;
-  readonly is: readonly (number | string)[];
+  readonly is?: readonly (number | string)[];
+  readonly atLeast?: number;
   readonly needs?: readonly string[];
   readonly refuses?: readonly string[];
   readonly requires?: Readonly<Record<string, readonly (number | string)[]>>;
@@ -77,6 +92,10 @@ export interface OpSchema {
   readonly aliases: Readonly<Record<string, string>>;
   /** Dimensions computed from others: the larger of two. */
   readonly maxima: Readonly<Record<string, readonly [string, string]>>;
+  /** Dimensions that depend on whether an input is there; solved when that input's turn comes. */
+  readonly presence?: Readonly<Record<string, PresenceSchema>>;
+  /** Pairs of optional inputs of which both are given or neither. */
+  readonly together?: readonly (readonly [string, string])[];
   /** Dimensions that must be at least 1 (the others may be 0). */
   readonly positive: readonly string[];
   readonly inputs: readonly InputSchema[];
@@ -194,7 +213,11 @@ function checkAttribute(
 }
 
 function activeRules(schema: OpSchema, values: Readonly<Record<string, unknown>>): RuleSchema[] {
-  return schema.rules.filter((rule) => rule.is.includes(values[rule.attribute] as string));
+  return schema.rules.filter(({ attribute, is, atLeast }) =>
+    atLeast === undefined
+      ? is?.includes(values[attribute] as string)
+      : (values[attribute] as number) >= atLeast,
+  );
 }
 
 function checkPresence(
@@ -206,6 +229,11 @@ function checkPresence(
     if (!input.optional && !inputs[input.name]) {
       throw fail(schema, 'missing_input', input.name, 'given', 'none');
     }
+  }
+  for (const pair of schema.together ?? []) {
+    const [given, missing] = inputs[pair[0]] ? pair : [pair[1], pair[0]];
+    if (!inputs[given] || inputs[missing]) continue;
+    throw fail(schema, 'missing_input', missing, `given when ${given} is`, 'none');
   }
   for (const rule of activeRules(schema, values)) {
     const when = `when ${rule.attribute}=${values[rule.attribute]}`;
@@ -262,21 +290,21 @@ export function typeCombinations(schema: OpSchema): Record<string, DType>[] {
   return combinations;
 }
 
-/** A parsed `DimPattern`: the product of `factors`, plus `sign * plus`. */
+/** A parsed `DimPattern`: the product of `factors`, plus every `sign * atom` of `terms`. */
 export interface Dim {
   readonly factors: readonly (string | number)[];
-  readonly plus: string | number;
-  readonly sign: 1 | -1;
+  readonly terms: readonly { readonly atom: string | number; readonly sign: 1 | -1 }[];
 }
 
 export function parseDim(pattern: DimPattern): Dim {
-  const match = /^([^+-]+)(?:([+-])(\w+))?$/.exec(pattern);
-  if (!match) throw new TypeError(`bad dimension pattern ${pattern}`);
+  if (!/^\w+(\*\w+)*([+-]\w+)*$/.test(pattern)) {
+    throw new TypeError(`bad dimension pattern ${pattern}`);
+  }
   const atom = (text: string) => (/^\d+$/.test(text) ? Number(text) : text);
+  const [product, ...terms] = pattern.split(/(?=[+-])/);
   return {
-    factors: match[1].split('*').map(atom),
-    plus: match[3] === undefined ? 0 : atom(match[3]),
-    sign: match[2] === '-' ? -1 : 1,
+    factors: product.split('*').map(atom),
+    terms: terms.map((term) => ({ atom: atom(term.slice(1)), sign: term[0] === '-' ? -1 : 1 })),
   };
 }
 
@@ -285,17 +313,28 @@ type Dims = Record<string, number>;
 const lookUp = (atom: string | number, dims: Dims): number | undefined =>
   typeof atom === 'number' ? atom : dims[atom];
 
+/** The sum of a pattern's terms, or undefined while one of their symbols is unknown. */
+function sumOfTerms({ terms }: Dim, dims: Dims): number | undefined {
+  let sum = 0;
+  for (const { atom, sign } of terms) {
+    const value = lookUp(atom, dims);
+    if (value === undefined) return undefined;
+    sum += sign * value;
+  }
+  return sum;
+}
+
 /** The size a pattern stands for, or undefined while one of its symbols is unknown. */
 export function evaluateDim(pattern: DimPattern, dims: Dims): number | undefined {
-  const { factors, plus, sign } = parseDim(pattern);
+  const dim = parseDim(pattern);
   let size = 1;
-  for (const factor of factors) {
+  for (const factor of dim.factors) {
     const value = lookUp(factor, dims);
     if (value === undefined) return undefined;
     size *= value;
   }
-  const rest = lookUp(plus, dims);
-  return rest === undefined ? undefined : size + sign * rest;
+  const rest = sumOfTerms(dim, dims);
+  return rest === undefined ? undefined : size + rest;
 }
 
 /** Gives the one unknown symbol of `pattern` the value that makes it equal `size`; false if there is none. */
@@ -307,10 +346,10 @@ function solveDim(
 ): boolean {
   const expected = evaluateDim(pattern, dims);
   if (expected !== undefined) return expected === size;
-  const { factors, plus, sign } = parseDim(pattern);
-  let rest = size - sign * (lookUp(plus, dims) ?? 0);
+  const dim = parseDim(pattern);
+  let rest = size - (sumOfTerms(dim, dims) ?? 0);
   let unknown = '';
-  for (const factor of factors) {
+  for (const factor of dim.factors) {
     const value = lookUp(factor, dims);
     if (value === undefined) unknown = factor as string;
     else if (value === 0 || rest % value !== 0) return false;
@@ -341,6 +380,7 @@ function solveDims(
   const dims = knownDims(schema, values);
   for (const { name, shapes } of schema.inputs) {
     const spec = inputs[name];
+    solvePresence(schema, name, spec !== undefined, dims);
     if (!spec) continue;
     const fits = shapes.some((pattern) => {
       const trial = { ...dims };
@@ -357,6 +397,15 @@ function solveDims(
   return dims;
 }
 
+/** Gives the dimensions that depend on the presence of `input` their sizes. */
+function solvePresence(schema: OpSchema, input: string, isGiven: boolean, dims: Dims): void {
+  for (const [name, { input: decides, given, absent }] of Object.entries(schema.presence ?? {})) {
+    if (decides !== input) continue;
+    const pattern = isGiven ? given : absent;
+    if (pattern !== undefined) dims[name] = evaluateDim(pattern, dims)!;
+  }
+}
+
 function knownDims(schema: OpSchema, values: Readonly<Record<string, number | string>>): Dims {
   const dims: Dims = {};
   for (const [name, attribute] of Object.entries(schema.attributes)) {
@@ -371,12 +420,19 @@ function checkConstraint(
   { argument, kind, left, right }: ConstraintSchema,
   dims: Dims,
 ): void {
-  const [a, b] = [dims[left], dims[right]];
-  if (b % a === 0 || (kind === 'nested' && a % b === 0)) return;
-  const expected =
-    kind === 'divides'
-      ? `such that ${left} divides ${right} = ${b}`
-      : `such that one of ${left} and ${right} = ${b} divides the other`;
+  const [a, b] = [evaluateDim(left, dims)!, evaluateDim(right, dims)!];
+  const holds = {
+    divides: b % a === 0,
+    nested: b % a === 0 || a % b === 0,
+    atLeast: a >= b,
+  };
+  if (holds[kind]) return;
+  const known = right === `${b}` ? right : `${right} = ${b}`;
+  const expected = {
+    divides: `such that ${left} divides ${known}`,
+    nested: `such that one of ${left} and ${known} divides the other`,
+    atLeast: `such that ${left} is at least ${known}`,
+  }[kind];
   throw fail(schema, 'invalid_shape', argument, expected, `${left} = ${a}`);
 }
 
@@ -387,9 +443,10 @@ function describeShape(pattern: ShapePattern, dims: Dims): string {
 }
 
 function fillDim(pattern: DimPattern, dims: Dims): string {
-  const { factors, plus, sign } = parseDim(pattern);
-  const text = factors.map((factor) => lookUp(factor, dims) ?? factor).join('*');
-  return plus === 0 ? text : `${text}${sign < 0 ? '-' : '+'}${lookUp(plus, dims) ?? plus}`;
+  const { factors, terms } = parseDim(pattern);
+  const fill = (atom: string | number) => `${lookUp(atom, dims) ?? atom}`;
+  const rest = terms.map(({ atom, sign }) => (sign < 0 ? '-' : '+') + fill(atom));
+  return factors.map(fill).join('*') + rest.join('');
 }
 
 /** The shape of an output once the dimensions are known. */

@@ -54,7 +54,7 @@ export function snakeCase(name: string): string {
   return name.replace(/(?<!^)([A-Z])/g, '_$1').toLowerCase();
 }
 
-/** `kv_num_heads` -> `KvNumHeads`. */
+/** `kv_num_heads` -> `KvNumHeads`, `atLeast` -> `AtLeast`. */
 function camel(name: string): string {
   return name.replace(/(?:^|_)(\w)/g, (_, letter: string) => letter.toUpperCase());
 }
@@ -79,8 +79,10 @@ class Table {
     const names = new Set(Object.keys(this.schema.aliases));
     for (const { shapes } of this.schema.inputs) {
       for (const dim of shapes.flat()) {
-        const { factors, plus } = parseDim(dim);
-        for (const atom of [...factors, plus]) if (typeof atom === 'string') names.add(atom);
+        const { factors, terms } = parseDim(dim);
+        for (const atom of [...factors, ...terms.map((term) => term.atom)]) {
+          if (typeof atom === 'string') names.add(atom);
+        }
       }
     }
     for (const name of Object.keys(this.schema.maxima)) names.add(name);
@@ -127,10 +129,12 @@ class Table {
       ),
       this.span('AliasTable', 'aliases', this.aliasRows()),
       this.span('MaximumTable', 'maxima', this.maximumRows()),
+      this.span('PresenceTable', 'presence', this.presenceRows()),
       this.span('AttributeTable', 'attributes', this.attributeRows()),
       this.span('InputTable', 'inputs', this.inputRows()),
       this.span('OutputTable', 'outputs', this.outputRows()),
       this.span('ConstraintTable', 'constraints', this.constraintRows()),
+      this.span('PairTable', 'together', this.pairRows()),
       this.span('RuleTable', 'rules', this.ruleRows()),
     ];
     return `${this.arrays.join('')}
@@ -179,6 +183,17 @@ inline constexpr OpTable kTable = {
     );
   }
 
+  private presenceRows(): string[] {
+    return Object.entries(this.schema.presence ?? {}).map(([name, { input, given, absent }]) => {
+      const sizes = `${given !== undefined}, ${this.dim(given ?? absent)}, ${this.dim(absent)}`;
+      return `{${this.dimIndex(name)}, k${camel(input)}, ${sizes}}`;
+    });
+  }
+
+  private pairRows(): string[] {
+    return (this.schema.together ?? []).map((pair) => `{k${camel(pair[0])}, k${camel(pair[1])}}`);
+  }
+
   private attributeRows(): string[] {
     return Object.entries(this.schema.attributes).map(([name, attribute]) => {
       const { type, allowed = [], min } = attribute;
@@ -221,10 +236,12 @@ inline constexpr OpTable kTable = {
   }
 
   private dim(pattern: DimPattern): string {
-    const { factors, plus, sign } = parseDim(pattern);
+    const { factors, terms } = parseDim(pattern);
     if (factors.length > 2) throw new TypeError(`at most two factors: ${pattern}`);
+    if (terms.length > 3) throw new TypeError(`at most three terms: ${pattern}`);
     const [first, second = 1] = factors;
-    return `{${quote(pattern)}, {${this.atom(first)}, ${this.atom(second)}}, ${this.atom(plus)}, ${sign}}`;
+    const sums = terms.map(({ atom, sign }) => `{${this.atom(atom)}, ${sign}}`).join(', ');
+    return `{${quote(pattern)}, {${this.atom(first)}, ${this.atom(second)}}, ${terms.length}, {${sums}}}`;
   }
 
   private atom(atom: string | number): string {
@@ -239,12 +256,13 @@ inline constexpr OpTable kTable = {
   private constraintRows(): string[] {
     return this.schema.constraints.map(
       ({ argument, kind, left, right }) =>
-        `{${quote(argument)}, ${kind === 'nested'}, ${this.dimIndex(left)}, ${this.dimIndex(right)}}`,
+        `{${quote(argument)}, ConstraintKind::k${camel(kind)}, ${this.dim(left)}, ${this.dim(right)}}`,
     );
   }
 
   private ruleRows(): string[] {
-    return this.schema.rules.map(({ attribute, is, needs, refuses, requires = {} }, i) => {
+    return this.schema.rules.map((rule, i) => {
+      const { attribute, is = [], atLeast, needs, refuses, requires = {} } = rule;
       const inputs = (names: readonly string[] = []) => names.map((name) => `k${camel(name)}`);
       const values = Object.entries(requires).map(
         ([name, allowed]) => `{kAttribute${camel(name)}, ${this.bits(name, allowed)}}`,
@@ -252,6 +270,8 @@ inline constexpr OpTable kTable = {
       return `{${[
         `kAttribute${camel(attribute)}`,
         this.bits(attribute, is),
+        `${atLeast !== undefined}`,
+        `${atLeast ?? 0}`,
         this.span('int', `rule_${i}_needs`, inputs(needs)),
         this.span('int', `rule_${i}_refuses`, inputs(refuses)),
         this.span('RequiredValueTable', `rule_${i}_values`, values),

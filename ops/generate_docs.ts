@@ -55,7 +55,8 @@ function attributeRow([name, attribute]: [string, AttributeSchema]): string[] {
 }
 
 function rules(schema: OpSchema): string[] {
-  const lines = schema.rules.map(({ attribute, is, needs, refuses, requires }) => {
+  const lines = schema.rules.map(({ attribute, is = [], atLeast, needs, refuses, requires }) => {
+    const when = atLeast === undefined ? is.join(' or ') : `at least ${atLeast}`;
     const demands = [
       needs && `${needs.join(', ')} must be given`,
       refuses && `${refuses.join(', ')} must be absent`,
@@ -63,14 +64,17 @@ function rules(schema: OpSchema): string[] {
         ([name, values]) => `${name} must be ${values.join(' or ')}`,
       ),
     ].filter(Boolean);
-    return `- ${attribute} ${is.join(' or ')}: ${demands.join('; ')}`;
+    return `- ${attribute} ${when}: ${demands.join('; ')}`;
   });
-  const divisions = schema.constraints.map(({ kind, left, right }) =>
-    kind === 'divides'
-      ? `- ${left} divides ${right}`
-      : `- one of ${left} and ${right} divides the other`,
+  const pairs = (schema.together ?? []).map((pair) => `- ${pair.join(' and ')}: both or neither`);
+  const relations = schema.constraints.map(
+    ({ kind, left, right }) =>
+      ({
+        divides: `- ${left} divides ${right}`,
+        nested: `- one of ${left} and ${right} divides the other`,
+        atLeast: `- ${left} is at least ${right}`,
+      })[kind],
   );
-  return lines.length + divisions.length === 0
-    ? []
-    : ['## Rules', [...lines, ...divisions].join('\n')];
+  const all = [...lines, ...pairs, ...relations];
+  return all.length === 0 ? [] : ['## Rules', all.join('\n')];
 }

@@ -81,7 +81,7 @@ describe('exports', () => {
       isa: expect.stringMatching(/avx|portable/),
       failed: 'invalid_model',
       size: 1,
-      ops: ['LinearAttention', 'CausalConvWithState'],
+      ops: ['LinearAttention', 'CausalConvWithState', 'WindowAttention', 'HybridAttention'],
     });
   });
 

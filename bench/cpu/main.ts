@@ -21,6 +21,7 @@ import {
   type Row,
   writeResults,
 } from '../results.js';
+import { copyBandwidth, random } from './tensors.js';
 
 const RULES = ['linear', 'gated', 'gated_per_key', 'delta', 'gated_delta'] as const;
 type Rule = (typeof RULES)[number];
@@ -139,21 +140,6 @@ function softmaxModel({ T, H, d }: Shape): Uint8Array {
   );
 }
 
-let seed = 1;
-/** Uniform numbers in [low, high), fresh for each tensor; past a million of them they repeat. */
-function random(n: number, low: number, high: number): Float32Array {
-  const out = new Float32Array(n);
-  const block = Math.min(n, 1 << 20);
-  seed += 0x9e3779b9;
-  let s = seed >>> 0;
-  for (let i = 0; i < block; i++) {
-    s = (Math.imul(s, 1664525) + 1013904223) >>> 0;
-    out[i] = low + ((high - low) * s) / 2 ** 32;
-  }
-  for (let done = block; done < n; done *= 2) out.copyWithin(done, 0, Math.min(done, n - done));
-  return out;
-}
-
 /** Random inputs; keys and queries of unit length, as the delta rules need to stay bounded. */
 function inputs(rule: Rule, { T, H, d }: Shape): Record<string, ort.Tensor> {
   const tensor = (data: Float32Array, ...shape: number[]) => new ort.Tensor('float32', data, shape);
@@ -218,20 +204,6 @@ async function runner(
     [from, to] = [to, from];
   };
   return { run, output, release: () => session.release() };
-}
-
-/** Bytes per second of a plain copy (read + written), median of several, arrays far above any cache. */
-function copyBandwidth(): number {
-  const n = 1 << 27;
-  const from = new Uint8Array(n).fill(1);
-  const to = new Uint8Array(n).fill(2);
-  const rates: number[] = [];
-  for (let i = 0; i < 7; i++) {
-    const t0 = performance.now();
-    to.set(from);
-    rates.push((2 * n) / ((performance.now() - t0) / 1000));
-  }
-  return median(rates);
 }
 
 /** Largest difference of two outputs over the largest value: both sides must compute the same. */

@@ -88,14 +88,33 @@ inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t 
   for (int64_t d = 0; d < n; d += VL) {
     for (int r0 = 0; r0 < C; r0 += VL) {
       Vec x[VL];
+      const float* row = src + r0 * src_stride + d;
       FLA_UNROLL
-      for (int i = 0; i < VL; i++) x[i] = load(src + (r0 + i) * src_stride + d);
+      for (int i = 0; i < VL; i++, row += src_stride) x[i] = load(row);
       transpose_round<1>(x);
       transpose_round<2>(x);
       if constexpr (VL > 4) transpose_round<4>(x);
       if constexpr (VL > 8) transpose_round<8>(x);
       FLA_UNROLL
       for (int i = 0; i < VL; i++) store(dst + (d + i) * C + r0, x[i]);
+    }
+  }
+}
+
+// dst[C][n] = src[n][C]'; n a multiple of VL.
+inline void transpose_back(const float* src, float* dst, int64_t dst_stride, int64_t n) {
+  for (int64_t d = 0; d < n; d += VL) {
+    for (int r0 = 0; r0 < C; r0 += VL) {
+      Vec x[VL];
+      FLA_UNROLL
+      for (int i = 0; i < VL; i++) x[i] = load(src + (d + i) * C + r0);
+      transpose_round<1>(x);
+      transpose_round<2>(x);
+      if constexpr (VL > 4) transpose_round<4>(x);
+      if constexpr (VL > 8) transpose_round<8>(x);
+      float* row = dst + r0 * dst_stride + d;
+      FLA_UNROLL
+      for (int i = 0; i < VL; i++, row += dst_stride) store(row, x[i]);
     }
   }
 }

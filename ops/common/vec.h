@@ -45,6 +45,7 @@ struct BFloat {
 
 FLA_INLINE Vec splat(float x) { return x - Vec{}; }
 FLA_INLINE int imin(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
+FLA_INLINE int64_t lmin(int64_t a, int64_t b) { return a < b ? a : b; }
 FLA_INLINE int64_t lmax(int64_t a, int64_t b) { return a > b ? a : b; }
 FLA_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 FLA_INLINE Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
@@ -199,6 +200,45 @@ FLA_INLINE Vec vexp(Vec x) {
 }
 
 FLA_INLINE float exp1(float x) { return vexp(splat(x))[0]; }
+
+// log x within about 1 ulp, for x normal and > 0.
+FLA_INLINE Vec vlog(Vec x) {
+  IVec bits = reinterpret_cast<IVec>(x);
+  Vec m = reinterpret_cast<Vec>((bits & 0x007fffff) | 0x3f000000);  // [0.5, 1)
+  IVec low = m < splat(0.707106781186547524f);                      // -1 where true
+  Vec e = __builtin_convertvector((bits >> 23) - 126 + low, Vec);
+  m = (low ? m + m : m) - 1.0f;
+  Vec p = splat(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  Vec z = m * m;
+  return (m + (p * m * z + e * -2.12194440e-4f - z * 0.5f)) + e * 0.693359375f;
+}
+
+// A bound on log |x| from above, at most log 2 too large; below -87 for 0 and subnormals.
+FLA_INLINE Vec log_bound(Vec x) {
+  IVec exponent = (reinterpret_cast<IVec>(x) >> 23) & 0xff;
+  return __builtin_convertvector(exponent - 126, Vec) * 0.693147180559945f;
+}
+
+FLA_INLINE Vec vtanh(Vec x) {
+  Vec z = x * x;
+  // Near 0 the series, where the quotient would cancel.
+  Vec p = splat(62.0f / 2835);
+  p = p * z - 17.0f / 315;
+  p = p * z + 2.0f / 15;
+  p = p * z - 1.0f / 3;
+  Vec near = x + x * z * p;
+  Vec size = x < Vec{} ? -x : x;
+  Vec far = 1.0f - 2.0f / (vexp(size + size) + 1.0f);
+  return z < splat(0.09f) ? near : (x < Vec{} ? -far : far);
+}
 
 // ---- rows of any length and dtype
 

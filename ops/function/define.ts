@@ -35,6 +35,12 @@ export function checkOpset(op: OpSchema, opset: number, dtype: FloatDType): void
   );
 }
 
+/** @throws FlaError `unsupported` when a body around com.microsoft operators is asked for, which has none for the op */
+export function standardOnly(op: OpSchema, { target }: FunctionOptions): void {
+  if (target !== 'com.microsoft') return;
+  throw new FlaError('unsupported', `${op.name}: no com.microsoft body: target must be standard`);
+}
+
 /** Wraps nodes that read the op's inputs and write its outputs, by their schema names. */
 export function opFunction(
   op: OpSchema,

@@ -107,16 +107,20 @@ export class BodyEmitter extends Emitter {
     }
     return this.op('Slice', [x, this.ints(start), this.ints(end), this.ints(axis)]);
   }
-  /** x[start : start + length] along one axis, with a length from `dim`. */
-  window(x: string, axis: number, start: number, length: string): string {
+  /** x[start : start + length] along one axis; start and length may be values of `dim`. */
+  window(x: string, axis: number, start: number | string, length: string): string {
+    const from = typeof start === 'number' ? this.ints(start) : start;
     if (this.opset >= 10) {
-      const end = start ? this.add(length, this.ints(start)) : length;
-      return this.op('Slice', [x, this.ints(start), end, this.ints(axis)]);
+      const end = start === 0 ? length : this.add(length, from);
+      return this.op('Slice', [x, from, end, this.ints(axis)]);
     }
-    // Slice takes no computed bounds before opset 10, and there is no Range before 11.
+    // Slice takes no computed bounds before opset 10.
+    return this.op('Gather', [x, this.add(this.positions(length), from)], { axis });
+  }
+  /** 0, 1, ..., length - 1 in int64. There is no Range before opset 11. */
+  positions(length: string): string {
     const ones = this.add(this.cast(this.zeros([length]), 'int64'), this.ints(1));
-    const positions = this.squeeze(this.op('NonZero', [ones]), 0);
-    return this.op('Gather', [x, this.add(positions, this.ints(start))], { axis });
+    return this.squeeze(this.op('NonZero', [ones]), 0);
   }
   /** x with zeros appended along axis 1 up to `length`; x has rank `rank`. */
   padTokens(x: string, rank: number, missing: string): string {

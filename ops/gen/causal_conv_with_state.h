@@ -31,18 +31,18 @@ inline constexpr AttributeTable attributes[] = {
     {"activation", AttributeType::kString, false, 0, "none", {allowed_activation, 3}, false, 0}};
 inline constexpr InputTable inputs[] = {
     {"input", kTypeT, false, 1, {
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"D", {symbol(kDimD), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"D", {symbol(kDimD), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}}}}},
     {"weight", kTypeT, false, 1, {
-      {3, {{"D", {symbol(kDimD), literal(1)}, literal(0), 1}, {"1", {literal(1), literal(1)}, literal(0), 1}, {"W", {symbol(kDimW), literal(1)}, literal(0), 1}}}}},
+      {3, {{"D", {symbol(kDimD), literal(1)}, 0, {}}, {"1", {literal(1), literal(1)}, 0, {}}, {"W", {symbol(kDimW), literal(1)}, 0, {}}}}}},
     {"bias", kTypeT, true, 1, {
-      {1, {{"D", {symbol(kDimD), literal(1)}, literal(0), 1}}}}},
+      {1, {{"D", {symbol(kDimD), literal(1)}, 0, {}}}}}},
     {"past_state", kTypeT, true, 1, {
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"D", {symbol(kDimD), literal(1)}, literal(0), 1}, {"W-1", {symbol(kDimW), literal(1)}, literal(1), -1}}}}}};
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"D", {symbol(kDimD), literal(1)}, 0, {}}, {"W-1", {symbol(kDimW), literal(1)}, 1, {{literal(1), -1}}}}}}}};
 inline constexpr OutputTable outputs[] = {
     {"output", kTypeT, false, -1,
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"D", {symbol(kDimD), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"D", {symbol(kDimD), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}}}},
     {"present_state", kTypeT, true, kPastState,
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"D", {symbol(kDimD), literal(1)}, literal(0), 1}, {"W-1", {symbol(kDimW), literal(1)}, literal(1), -1}}}}};
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"D", {symbol(kDimD), literal(1)}, 0, {}}, {"W-1", {symbol(kDimW), literal(1)}, 1, {{literal(1), -1}}}}}}};
 
 inline constexpr OpTable kTable = {
     "CausalConvWithState",
@@ -54,9 +54,11 @@ inline constexpr OpTable kTable = {
     {positive, 2},
     {},
     {},
+    {},
     {attributes, 1},
     {inputs, 4},
     {outputs, 2},
+    {},
     {},
     {}};
 

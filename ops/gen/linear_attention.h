@@ -136,31 +136,31 @@ inline constexpr AttributeTable attributes[] = {
     {"read", AttributeType::kString, false, 0, "after", {allowed_read, 3}, false, 0}};
 inline constexpr InputTable inputs[] = {
     {"query", kTypeT, false, 1, {
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}, {"HQ*K", {symbol(kDimHQ), symbol(kDimK)}, literal(0), 1}}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}, {"HQ*K", {symbol(kDimHQ), symbol(kDimK)}, 0, {}}}}}},
     {"key", kTypeT, false, 1, {
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}, {"HK*K", {symbol(kDimHK), symbol(kDimK)}, literal(0), 1}}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}, {"HK*K", {symbol(kDimHK), symbol(kDimK)}, 0, {}}}}}},
     {"value", kTypeT, false, 1, {
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}, {"HV*V", {symbol(kDimHV), symbol(kDimV)}, literal(0), 1}}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}, {"HV*V", {symbol(kDimHV), symbol(kDimV)}, 0, {}}}}}},
     {"past_state", kTypeS, true, 1, {
-      {4, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"HV", {symbol(kDimHV), literal(1)}, literal(0), 1}, {"K", {symbol(kDimK), literal(1)}, literal(0), 1}, {"V+normalize", {symbol(kDimV), literal(1)}, symbol(kDimNormalize), 1}}}}},
+      {4, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"HV", {symbol(kDimHV), literal(1)}, 0, {}}, {"K", {symbol(kDimK), literal(1)}, 0, {}}, {"V+normalize", {symbol(kDimV), literal(1)}, 1, {{symbol(kDimNormalize), 1}}}}}}},
     {"decay", kTypeTD, true, 2, {
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}, {"HV", {symbol(kDimHV), literal(1)}, literal(0), 1}}},
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}, {"HV*K", {symbol(kDimHV), symbol(kDimK)}, literal(0), 1}}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}, {"HV", {symbol(kDimHV), literal(1)}, 0, {}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}, {"HV*K", {symbol(kDimHV), symbol(kDimK)}, 0, {}}}}}},
     {"beta", kTypeTB, true, 2, {
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}, {"HV", {symbol(kDimHV), literal(1)}, literal(0), 1}}},
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}, {"1", {literal(1), literal(1)}, literal(0), 1}}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}, {"HV", {symbol(kDimHV), literal(1)}, 0, {}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}, {"1", {literal(1), literal(1)}, 0, {}}}}}},
     {"mask", kTypeM, true, 1, {
-      {2, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}}}}},
+      {2, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}}}}},
     {"bonus", kTypeTU, true, 1, {
-      {1, {{"HV*K", {symbol(kDimHV), symbol(kDimK)}, literal(0), 1}}}}}};
+      {1, {{"HV*K", {symbol(kDimHV), symbol(kDimK)}, 0, {}}}}}}};
 inline constexpr OutputTable outputs[] = {
     {"output", kTypeT, false, -1,
-      {3, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"T", {symbol(kDimT), literal(1)}, literal(0), 1}, {"HO*V", {symbol(kDimHO), symbol(kDimV)}, literal(0), 1}}}},
+      {3, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"T", {symbol(kDimT), literal(1)}, 0, {}}, {"HO*V", {symbol(kDimHO), symbol(kDimV)}, 0, {}}}}},
     {"present_state", kTypeS, true, kPastState,
-      {4, {{"B", {symbol(kDimB), literal(1)}, literal(0), 1}, {"HV", {symbol(kDimHV), literal(1)}, literal(0), 1}, {"K", {symbol(kDimK), literal(1)}, literal(0), 1}, {"V+normalize", {symbol(kDimV), literal(1)}, symbol(kDimNormalize), 1}}}}};
+      {4, {{"B", {symbol(kDimB), literal(1)}, 0, {}}, {"HV", {symbol(kDimHV), literal(1)}, 0, {}}, {"K", {symbol(kDimK), literal(1)}, 0, {}}, {"V+normalize", {symbol(kDimV), literal(1)}, 1, {{symbol(kDimNormalize), 1}}}}}}};
 inline constexpr ConstraintTable constraints[] = {
-    {"query", true, kDimHQ, kDimHV},
-    {"key", false, kDimHK, kDimHV}};
+    {"query", ConstraintKind::kNested, {"HQ", {symbol(kDimHQ), literal(1)}, 0, {}}, {"HV", {symbol(kDimHV), literal(1)}, 0, {}}},
+    {"key", ConstraintKind::kDivides, {"HK", {symbol(kDimHK), literal(1)}, 0, {}}, {"HV", {symbol(kDimHV), literal(1)}, 0, {}}}};
 inline constexpr int rule_0_needs[] = {kDecay};
 inline constexpr int rule_1_refuses[] = {kDecay};
 inline constexpr int rule_2_needs[] = {kBeta};
@@ -174,13 +174,13 @@ inline constexpr RequiredValueTable rule_6_values[] = {
     {kAttributeUpdateRule, 1},
     {kAttributeRead, 1}};
 inline constexpr RuleTable rules[] = {
-    {kAttributeUpdateRule, 10, {rule_0_needs, 1}, {}, {}},
-    {kAttributeUpdateRule, 5, {}, {rule_1_refuses, 1}, {}},
-    {kAttributeUpdateRule, 12, {rule_2_needs, 1}, {}, {}},
-    {kAttributeUpdateRule, 3, {}, {rule_3_refuses, 1}, {}},
-    {kAttributeRead, 4, {rule_4_needs, 1}, {}, {rule_4_values, 1}},
-    {kAttributeRead, 3, {}, {rule_5_refuses, 1}, {}},
-    {kAttributeCausal, 1, {}, {rule_6_refuses, 1}, {rule_6_values, 2}}};
+    {kAttributeUpdateRule, 10, false, 0, {rule_0_needs, 1}, {}, {}},
+    {kAttributeUpdateRule, 5, false, 0, {}, {rule_1_refuses, 1}, {}},
+    {kAttributeUpdateRule, 12, false, 0, {rule_2_needs, 1}, {}, {}},
+    {kAttributeUpdateRule, 3, false, 0, {}, {rule_3_refuses, 1}, {}},
+    {kAttributeRead, 4, false, 0, {rule_4_needs, 1}, {}, {rule_4_values, 1}},
+    {kAttributeRead, 3, false, 0, {}, {rule_5_refuses, 1}, {}},
+    {kAttributeCausal, 1, false, 0, {}, {rule_6_refuses, 1}, {rule_6_values, 2}}};
 
 inline constexpr OpTable kTable = {
     "LinearAttention",
@@ -192,10 +192,12 @@ inline constexpr OpTable kTable = {
     {positive, 3},
     {aliases, 3},
     {maxima, 1},
+    {},
     {attributes, 10},
     {inputs, 8},
     {outputs, 2},
     {constraints, 2},
+    {},
     {rules, 7}};
 
 }  // namespace fla::gen::linear_attention

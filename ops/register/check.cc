@@ -56,6 +56,18 @@ int64_t look_up(const Atom& atom, const Dims& dims) {
   return atom.symbol < 0 ? atom.literal : dims.values[atom.symbol];
 }
 
+// The sum of the terms, kUnknown while a symbol is; `known` tells it from a sum of -1.
+int64_t sum_of_terms(const DimTable& dim, const Dims& dims, bool* known) {
+  int64_t sum = 0;
+  *known = true;
+  for (int i = 0; i < dim.term_count; ++i) {
+    const int64_t value = look_up(dim.terms[i].atom, dims);
+    if (value == kUnknown) *known = false;
+    sum += dim.terms[i].sign * value;
+  }
+  return sum;
+}
+
 int64_t evaluate(const DimTable& dim, const Dims& dims) {
   int64_t size = 1;
   for (const Atom& factor : dim.factors) {
@@ -63,8 +75,9 @@ int64_t evaluate(const DimTable& dim, const Dims& dims) {
     if (value == kUnknown) return kUnknown;
     size *= value;
   }
-  const int64_t rest = look_up(dim.plus, dims);
-  return rest == kUnknown ? kUnknown : size + dim.sign * rest;
+  bool known = false;
+  const int64_t rest = sum_of_terms(dim, dims, &known);
+  return known ? size + rest : kUnknown;
 }
 
 bool contains(const Span<int>& span, int value) {
@@ -77,7 +90,9 @@ bool solve(const OpTable& op, const DimTable& dim, int64_t size, Dims* dims) {
   if (size == kUnknown) return true;
   const int64_t expected = evaluate(dim, *dims);
   if (expected != kUnknown) return expected == size;
-  int64_t rest = size - dim.sign * look_up(dim.plus, *dims);
+  bool known = false;
+  int64_t rest = size - sum_of_terms(dim, *dims, &known);
+  if (!known) return true;  // nothing to learn yet
   int unknown = -1;
   for (const Atom& factor : dim.factors) {
     const int64_t value = look_up(factor, *dims);
@@ -115,8 +130,8 @@ std::string fill(const OpTable& op, const DimTable& dim, const Dims& dims) {
   if (known != kUnknown) return std::to_string(known);
   std::string text = atom_text(op, dim.factors[0], dims);
   if (dim.factors[1].symbol >= 0) text += "*" + atom_text(op, dim.factors[1], dims);
-  if (dim.plus.symbol >= 0 || dim.plus.literal != 0) {
-    text += (dim.sign < 0 ? "-" : "+") + atom_text(op, dim.plus, dims);
+  for (int i = 0; i < dim.term_count; ++i) {
+    text += (dim.terms[i].sign < 0 ? "-" : "+") + atom_text(op, dim.terms[i].atom, dims);
   }
   return text;
 }
@@ -156,24 +171,45 @@ std::string check_shape(const OpTable& op, const InputTable& input, const Tensor
   return check_message(op, input.name, join(expected, " or "), list(spec.shape));
 }
 
+// Gives the dimensions that depend on the presence of an input their sizes.
+void solve_presence(const OpTable& op, int input, bool given, Dims* dims) {
+  for (const PresenceTable& presence : op.presence) {
+    if (presence.input != input || (given && !presence.has_given)) continue;
+    dims->values[presence.symbol] = evaluate(given ? presence.given : presence.absent, *dims);
+  }
+}
+
 std::string check_constraint(const OpTable& op, const ConstraintTable& constraint,
                              const Dims& dims) {
-  const int64_t left = dims[constraint.left];
-  const int64_t right = dims[constraint.right];
+  const int64_t left = evaluate(constraint.left, dims);
+  const int64_t right = evaluate(constraint.right, dims);
   if (left < 1 || right < 1) return "";  // unknown, or an attribute that is refused by itself
-  if (right % left == 0 || (constraint.nested && left % right == 0)) return "";
-  const std::string a = op.dims[constraint.left];
-  const std::string b = op.dims[constraint.right] + (" = " + std::to_string(right));
-  const std::string expected = constraint.nested
-                                   ? "such that one of " + a + " and " + b + " divides the other"
-                                   : "such that " + a + " divides " + b;
+  const std::string a = constraint.left.text;
+  std::string b = constraint.right.text;
+  if (b != std::to_string(right)) b += " = " + std::to_string(right);
+  std::string expected;
+  switch (constraint.kind) {
+    case ConstraintKind::kDivides:
+      if (right % left == 0) return "";
+      expected = "such that " + a + " divides " + b;
+      break;
+    case ConstraintKind::kNested:
+      if (right % left == 0 || left % right == 0) return "";
+      expected = "such that one of " + a + " and " + b + " divides the other";
+      break;
+    case ConstraintKind::kAtLeast:
+      if (left >= right) return "";
+      expected = "such that " + a + " is at least " + b;
+      break;
+  }
   return check_message(op, constraint.argument, expected, a + " = " + std::to_string(left));
 }
 
 // ---- rules ----
 
 bool applies(const RuleTable& rule, const Attributes& attributes) {
-  return (rule.is >> attributes[rule.attribute].index) & 1u;
+  const AttributeValue& value = attributes[rule.attribute];
+  return rule.has_least ? value.i >= rule.least : (rule.is >> value.index) & 1u;
 }
 
 std::string when(const OpTable& op, const RuleTable& rule, const Attributes& attributes) {
@@ -234,6 +270,13 @@ std::string check_presence(const OpTable& op, const Attributes& attributes,
       return check_message(op, op.inputs[i].name, "given", "none");
     }
   }
+  for (const PairTable& pair : op.together) {
+    if (inputs[pair.first].present == inputs[pair.second].present) continue;
+    const int given = inputs[pair.first].present ? pair.first : pair.second;
+    const int missing = given == pair.first ? pair.second : pair.first;
+    return check_message(op, op.inputs[missing].name,
+                         std::string("given when ") + op.inputs[given].name + " is", "none");
+  }
   for (const RuleTable& rule : op.rules) {
     if (!applies(rule, attributes)) continue;
     for (int i : rule.needs) {
@@ -282,6 +325,7 @@ std::string solve_dims(const OpTable& op, const Attributes& attributes,
                        const std::vector<TensorSpec>& inputs, Dims* dims) {
   *dims = known_dims(op, attributes);
   for (int i = 0; i < op.inputs.size; ++i) {
+    solve_presence(op, i, inputs[i].present, dims);
     if (!inputs[i].present) continue;
     std::string message = check_shape(op, op.inputs[i], inputs[i], dims);
     if (!message.empty()) return message;

@@ -9,13 +9,14 @@
 
 namespace fla {
 
-constexpr int kMaxInputs = 8;
-constexpr int kMaxOutputs = 2;
+constexpr int kMaxInputs = 17;
+constexpr int kMaxOutputs = 3;
 constexpr int kMaxAttributes = 12;
 constexpr int kMaxDims = 16;
 constexpr int kMaxTypes = 6;
 constexpr int kMaxRank = 4;
 constexpr int kMaxFactors = 2;
+constexpr int kMaxTerms = 3;
 constexpr int kMaxShapes = 2;
 
 template <typename T>
@@ -48,12 +49,17 @@ struct Atom {
 constexpr Atom symbol(int index) { return {index, 0}; }
 constexpr Atom literal(int64_t value) { return {-1, value}; }
 
-// The product of the factors, plus sign * plus.
+struct Term {
+  Atom atom;
+  int sign;
+};
+
+// The product of the factors, plus every sign * atom of the terms.
 struct DimTable {
   const char* text;
   Atom factors[kMaxFactors];
-  Atom plus;
-  int sign;
+  int term_count;
+  Term terms[kMaxTerms];
 };
 
 struct ShapeTable {
@@ -90,11 +96,29 @@ struct MaximumTable {
   int right;
 };
 
+// A dimension that depends on whether an input is there.
+struct PresenceTable {
+  int symbol;
+  int input;
+  bool has_given;  // false: the input's shape says it
+  DimTable given;
+  DimTable absent;
+};
+
+// Left divides right; one of the two divides the other; left is no less than right.
+enum class ConstraintKind { kDivides, kNested, kAtLeast };
+
 struct ConstraintTable {
   const char* argument;
-  bool nested;  // false: left divides right; true: one of the two divides the other
-  int left;
-  int right;
+  ConstraintKind kind;
+  DimTable left;
+  DimTable right;
+};
+
+// Two optional inputs of which both are given or neither.
+struct PairTable {
+  int first;
+  int second;
 };
 
 struct RequiredValueTable {
@@ -102,10 +126,13 @@ struct RequiredValueTable {
   uint32_t allowed;  // bit set over AttributeTable::allowed
 };
 
-// Applies when the attribute's value is in `is`, a bit set over AttributeTable::allowed.
+// Applies when the attribute's value is in `is`, a bit set over AttributeTable::allowed, or
+// (has_least) when it is no less than `least`.
 struct RuleTable {
   int attribute;
   uint32_t is;
+  bool has_least;
+  int64_t least;
   Span<int> needs;    // inputs
   Span<int> refuses;  // inputs
   Span<RequiredValueTable> requires_values;
@@ -136,10 +163,12 @@ struct OpTable {
   Span<int> positive;      // dimensions that must be at least 1
   Span<AliasTable> aliases;
   Span<MaximumTable> maxima;
+  Span<PresenceTable> presence;
   Span<AttributeTable> attributes;
   Span<InputTable> inputs;
   Span<OutputTable> outputs;
   Span<ConstraintTable> constraints;
+  Span<PairTable> together;
   Span<RuleTable> rules;
 };
 

@@ -70,6 +70,8 @@ void add_op(OpList* ops, const Runtime& runtime, const Backend& backend) {
 // One per operator, each in <op>.cc.
 void add_linear_attention(OpList* ops, const Runtime& runtime);
 void add_causal_conv_with_state(OpList* ops, const Runtime& runtime);
+void add_window_attention(OpList* ops, const Runtime& runtime);
+void add_hybrid_attention(OpList* ops, const Runtime& runtime);
 
 }  // namespace fla
 

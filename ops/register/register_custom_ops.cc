@@ -48,6 +48,8 @@ Runtime find_runtime(const OrtApiBase* base) {
 OrtStatus* make_domain(const Runtime& runtime, Domain* domain) {
   add_linear_attention(&domain->ops, runtime);
   add_causal_conv_with_state(&domain->ops, runtime);
+  add_window_attention(&domain->ops, runtime);
+  add_hybrid_attention(&domain->ops, runtime);
   OrtStatus* status = runtime.api->CreateCustomOpDomain(kDomain, &domain->ort);
   for (const auto& op : domain->ops) {
     if (!status) status = runtime.api->CustomOpDomain_Add(domain->ort, op.get());
@@ -108,7 +110,8 @@ extern "C" __attribute__((visibility("default"))) const char* fla_ops_info() {
   thread_local char text[1024];
   std::snprintf(text, sizeof text,
                 "{\"version\":\"%s\",\"isa\":\"%s\","
-                "\"ops\":[\"com.fla.LinearAttention\",\"com.fla.CausalConvWithState\"],"
+                "\"ops\":[\"com.fla.LinearAttention\",\"com.fla.CausalConvWithState\","
+                "\"com.fla.WindowAttention\",\"com.fla.HybridAttention\"],"
                 "\"cuda\":%s,\"workspace_peak\":%zu}",
                 FLA_VERSION, fla::cpu_isa(), fla::cuda_info().c_str(), fla::scratch_peak());
   return text;

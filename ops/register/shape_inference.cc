@@ -64,8 +64,11 @@ OrtStatus* read_inputs(const OpTable& table, const OrtApi* api, const OrtShapeIn
     if (!succeeded(api, read_type_and_shape(api, info, &spec)))
       continue;  // absent inputs have no type
     (*types)[table.inputs[static_cast<int>(i)].type] = element_type(spec.dtype);
-    spec.present = spec.shape.size() == static_cast<size_t>(shape.rank);  // rank 0: not known
-    if (spec.present) FLA_RETURN_IF_ERROR(read_names(table, shape, api, info, names));
+    if (spec.shape.size() == static_cast<size_t>(shape.rank)) {
+      FLA_RETURN_IF_ERROR(read_names(table, shape, api, info, names));
+    } else {
+      spec.shape.assign(shape.rank, kUnknown);  // rank 0: not known
+    }
   }
   return nullptr;
 }

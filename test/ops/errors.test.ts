@@ -5,8 +5,10 @@ import {
   type DType,
   FlaError,
   type FlaErrorCode,
+  hybridAttention,
   linearAttention,
   type OpSchema,
+  windowAttention,
   zeros,
 } from '../../ops/index.js';
 import { refusalOf } from '../support/kernels.js';
@@ -186,6 +188,138 @@ const badConvolutions: readonly BadCall[] = [
   },
 ];
 
+const badWindows: readonly BadCall[] = [
+  {
+    code: 'invalid_shape',
+    message: 'key must be [B,T,HV*K] = [2,3,10], received [2,3,20]',
+    shapes: { key: [2, 3, 20] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'query must be such that HV divides HQ = 3, received HV = 2',
+    attributes: { q_num_heads: 3 },
+    shapes: { query: [2, 3, 15] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'value must be such that K+V is at least 4, received K+V = 3',
+    shapes: { query: [2, 3, 8], key: [2, 3, 4], value: [2, 3, 2], past_window: undefined },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'past_window must be [B,HV,sinks+window+1,K+V] = [2,2,11,8], received [2,2,10,8]',
+    shapes: { past_window: [2, 2, 10, 8] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'distance_bias must be [HQ,window+1] = [4,9], received [4,8]',
+    shapes: { distance_bias: [4, 8] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'alibi_slopes must be [HQ] = [4], received [2]',
+    shapes: { alibi_slopes: [2] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'mask must be [B,T] = [2,3], received [2,4]',
+    shapes: { mask: [2, 4] },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'window must be at least 1, received 0',
+    attributes: { window: 0 },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'sinks must be at least 0, received -1',
+    attributes: { sinks: -1 },
+  },
+];
+
+const badHybrids: readonly BadCall[] = [
+  {
+    code: 'invalid_shape',
+    message: 'query_weight must be [HQ,D,M] = [4,5,M], received [4,6,7]',
+    shapes: { query_weight: [4, 6, 7] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'key_weight must be [HV,D,M] = [2,5,7], received [2,5,6]',
+    shapes: { key_weight: [2, 5, 6] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'key_bias must be [HV,M*signs] = [2,14], received [2,7]',
+    shapes: { key_bias: [2, 7] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'past_state must be [B,HV,M*signs,V+1] = [2,2,14,4], received [2,2,14,3]',
+    shapes: { past_state: [2, 2, 14, 3] },
+  },
+  {
+    code: 'invalid_shape',
+    message: 'past_state must be [B,HV,M*signs,V+1] = [2,2,7,4], received [2,2,14,4]',
+    attributes: { signs: 1 },
+  },
+  {
+    code: 'invalid_shape',
+    message:
+      'past_window must be [B,HV,sinks+window+cache+1,K+V+E] = [2,2,15,8], received [2,2,11,8]',
+    attributes: { cache: 4 },
+  },
+  {
+    code: 'missing_input',
+    message: 'key_features must be given when query_features is, received none',
+    shapes: { query_features: [2, 3, 20] },
+  },
+  {
+    code: 'missing_input',
+    message: 'key_weight must be given when query_weight is, received none',
+    shapes: { key_weight: undefined },
+  },
+  {
+    code: 'unexpected_input',
+    message: 'decay must be absent when cache=4, received [2]',
+    attributes: { cache: 4 },
+    shapes: { decay: [2], past_window: [2, 2, 15, 8] },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'signs must be one of 1, 2, received 4',
+    attributes: { signs: 4 },
+  },
+  {
+    code: 'invalid_attribute',
+    message: 'feature_map must be one of identity, elu1, relu, exp, softmax, received silu',
+    attributes: { feature_map: 'silu' },
+  },
+];
+
+const windowHeads = { q_num_heads: 4, kv_num_heads: 2, window: 8, sinks: 2 };
+const goodWindow = {
+  query: [2, 3, 20],
+  key: [2, 3, 10],
+  value: [2, 3, 6],
+  past_window: [2, 2, 11, 8],
+};
+/** A call of every op that its bad calls break. */
+const goodCalls: Record<string, Pick<Call, 'attributes' | 'shapes'>> = {
+  LinearAttention: { attributes: heads, shapes: good },
+  CausalConvWithState: { attributes: {}, shapes: { input: [2, 6, 9], weight: [6, 1, 4] } },
+  WindowAttention: { attributes: windowHeads, shapes: goodWindow },
+  HybridAttention: {
+    attributes: windowHeads,
+    shapes: {
+      ...goodWindow,
+      query_weight: [4, 5, 7],
+      key_weight: [2, 5, 7],
+      past_state: [2, 2, 14, 4],
+    },
+  },
+};
+
 interface Call {
   readonly op: OpSchema;
   readonly attributes: Record<string, number | string>;
@@ -193,12 +327,11 @@ interface Call {
 }
 
 function callOf(op: OpSchema, bad: BadCall): Call {
-  const isAttention = op === linearAttention;
-  const all = { ...(isAttention ? good : { input: [2, 6, 9], weight: [6, 1, 4] }), ...bad.shapes };
-  const given = Object.entries(all).filter(([, shape]) => shape !== undefined);
+  const { attributes, shapes } = goodCalls[op.name];
+  const given = Object.entries({ ...shapes, ...bad.shapes }).filter(([, shape]) => shape);
   return {
     op,
-    attributes: { ...(isAttention ? heads : {}), ...bad.attributes },
+    attributes: { ...attributes, ...bad.attributes },
     shapes: Object.fromEntries(given) as Record<string, readonly number[]>,
   };
 }
@@ -219,6 +352,8 @@ const specs = (shapes: Call['shapes'], dtype: DType = 'float32') =>
 describe.each([
   [linearAttention, badCalls],
   [causalConvWithState, badConvolutions],
+  [windowAttention, badWindows],
+  [hybridAttention, badHybrids],
 ] as const)('$name', (op, calls) => {
   it.each(calls)('checkCall and the library say: $message', async (bad) => {
     const { attributes, shapes } = callOf(op, bad);

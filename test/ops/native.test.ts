@@ -19,6 +19,7 @@ const run = (command: string, args: string[], env: Record<string, string> = {}) 
 describe.each([
   ['check_linear_attention', '150'],
   ['check_causal_conv_with_state', '300'],
+  ['check_hybrid_attention', '150'],
 ])('%s: random cases against float64', (name, cases) => {
   const program = join(folder, name);
 
@@ -36,7 +37,13 @@ describe.each([
 });
 
 describe('the object files of one instruction set', () => {
-  const isaObjects = ['linear_attention', 'causal_conv_with_state'].flatMap((op) =>
+  const ops = [
+    'linear_attention',
+    'causal_conv_with_state',
+    'window_attention',
+    'hybrid_attention',
+  ];
+  const isaObjects = ops.flatMap((op) =>
     existsSync(join(OBJECTS, op))
       ? readdirSync(join(OBJECTS, op))
           .filter((file) => /^cpu_\w+\.cc\.o$/.test(file))
@@ -51,9 +58,7 @@ describe('the object files of one instruction set', () => {
     const symbols = run('nm', ['--defined-only', '--extern-only', join(OBJECTS, file)]);
     const names = symbols.trim().split('\n');
     expect(names).toHaveLength(1);
-    expect(names[0]).toMatch(
-      / T \w*(linear_attention|causal_conv_with_state)_(portable|avx2|avx512)/,
-    );
+    expect(names[0]).toMatch(new RegExp(` T \\w*(${ops.join('|')})_(portable|avx2|avx512)`));
   });
 });
 

@@ -4,9 +4,11 @@ import { describe, expect, it } from 'vitest';
 import { buildModel, DATA_TYPE, makeNode, modelBytes } from '../../exporter/ir/index.js';
 import {
   causalConvWithState,
+  hybridAttention,
   linearAttention,
   ops,
   type Tensor64,
+  windowAttention,
   zeros,
 } from '../../ops/index.js';
 import { linearAttentionReference } from '../../ops/linear_attention/reference.js';
@@ -196,6 +198,40 @@ describe('shape inference', () => {
       expect(await typesOf(T, ['query', 'key', 'value'])).toEqual([DATA_TYPE[T], DATA_TYPE[T]]);
     },
   );
+
+  it('of HybridAttention', async () => {
+    const tensors = {
+      query: normal(1, 40, 16),
+      key: normal(1, 40, 8),
+      value: normal(1, 40, 6),
+      query_features: normal(1, 40, 20),
+      key_features: normal(1, 40, 10),
+      query_weight: normal(4, 5, 7),
+      key_weight: normal(2, 5, 7),
+    };
+    const tokens = (width: number) => ['batch', 'tokens', width];
+    const declared = {
+      ...{ query: tokens(16), key: tokens(8), value: tokens(6) },
+      ...{ query_features: tokens(20), key_features: tokens(10) },
+    };
+    const attributes = { q_num_heads: 4, kv_num_heads: 2, window: 16, sinks: 3, cache: 5 };
+    const call = callOf(tensors, { op: hybridAttention, attributes, declared });
+    expect(await shapesOf(call)).toEqual({
+      output: tokens(12),
+      present_window: ['batch', 2, 25, 12],
+      present_state: ['batch', 2, 14, 4],
+    });
+  });
+
+  it('of WindowAttention', async () => {
+    const heads = { q_num_heads: 2, kv_num_heads: 2, window: 16 };
+    const call = callOf(inputs, { op: windowAttention, attributes: heads });
+    expect(await shapesOf(call)).toEqual({
+      output: [1, 40, 6],
+      lse: [1, 40, 2],
+      present_window: [1, 2, 17, 7],
+    });
+  });
 
   it('of CausalConvWithState', async () => {
     const tensors = { input: normal(2, 5, 9), weight: normal(5, 1, 4) };

@@ -1,3 +1,5 @@
+import { hybridSuite } from './support/hybrid_suite.js';
 import { kernelSuite } from './support/kernel_suite.js';
 
 kernelSuite('avx2');
+hybridSuite(false);

@@ -50,8 +50,9 @@ function outputType({ op, dtypes, inputs }: KernelCall, name: string): DType {
   const { type } = op.outputs.find((output) => output.name === name)!;
   const bound = (variable: string) =>
     op.inputs.find((input) => input.type === variable && inputs[input.name]);
-  const twin = bound(type) ?? bound(op.types[type][0]);
-  return dtypes[twin!.name];
+  const [first] = op.types[type];
+  const twin = bound(type) ?? bound(first);
+  return twin ? dtypes[twin.name] : (first as DType);
 }
 
 export interface SessionSettings {
