@@ -1,4 +1,5 @@
 // Everything but file access and onnxruntime-node: for browsers, and for wherever the caller brings the runtime.
+export { type ControlOptions, rewriteControl } from './controls.js';
 export {
   type InspectOptions,
   type InspectReport,

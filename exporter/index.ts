@@ -1,3 +1,4 @@
+import { type ControlOptions, rewriteControl as control } from './controls.js';
 import { type InspectOptions, type InspectReport, inspectModel as inspect } from './inspect.js';
 import type { Model } from './ir/index.js';
 import { type LowerOptions, lowerModel as lower } from './lower.js';
@@ -47,4 +48,15 @@ export function raiseModel(model: Model, options: RaiseOptions = {}): Promise<Mo
  */
 export function lowerModel(model: Model, options: LowerOptions): Promise<MovedNode[]> {
   return lower(model, { runner: nodeRunner, ...options });
+}
+
+/**
+ * Makes a control to compare rewritten models with, in place: attention zeroed, or a window and sinks only. Masks are probed on
+ * onnxruntime-node unless `options.runner` says otherwise.
+ *
+ * @returns how many attentions were changed
+ * @throws FlaError `invalid_argument` for a window of no tokens, `invalid_model` for a malformed graph
+ */
+export function rewriteControl(model: Model, options: ControlOptions): Promise<number> {
+  return control(model, { runner: nodeRunner, ...options });
 }

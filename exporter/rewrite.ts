@@ -10,7 +10,7 @@ import { declareState, removeCaches, type StatePair } from './states.js';
 import { SiteEmitter } from './variants/emit.js';
 import { emitLinear, floatType, VARIANTS } from './variants/linear.js';
 import type { LayerGates, RewriteOptions, Variant } from './variants/options.js';
-import { emitSoftmax } from './variants/softmax.js';
+import { emitSoftmax, type Handicap } from './variants/softmax.js';
 
 /** The layout of the metadata that a rewritten model carries. */
 const FORMAT_VERSION = '1';
@@ -164,10 +164,10 @@ function checkGates(variant: Variant, layer: number, gates: LayerGates | undefin
 }
 
 /** Softmax attention again, from the normalised description alone. */
-function reEmit(site: AnalysedSite, { facts }: Analysis): void {
+export function reEmit(site: AnalysedSite, { facts }: Analysis, handicap?: Handicap): void {
   const { graph } = site.node;
   const e = new SiteEmitter(graph, facts, site.node.name);
-  const product = emitSoftmax(e, site.sdpa!);
+  const product = emitSoftmax(e, site.sdpa!, handicap);
   graph.remove(site.sdpa!.replaced);
   graph.insert(e.nodes);
   for (const value of site.sdpa!.interior.flatMap((n) => n.outputs)) {

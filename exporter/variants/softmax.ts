@@ -3,13 +3,23 @@ import type { MaskStep, Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
 
 /**
+ * Attention made worse on purpose:
+ *
+ * - `zeroed`: it yields zeros
+ * - `window`: of the keys that the masks allow, a query sees the first `sinks` and those less than `window` tokens away
+ */
+export type Handicap =
+  | { readonly control: 'zeroed' }
+  | { readonly control: 'window'; readonly window: number; readonly sinks: number };
+
+/**
  * Writes a site as softmax attention in plain operators, from nothing but its normalised description:
  *
  *     softmax(scale q k' + masks) v
  *
  * @returns the product q k' [B,H,Tq,Tk], of which a mask may want to know the shape
  */
-export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa): string {
+export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa, handicap?: Handicap): string {
   const q = e.as(e.bhtd(sdpa.q), sdpa.dtype);
   const k = repeatHeads(e, e.as(allTokens(e, sdpa, 'Key'), sdpa.dtype), sdpa.k.dim, sdpa);
   const v = repeatHeads(e, e.as(allTokens(e, sdpa, 'Value'), sdpa.dtype), sdpa.v.dim, sdpa);
@@ -18,8 +28,14 @@ export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa): string {
   const scaled = sdpa.scale === 1 ? product : e.mul(product, e.scalar(sdpa.scale, sdpa.dtype));
   let scores = precision === sdpa.dtype ? scaled : e.cast(scaled, precision);
   for (const step of sdpa.masks) scores = applyMask(e, scores, step, precision);
+  if (handicap?.control === 'window') scores = hideFar(e, scores, handicap, precision);
   const softmax = e.op('Softmax', [scores], { axis: 3 });
-  const weights = precision === sdpa.dtype ? softmax : e.cast(softmax, sdpa.dtype);
+  let weights = precision === sdpa.dtype ? softmax : e.cast(softmax, sdpa.dtype);
+  // Chosen, not multiplied: a row that sees nothing is not a number.
+  if (handicap?.control === 'zeroed') {
+    const zero = e.scalar(0, sdpa.dtype);
+    weights = e.op('Where', [e.constant('bool', [0], []), weights, zero]);
+  }
   finish(e, weights, v, sdpa);
   return product;
 }
@@ -84,4 +100,20 @@ function causal(e: SiteEmitter, scores: string): string {
   const rows = e.unsqueeze(range(e.sub(keys, queries), keys), 1);
   const columns = e.unsqueeze(range(e.ints(0), keys), 0);
   return e.op('Not', [e.op('Less', [rows, columns])]);
+}
+
+/** Scores with those of keys that are neither near nor sinks hidden. Bidirectional attention sees as far ahead as back. */
+function hideFar(
+  e: SiteEmitter,
+  scores: string,
+  { window, sinks }: { window: number; sinks: number },
+  dtype: DTypeName,
+): string {
+  const [queries, keys] = [e.dim(scores, 2), e.dim(scores, 3)];
+  const rows = e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1); // cached keys come first
+  const columns = e.unsqueeze(e.positions(keys), 0);
+  const less = (a: string, b: number) => e.op('Less', [a, e.ints(b)]);
+  const near = less(e.op('Abs', [e.sub(rows, columns)]), window);
+  const seen = sinks > 0 ? e.op('Or', [near, less(columns, sinks)]) : near;
+  return e.op('Where', [seen, scores, e.scalar(Number.NEGATIVE_INFINITY, dtype)]);
 }

@@ -26,3 +26,6 @@ export const TINYLM = {
   tokenizer: path.join(FIXTURES, 'tinylm/tokenizer.json'),
   text: path.join(FIXTURES, 'tinylm/val.txt'),
 };
+
+/** A decoder of two layers over plain integers that recalls what it has read: with nothing but a window it cannot. */
+export const TINYRECALL = path.join(FIXTURES, 'tinyrecall/model.onnx');
