@@ -20,7 +20,11 @@ export function standardError(values: ArrayLike<number>): number {
 
 /** The value below which a share `q` (0..1) of the values lies, linear between neighbours; NaN of nothing. */
 export function quantile(values: ArrayLike<number>, q: number): number {
-  const sorted = Float64Array.from(values).sort();
+  return quantileOfSorted(Float64Array.from(values).sort(), q);
+}
+
+/** The same of values in increasing order. */
+function quantileOfSorted(sorted: ArrayLike<number>, q: number): number {
   if (sorted.length === 0) return Number.NaN;
   const at = (sorted.length - 1) * q;
   const low = Math.floor(at);
@@ -65,7 +69,9 @@ export function logSoftmax(logits: ArrayLike<number>): Float64Array {
   let total = 0;
   for (let i = 0; i < logits.length; i++) total += Math.exp(logits[i]! - top);
   const shift = top + Math.log(total);
-  return Float64Array.from(logits, (x) => x - shift);
+  const result = new Float64Array(logits.length);
+  for (let i = 0; i < logits.length; i++) result[i] = logits[i]! - shift;
+  return result;
 }
 
 /** KL(p || q) in nats, from log-probabilities; terms with p = 0 count nothing. */
@@ -83,4 +89,84 @@ export function argmax(values: ArrayLike<number>): number {
   let best = 0;
   for (let i = 1; i < values.length; i++) if (values[i]! > values[best]!) best = i;
   return best;
+}
+
+/** A number and its standard error; null where there is none to be had. */
+export interface Estimate {
+  value: number;
+  error: number | null;
+}
+
+/** The mean of independent values. */
+export function meanEstimate(values: ArrayLike<number>): Estimate {
+  return { value: mean(values), error: values.length > 1 ? standardError(values) : null };
+}
+
+/**
+ * A quantile and its standard error, by order statistics: the number of values below the true quantile is binomial, so the
+ * quantiles one standard deviation of that number to either side are one standard error away.
+ */
+export function quantileEstimate(sorted: ArrayLike<number>, q: number): Estimate {
+  const value = quantileOfSorted(sorted, q);
+  const spread = Math.sqrt((q * (1 - q)) / sorted.length);
+  const [low, high] = [q - spread, q + spread];
+  // Beyond the largest value nothing is known of the distribution.
+  if (!(low >= 0 && high <= 1 && spread > 0)) return { value, error: null };
+  return { value, error: (quantileOfSorted(sorted, high) - quantileOfSorted(sorted, low)) / 2 };
+}
+
+/** The root of the mean square, its error propagated from that of the mean square. */
+export function rmsEstimate(values: ArrayLike<number>): Estimate {
+  const squares = Float64Array.from(values, (x) => x * x);
+  const { value, error } = meanEstimate(squares);
+  const rms = Math.sqrt(value);
+  return { value: rms, error: error === null || rms === 0 ? null : error / (2 * rms) };
+}
+
+/** A share of independent trials, with the error of the normal approximation to the binomial. */
+export function shareEstimate(hits: number, trials: number): Estimate {
+  const value = hits / trials;
+  return { value, error: trials > 1 ? Math.sqrt((value * (1 - value)) / (trials - 1)) : null };
+}
+
+/** Pearson's correlation coefficient; NaN when either side does not vary. */
+export function correlation(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  const [ma, mb] = [mean(a), mean(b)];
+  let [ab, aa, bb] = [0, 0, 0];
+  for (let i = 0; i < a.length; i++) {
+    const [x, y] = [a[i]! - ma, b[i]! - mb];
+    ab += x * y;
+    aa += x * x;
+    bb += y * y;
+  }
+  return ab / Math.sqrt(aa * bb);
+}
+
+/** Spearman's rank correlation: Pearson's, of the ranks. */
+export function rankCorrelation(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  return correlation(ranks(a), ranks(b));
+}
+
+/** Ranks from 1; equal values share the mean of theirs. */
+export function ranks(values: ArrayLike<number>): Float64Array {
+  const order = Array.from(values, (_, i) => i).sort((i, j) => values[i]! - values[j]!);
+  const result = new Float64Array(values.length);
+  for (let from = 0; from < order.length; ) {
+    let to = from + 1;
+    while (to < order.length && values[order[to]!] === values[order[from]!]) to++;
+    for (let i = from; i < to; i++) result[order[i]!] = (from + 1 + to) / 2;
+    from = to;
+  }
+  return result;
+}
+
+/** How many values lie in each class; `edges` increase, and what lies beyond the outer ones counts in the outer classes. */
+export function histogram(values: ArrayLike<number>, edges: readonly number[]): number[] {
+  const counts = new Array<number>(edges.length - 1).fill(0);
+  for (let i = 0; i < values.length; i++) {
+    let at = edges.findIndex((edge) => values[i]! < edge);
+    if (at < 0) at = edges.length;
+    counts[Math.min(Math.max(at - 1, 0), counts.length - 1)]!++;
+  }
+  return counts;
 }

@@ -4,6 +4,8 @@ import { FlaError } from '../../ops/error.js';
 /** Text to token ids and back. */
 export interface Tokenizer {
   encode(text: string): number[];
+  /** The same without the special tokens that stand around a text. */
+  encodePiece(text: string): number[];
   decode(ids: readonly number[]): string;
   /** The ids at which generation ends: special tokens named like an end of text. */
   readonly endIds: ReadonlySet<number>;
@@ -31,6 +33,7 @@ export function makeTokenizer(json: object, config: object, what: string): Token
     .map(([id]) => id);
   return {
     encode: (text) => inner.encode(text).ids,
+    encodePiece: (text) => inner.encode(text, { add_special_tokens: false }).ids,
     decode: (ids) =>
       inner.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false }),
     endIds: new Set(ends),

@@ -1,13 +1,21 @@
 import { describe, expect, test } from 'vitest';
 import {
   argmax,
+  correlation,
   cosine,
+  histogram,
   klDivergence,
   logSoftmax,
   maxAbsDifference,
   mean,
+  meanEstimate,
   median,
   quantile,
+  quantileEstimate,
+  rankCorrelation,
+  ranks,
+  rmsEstimate,
+  shareEstimate,
   standardError,
 } from '../../../exporter/compare/statistics.js';
 
@@ -88,4 +96,52 @@ describe('distances', () => {
   test('argmax takes the first of equals', () => {
     expect(argmax([1, 3, 3, 2])).toBe(1);
   });
+});
+
+describe('estimates', () => {
+  test('a mean has its standard error, one value has none', () => {
+    expect(meanEstimate([2, 4, 4, 4, 5, 5, 7, 9])).toEqual({
+      value: 5,
+      error: expect.closeTo(0.755929, 6),
+    });
+    expect(meanEstimate([3])).toEqual({ value: 3, error: null });
+  });
+  test('a share: 3 of 4 is 0.75 +- sqrt(0.1875 / 3)', () => {
+    expect(shareEstimate(3, 4)).toEqual({ value: 0.75, error: 0.25 });
+    expect(shareEstimate(1, 1)).toEqual({ value: 1, error: null });
+  });
+  test('a median of 0..99: the order statistics at 45 % and 55 %', () => {
+    const values = Array.from({ length: 100 }, (_, i) => i);
+    expect(quantileEstimate(values, 0.5)).toEqual({
+      value: 49.5,
+      error: expect.closeTo(4.95, 12),
+    });
+  });
+  test('a quantile beyond what the number of values can tell has no error', () => {
+    expect(quantileEstimate([1, 2, 3], 0.999).error).toBeNull();
+    expect(quantileEstimate([1, 2, 3], 1)).toEqual({ value: 3, error: null });
+  });
+  test('a root mean square: of 1 and 7 it is 5, of squares 1 and 49 the error is 24 / 10', () => {
+    expect(rmsEstimate([1, -7])).toEqual({ value: 5, error: expect.closeTo(2.4, 12) });
+    expect(rmsEstimate([0, 0])).toEqual({ value: 0, error: null });
+  });
+});
+
+describe('correlations', () => {
+  test('of 1, 2, 3 and 1, 3, 2 is 1/2', () => {
+    expect(correlation([1, 2, 3], [1, 3, 2])).toBeCloseTo(0.5, 14);
+    expect(correlation([1, 2, 3], [-2, -4, -6])).toBeCloseTo(-1, 14);
+    expect(correlation([1, 1], [1, 2])).toBeNaN();
+  });
+  test('equal values share their ranks', () => {
+    expect([...ranks([10, 20, 20, 5])]).toEqual([2, 3.5, 3.5, 1]);
+  });
+  test('of ranks sees order only', () => {
+    expect(rankCorrelation([1, 2, 3, 4], [1, 10, 100, 1000])).toBeCloseTo(1, 14);
+    expect(rankCorrelation([1, 2, 3, 4], [4, 3, 2, 1])).toBeCloseTo(-1, 14);
+  });
+});
+
+test('histogram: lower edges belong to a class, outliers to the outer ones', () => {
+  expect(histogram([-5, 0, 0.5, 1, 1.9, 2, 99], [0, 1, 2, 3])).toEqual([3, 2, 2]);
 });
