@@ -4,7 +4,7 @@ import { printLanguage } from '../../exporter/cli/commands/compare.js';
 import { printInspection } from '../../exporter/cli/commands/inspect.js';
 import { formatBytes, formatNumber } from '../../exporter/cli/format.js';
 import { printTable } from '../../exporter/cli/io.js';
-import { compareLanguage, compareModels } from '../../exporter/compare/index.js';
+import { compareLanguage, type LanguageDifference } from '../../exporter/compare/index.js';
 import {
   inspectModel,
   loadModel,
@@ -37,7 +37,7 @@ export async function languageDemo(): Promise<string> {
 
   const linear = await rewritten('tinylm-linear', LINEAR);
   say('All four layers rewritten to linear attention (elu + 1), on text not trained on:');
-  printLanguage(io, await compareModels(TINYLM_CACHED, linear, { ids, maxTokens: TOKENS }));
+  printLanguage(io, await difference(ids, linear));
   say(
     'The weights were trained for softmax and nothing is calibrated: a plain swap ruins this model.\n' +
       'Which layers are rewritten, and to what, makes all the difference:',
@@ -72,27 +72,32 @@ async function rewritten(name: string, options: RewriteOptions): Promise<string>
   return file;
 }
 
+/** How a file's predictions differ from the original's. */
+async function difference(ids: readonly number[], file: string): Promise<LanguageDifference> {
+  const original = await LanguageModel.open(TINYLM_CACHED);
+  const model = await LanguageModel.open(file);
+  const found = await compareLanguage(original, model, ids, { maxTokens: TOKENS });
+  await model.release();
+  await original.release();
+  return found;
+}
+
 /** Prints perplexity and divergence from the original for each file. */
 async function compareFiles(
   ids: readonly number[],
   files: readonly (readonly [label: string, file: string])[],
 ): Promise<void> {
-  const original = await LanguageModel.open(TINYLM_CACHED);
   const rows: string[][] = [];
   for (const [label, file] of files) {
-    const model = await LanguageModel.open(file);
-    const options = { maxTokens: TOKENS };
-    const { ppl, kld, same_top } = await compareLanguage(original, model, ids, options);
-    await model.release();
+    const { ppl, kld, same_top } = await difference(ids, file);
     rows.push([
       label,
       formatNumber(ppl.rewritten),
-      formatNumber(ppl.ratio, 3),
-      formatNumber(kld.mean, 3),
-      `${(same_top * 100).toFixed(1)} %`,
+      formatNumber(ppl.ratio.value, 3),
+      formatNumber(kld.mean.value, 3),
+      `${((same_top.value ?? 0) * 100).toFixed(1)} %`,
     ]);
   }
-  await original.release();
   printTable(io, ['rewritten', 'perplexity', 'ratio', 'KL mean', 'same top token'], rows);
 }
 

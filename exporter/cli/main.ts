@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { CommanderError } from 'commander';
 import { FlaError } from '../../ops/error.js';
+import { ConditionsMet } from './exit.js';
 import { processIo } from './io.js';
 import { buildProgram } from './program.js';
 
@@ -38,6 +39,7 @@ function fail(error: unknown): number {
     .replace(/\s+/g, ' ')
     .trim();
   io.err(`onnx-fla: ${line}\n`);
+  if (error instanceof ConditionsMet) return ConditionsMet.exitCode;
   if (isVerbose() && error instanceof Error) io.err(`${error.stack}\n`);
   return io.signal.aborted ? EXIT_INTERRUPTED : 1;
 }

@@ -45,6 +45,26 @@ export function parseNumbers(text: string): number[] {
   return text.split(',').map(parseWithin(-Number.MAX_VALUE, Number.MAX_VALUE));
 }
 
+/** A length in tokens, or in windows. */
+export interface TaskLength {
+  count: number;
+  unit: 'tokens' | 'windows';
+}
+
+/** Parses '512,4x,16x': tokens, and times the window. */
+export function parseTaskLengths(text: string): TaskLength[] {
+  return text.split(',').map((part) => {
+    const [, number, times] = /^\s*(\d+)(x?)\s*$/.exec(part) ?? [];
+    if (number === undefined) throw new InvalidArgumentError('expected lengths like 512,4x,16x');
+    return { count: parsePositive(number), unit: times ? 'windows' : 'tokens' };
+  });
+}
+
+/** Parses '0,0.5,1'. */
+export function parseShares(text: string): number[] {
+  return text.split(',').map(parseWithin(0, 1));
+}
+
 /** Collects repeated `name=length`. */
 export function collectDim(text: string, before: Record<string, number>): Record<string, number> {
   const at = text.lastIndexOf('=');

@@ -1,5 +1,5 @@
-import fs from 'node:fs';
 import { Command } from 'commander';
+import { packageVersion } from '../package_version.js';
 import { addCompare } from './commands/compare.js';
 import { addGenerate } from './commands/generate.js';
 import { addInspect } from './commands/inspect.js';
@@ -42,12 +42,4 @@ Ctrl-C stops any command; files appear only when they are complete.
 
 function argumentsOf(command: Command): string {
   return command.registeredArguments.map((a) => `<${a.name()}>`).join(' ');
-}
-
-function packageVersion(): string {
-  for (const up of ['../..', '../../..']) {
-    const file = new URL(`${up}/package.json`, import.meta.url);
-    if (fs.existsSync(file)) return JSON.parse(fs.readFileSync(file, 'utf8')).version;
-  }
-  return 'unknown';
 }

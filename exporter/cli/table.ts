@@ -2,7 +2,7 @@ import Table from 'cli-table3';
 
 const GAP = 2; // blanks between columns
 const NARROWEST = 5;
-const BREAKS = /(?<=[ /._,+-])/; // a line may end behind these
+const BREAKS = /(?<=[ /_,+-]|\.(?!\d))/; // a line may end behind these, but not inside a decimal number
 
 /** A table of at most `width` characters a line, as far as that is possible; long cells are wrapped. */
 export function formatTable(

@@ -1,31 +1,11 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { CostRow } from './report/schema.js';
 import type { SessionChoice } from './session.js';
 import { median } from './statistics.js';
 
-/** What one length costs either model; null where it could not be measured, or does not apply. */
-export interface CostRow {
-  length: number;
-  /** Median time to process `length` tokens (or the length of the free dimension) from a fresh start. */
-  original_ms: number | null;
-  rewritten_ms: number | null;
-  /** original_ms / rewritten_ms: above 1, the rewritten model is faster. */
-  speedup: number | null;
-  /** Median time of one more token after that; null for a model that remembers nothing. */
-  original_decode_ms: number | null;
-  rewritten_decode_ms: number | null;
-  /** Peak resident memory of a process that does nothing else. */
-  original_peak_bytes: number | null;
-  rewritten_peak_bytes: number | null;
-  /** What is carried from token to token. */
-  original_state_bytes: number | null;
-  rewritten_state_bytes: number | null;
-  /** How often each was timed. */
-  runs: number;
-  original_error?: string;
-  rewritten_error?: string;
-}
+export type { CostRow } from './report/schema.js';
 
 /** What a child process is to measure. */
 export interface CostJob {

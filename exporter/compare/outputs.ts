@@ -50,38 +50,47 @@ export interface OpenModel extends OpenedSession {
   file: string;
 }
 
-/** Runs both models on the same made-up inputs and compares every output they share. */
-export async function compareOutputs(
-  original: OpenModel,
-  rewritten: OpenModel,
-  options: ShapeOptions & { onModelRun?: (done: number) => void } = {},
-): Promise<Record<string, OutputDifference>> {
-  checkDims([original, rewritten], options.dims ?? {});
-  const run = async ({ file, session }: OpenModel) => {
-    const feeds = await feedsFor(file, session, options);
-    return namingFile(file, () => session.run(feeds));
-  };
-  const a = await run(original);
-  options.onModelRun?.(1);
-  const b = await run(rewritten);
-  options.onModelRun?.(2);
+export type Outputs = Readonly<Record<string, Ort.Tensor>>;
+
+/** Runs a model on made-up inputs, which are the same for every model. */
+export async function outputsOf(
+  { file, session }: OpenModel,
+  options: ShapeOptions = {},
+): Promise<Outputs> {
+  const feeds = await feedsFor(file, session, options);
+  return (await namingFile(file, () => session.run(feeds))) as Outputs;
+}
+
+/**
+ * Compares every output that two runs share.
+ *
+ * @throws FlaError `invalid_argument` when that is none
+ */
+export function compareOutputs(
+  a: Outputs,
+  b: Outputs,
+  files: { original: string; rewritten: string },
+): Record<string, OutputDifference> {
   const differences: Record<string, OutputDifference> = {};
-  for (const name of Object.keys(a)) {
-    const x = a[name] as Ort.Tensor;
-    const y = b[name] as Ort.Tensor | undefined;
+  for (const [name, x] of Object.entries(a)) {
+    const y = b[name];
     if (!y || !sameShape(x.dims, y.dims)) continue;
     differences[name] = difference(tensorValues(x), tensorValues(y));
   }
   if (Object.keys(differences).length === 0) {
     throw new FlaError(
       'invalid_argument',
-      `${rewritten.file}: must share outputs with ${original.file} (${Object.keys(a)}), received ${Object.keys(b)}`,
+      `${files.rewritten}: must share outputs with ${files.original} (${Object.keys(a)}), received ${Object.keys(b)}`,
     );
   }
   return differences;
 }
 
-function checkDims(models: readonly OpenModel[], dims: Readonly<Record<string, number>>): void {
+/** @throws FlaError `invalid_argument` for a dimension that no input of these models has */
+export function checkDims(
+  models: readonly OpenModel[],
+  dims: Readonly<Record<string, number>>,
+): void {
   const shapes = models.flatMap(({ session }) => tensorInputs(session.inputMetadata));
   const names = new Set(shapes.flatMap((i) => i.shape.filter((d) => typeof d === 'string' && d)));
   for (const name of Object.keys(dims)) {

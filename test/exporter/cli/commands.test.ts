@@ -2,20 +2,26 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
-import type { Comparison } from '../../../exporter/compare/index.js';
+import type { Report } from '../../../exporter/compare/index.js';
 import {
   type InspectReport,
   loadModel,
   type RewriteReport,
   tensorNumbers,
 } from '../../../exporter/index.js';
-import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
+import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM, TINYRECALL } from '../../support/models.js';
 import { runCli, runJson, startCli } from './run_cli.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-cli-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
 const at = (name: string) => path.join(folder, name);
 const COMMANDS = ['inspect', 'rewrite', 'compare', 'generate', 'ops'];
+
+/** How the outputs of two models differ. */
+async function outputsOf(original: string, rewritten: string) {
+  const { rows } = await runJson<Report>('compare', original, rewritten, '--no-controls');
+  return rows.at(-1)!.outputs!;
+}
 
 describe('help', () => {
   test('lists the commands', async () => {
@@ -82,7 +88,7 @@ describe('rewrite', () => {
       'none',
     );
     expect(report.sites.map((s) => s.rewritten)).toEqual([true, true, true, true]);
-    const { outputs } = await runJson<Comparison>('compare', TINYLM.model, out);
+    const outputs = await outputsOf(TINYLM.model, out);
     expect(Object.keys(outputs)).toEqual(['logits']);
     expect(outputs.logits!.max_abs).toBeLessThan(1e-4);
   });
@@ -121,7 +127,7 @@ describe('rewrite', () => {
     await runJson('rewrite', TINYLM.modelKv, '-o', first, ...delta);
     const report = await runJson<RewriteReport>('rewrite', first, '-o', second);
     expect(report.sites.map((s) => s.rewritten)).toEqual([true, true, true]);
-    const { outputs } = await runJson<Comparison>('compare', TINYLM.modelKv, second);
+    const outputs = await outputsOf(TINYLM.modelKv, second);
     expect(outputs.logits!.cosine).toBeGreaterThan(0.5);
   });
   test('--dry-run writes nothing', async () => {
@@ -140,20 +146,36 @@ describe('compare', () => {
     await runJson('rewrite', TINYLM.modelKv, '-o', linear);
     const text = ['--text', TINYLM.text, '--tokenizer', TINYLM.tokenizer, '--max-tokens', '600'];
     const cost = ['--lengths', '16,32', '--runs', '2'];
-    const result = await runJson<Comparison>('compare', TINYLM.modelKv, linear, ...text, ...cost);
+    const report = await runJson<Report>('compare', TINYLM.modelKv, linear, ...text, ...cost);
+    const ids = ['original', 'parity', 'zeroed', 'window', 'elu1', 'model'];
+    expect(report.rows.map((r) => r.id)).toEqual(ids);
+    const [original, parity, zeroed, window, elu1, result] = report.rows;
     const number = expect.any(Number);
-    expect(result.ppl).toMatchObject({ original: number, rewritten: number, ratio: number });
-    expect(result.ppl!.ratio).toBeCloseTo(result.ppl!.rewritten / result.ppl!.original, 6);
-    expect(Object.keys(result.kld!)).toEqual(['mean', 'median', 'p99', 'p999', 'max']);
-    expect(result.kld!.max).toBeGreaterThanOrEqual(result.kld!.p999);
-    expect(result.kld!.mean).toBeGreaterThan(0);
-    expect(result.same_top).toBeGreaterThan(0);
-    expect(result.same_top).toBeLessThan(1);
-    expect(result.outputs.logits).toEqual({ max_abs: number, cosine: number });
-    expect(result.cost.map((row) => row.length)).toEqual([16, 32]);
+    const language = result!.language!;
+    const { ppl, kld } = language;
+    expect(ppl).toMatchObject({ original: number, rewritten: number, tokens: 598 });
+    expect(ppl.ratio.value).toBeCloseTo(ppl.rewritten! / ppl.original!, 6);
+    expect(Object.keys(kld)).toEqual(['mean', 'median', 'p99', 'p999', 'max']);
+    expect(kld.max).toBeGreaterThanOrEqual(kld.p999.value!);
+    expect(kld.mean.value).toBeGreaterThan(0);
+    expect(language.same_top.value).toBeGreaterThan(0);
+    expect(language.same_top.value).toBeLessThan(1);
+    expect(result!.outputs!.logits).toEqual({ max_abs: number, cosine: number });
+    // The controls: one that computes the same, two that lose something, and the very rewrite that is measured.
+    expect(parity!.outputs!.logits!.max_abs).toBeLessThan(1e-4);
+    expect(window!.language!.kld.mean.value).toBeGreaterThan(1e-4);
+    expect(zeroed!.language!.kld.mean.value).toBeGreaterThan(window!.language!.kld.mean.value!);
+    expect(elu1!.language).toEqual(language);
+    expect(result!.attention).toEqual({ layers: 4, softmax: 0 });
+    expect(original!.state_bytes).toBe(512 * 4 * 2 * 2 * 64 * 4);
+    expect(result!.state_bytes).toBeLessThan(original!.state_bytes!);
+    expect(report.notices).toContainEqual(
+      expect.stringMatching(/^linear\.onnx is no better than window 64 \+ 4 sinks only/),
+    );
+    expect(result!.cost!.map((row) => row.length)).toEqual([16, 32]);
     const layers = 4;
     const cacheBytes = (tokens: number) => tokens * layers * 2 * 2 * 64 * 4; // K and V, heads, dim, bytes
-    for (const row of result.cost) {
+    for (const row of result!.cost!) {
       expect(row.original_error ?? row.rewritten_error).toBeUndefined();
       expect(row.original_ms).toBeGreaterThan(0);
       expect(row.rewritten_ms).toBeGreaterThan(0);
@@ -162,20 +184,54 @@ describe('compare', () => {
       expect(row.original_peak_bytes).toBeGreaterThan(20e6);
       expect(row.original_peak_bytes).toBeLessThan(2e9);
     }
-    const [first, second] = result.cost.map((row) => row.rewritten_state_bytes);
+    const [first, second] = result!.cost!.map((row) => row.rewritten_state_bytes);
     expect(first).toBeGreaterThan(0);
     expect(second).toBe(first);
   });
   test('images, with free dimensions set', async () => {
-    const { outputs, ppl } = await runJson<Comparison>(
-      'compare',
-      OCR_RECOGNISER,
-      OCR_RECOGNISER,
-      '--length',
-      '64',
+    const { rows, settings } = await runJson<Report>(
+      ...['compare', OCR_RECOGNISER, OCR_RECOGNISER, '--length', '64', '--no-controls'],
     );
-    expect(ppl).toBeNull();
-    expect(Object.values(outputs)).toEqual([{ max_abs: 0, cosine: expect.closeTo(1, 6) }]);
+    expect(rows.map((r) => r.id)).toEqual(['original', 'model']);
+    expect(rows[1]!.language).toBeNull();
+    expect(settings.text).toBeNull();
+    expect(Object.values(rows[1]!.outputs!)).toEqual([
+      { max_abs: 0, cosine: expect.closeTo(1, 6) },
+    ]);
+  });
+  test('tasks without a tokenizer; a report that is a baseline for the next, with conditions', async () => {
+    const linear = at('recall.onnx');
+    await runJson('rewrite', TINYRECALL, '-o', linear);
+    const tasks = ['--tasks', 'repeat,mqar', '--task-lengths', '1x,128', '--samples', '1'];
+    const folder = at('report');
+    const first = await runCli(
+      ...['compare', TINYRECALL, linear, ...tasks, '--report', folder],
+      ...['--fail-if', 'recall<0,parity>1e-4'],
+    );
+    expect([first.code, first.stderr]).toEqual([0, expect.stringMatching(/recalls no more/)]);
+    expect(first.stdout).toMatch(/recall: repeat/);
+    expect(fs.readdirSync(folder).sort()).toEqual(['report.html', 'report.json']);
+    const kept = JSON.parse(fs.readFileSync(path.join(folder, 'report.json'), 'utf8')) as Report;
+    const recall = (id: string) =>
+      kept.rows.find((r) => r.id === id)!.tasks!.filter((t) => t.task === 'repeat');
+    for (const { recall: share } of recall('original')) expect(share.value).toBeGreaterThan(0.9);
+    for (const { recall: share } of recall('model')) expect(share.value).toBeLessThan(0.2);
+
+    const again = await runCli(
+      ...['compare', TINYRECALL, TINYRECALL, linear, ...tasks, '--baseline', folder],
+      ...['--fail-if', 'recall<0.5,recall.mqar>+1%', '--no-controls'],
+    );
+    expect(again.code).toBe(1); // the second model has no counterpart in the baseline
+    expect(again.stderr).toMatch(/the baseline has no recall\.mqar for recall\.onnx/);
+    const worse = await runCli(
+      ...['compare', TINYRECALL, TINYRECALL, linear, ...tasks, '--baseline', folder],
+      ...['--fail-if', 'recall<0.5', '--no-controls'],
+    );
+    expect(worse.code).toBe(2);
+    expect(worse.stderr).toMatch(
+      /^onnx-fla: failed: recall\.onnx: recall<0\.5: recall is 0\.\d+$/m,
+    );
+    expect(worse.stdout).toMatch(/against the baseline/);
   });
 });
 

@@ -159,6 +159,56 @@ describe('files and options', () => {
     ],
     ['a text without tokenizer', ['compare', model, model, '--text', TINYLM.text], /go together/],
     [
+      'a condition that is none',
+      ['compare', model, model, '--fail-if', 'kl=3'],
+      /fail-if: condition must be like kl>0\.1 or kl>\+5%, received kl=3/,
+    ],
+    [
+      'a condition on something unknown',
+      ['compare', model, model, '--fail-if', 'beauty<1'],
+      /fail-if: condition must name one of kl, .*recall\.passkey.*, received beauty/,
+    ],
+    [
+      'a condition on what is not measured',
+      ['compare', model, model, '--fail-if', 'kl>0.1'],
+      /fail-if: kl>0\.1 needs a text \(--text\)/,
+    ],
+    [
+      'a relative condition without baseline',
+      ['compare', model, model, '--fail-if', 'max_abs>+5%'],
+      /fail-if: max_abs>\+5% needs a baseline/,
+    ],
+    [
+      'a baseline that is none',
+      ['compare', model, model, '--baseline', path.join(TINYLM.folder, 'config.json')],
+      /baseline: .*config\.json: is no report: /,
+    ],
+    [
+      'a task that is none',
+      ['compare', model, model, '--tasks', 'chess', '--tokenizer', TINYLM.tokenizer],
+      /task must be one of passkey, .*, received chess/,
+    ],
+    [
+      'a task that needs words, without a tokenizer',
+      ['compare', model, model, '--tasks', 'facts'],
+      /task facts needs a tokenizer, received none/,
+    ],
+    [
+      'a report where a file is',
+      ['compare', model, model, '--report', TINYLM.text],
+      /val\.txt: cannot be written: is no folder/,
+    ],
+    [
+      'a Pareto table that is none',
+      ['compare', model, model, '--pareto', TINYLM.text],
+      /val\.txt: is no Pareto table/,
+    ],
+    [
+      'tasks for a model that reads no tokens',
+      ['compare', OCR_RECOGNISER, OCR_RECOGNISER, '--tasks', 'mqar', '--length', '64'],
+      /must be a language model for tasks/,
+    ],
+    [
       'a text that is not there',
       ['compare', model, model, '--text', at('t.txt'), '--tokenizer', TINYLM.tokenizer],
       /t\.txt: cannot be read: no such file/,
