@@ -47,6 +47,9 @@ export interface CompareText {
   ids: readonly number[];
 }
 
+/** A model to compare: its file, or its file and what to call it. */
+export type Rewritten = string | { file: string; name: string; about?: string };
+
 /** Questions whose answers lie far back; see docs/long-context.md. */
 export interface CompareTasks {
   /** Default: all that make sense with the material. */
@@ -106,7 +109,7 @@ const PARETO_KEY = 'onnx_fla.pareto';
  */
 export async function compareModels(
   original: string,
-  rewritten: readonly string[],
+  rewritten: readonly Rewritten[],
   options: CompareOptions = {},
 ): Promise<Report> {
   const start = performance.now();
@@ -147,12 +150,10 @@ export async function compareModels(
       throw new FlaError('unsupported', `${original}: must be a language model for tasks`);
     }
     // Models first: what is wrong with them is known before controls are made.
-    for (const [i, file] of rewritten.entries()) {
+    for (const [i, model] of rewritten.entries()) {
+      const named = typeof model === 'string' ? { file: model, name: path.basename(model) } : model;
       const id = i === 0 ? 'model' : `model-${i + 1}`;
-      const name = path.basename(file);
-      models.push(
-        await measureRow(reference, { id, role: 'model', name, about: '', file }, notices),
-      );
+      models.push(await measureRow(reference, { about: '', ...named, id, role: 'model' }, notices));
     }
     rows.push(await reference.row(notices));
     for (const control of options.controls === false ? [] : controls({ window, sinks })) {
@@ -167,7 +168,9 @@ export async function compareModels(
     run: await runFacts(start),
     settings,
     rows: [...rows, ...models],
-    pareto: options.pareto ? [...options.pareto] : storedPareto(rewritten),
+    pareto: options.pareto
+      ? [...options.pareto]
+      : storedPareto(rewritten.map((m) => (typeof m === 'string' ? m : m.file))),
     notices,
     changes: null,
   } satisfies Report;

@@ -33,6 +33,8 @@ function draw(options: Plot.PlotOptions & { label: string }): string {
     style: { fontFamily: 'inherit', fontSize: '12px', background: 'none' },
     ...rest,
   } as Plot.PlotOptions);
+  // The picture has one name; its parts need none.
+  for (const part of figure.querySelectorAll('[aria-label]')) part.removeAttribute('aria-label');
   figure.setAttribute('role', 'img');
   return figure.outerHTML;
 }

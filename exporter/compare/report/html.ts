@@ -90,7 +90,7 @@ function legend(shown: readonly Shown[]): string {
   return `<ul class="legend">${entries.join('')}</ul>`;
 }
 
-function table({ head, rows }: Table, report: Report): string {
+function table({ head, rows }: Table, report: Report, label: string): string {
   const byName = new Map(report.rows.map((r) => [r.name, r.role]));
   const first = head[0] === '' ? 'row' : head[0]!;
   const heads = head.map((h, i) => `<th scope="col">${esc(i === 0 ? first : h)}</th>`);
@@ -99,7 +99,7 @@ function table({ head, rows }: Table, report: Report): string {
     const data = cells.map((c) => `<td>${esc(c)}</td>`).join('');
     return `<tr${role ? ` class="${role}"` : ''}><th scope="row">${esc(name!)}</th>${data}</tr>`;
   });
-  return `<div class="table" tabindex="0" role="region" aria-label="${esc(head.filter(Boolean).join(', '))}"><table><thead><tr>${heads.join('')}</tr></thead><tbody>${lines.join('')}</tbody></table></div>`;
+  return `<div class="table" tabindex="0" role="region" aria-label="${esc(label)}"><table><thead><tr>${heads.join('')}</tr></thead><tbody>${lines.join('')}</tbody></table></div>`;
 }
 
 function section(id: string, title: string, ...parts: (string | undefined)[]): string | undefined {
@@ -127,7 +127,9 @@ function overview(report: Report): string | undefined {
     changes && changes.rows.length === 0 ? note('Nothing differs from the baseline.') : undefined;
   const parts = [
     notices ? `<ul class="notices">${notices}</ul>` : undefined,
-    changed ?? (changes && `<h3>Against the baseline</h3>${table(changes, report)}`),
+    changed ??
+      (changes &&
+        `<h3>Against the baseline</h3>${table(changes, report, 'changes against the baseline')}`),
   ];
   return section('overview', 'What stands out', ...parts);
 }
@@ -145,12 +147,12 @@ function language(report: Report, shown: readonly Shown[]): string | undefined {
     note(
       `${text.tokens} tokens of ${text.name} in windows of ${text.context}. KL(original || row) in nats; "like" is the finest quantisation of llama.cpp that differs more: ${yardsticks.join(', ')}.`,
     ),
-    table(main, report),
+    table(main, report, 'perplexity and divergence'),
     figure('Mean KL divergence', divergenceChart(shown)),
     note(
       'Repeated pairs: tokens that end a pair of tokens seen before in the window, which can be recalled rather than guessed.',
     ),
-    table(details, report),
+    table(details, report, 'predictions in detail'),
     figure('KL divergences of single tokens', histogramChart(shown)),
     figures(
       figure('Drift: KL divergence against position', driftChart(shown)),
@@ -167,7 +169,7 @@ function recall(report: Report, shown: readonly Shown[]): string | undefined {
     const task = TASKS[name];
     if (!known) return undefined;
     const source = task ? `${task.about}. After ${task.source.title}.` : '';
-    return `<article><h3>${esc(name)}</h3>${note(source)}<div class="beside">${table(known, report)}${figure('Recall against length', recallChart(shown, name)) ?? ''}</div>${figure('By length and depth, % of answers right', depthChart(shown, name)) ?? ''}</article>`;
+    return `<article><h3>${esc(name)}</h3>${note(source)}<div class="beside">${table(known, report, `recall of ${name}`)}${figure('Recall against length', recallChart(shown, name)) ?? ''}</div>${figure('By length and depth, % of answers right', depthChart(shown, name)) ?? ''}</article>`;
   });
   const made = tasks.mode === 'tokens' ? 'Questions of random token ids' : 'Questions in words';
   return section(
@@ -187,7 +189,7 @@ function choice(report: Report): string | undefined {
     'layers',
     'Which layers stay softmax',
     figure('KL divergence against what is carried', paretoChart(report.pareto!)),
-    table(points, report),
+    table(points, report, 'layers left as softmax'),
   );
 }
 
@@ -196,7 +198,7 @@ function outputs(report: Report): string | undefined {
     'outputs',
     'Outputs on the same inputs',
     note(`Made-up inputs, seed ${report.settings.seed}.`),
-    table(outputTable(report), report),
+    table(outputTable(report), report, 'differences of outputs'),
   );
 }
 
@@ -245,8 +247,8 @@ function costs(report: Report, shown: readonly Shown[]): string | undefined {
       chart('peak_bytes', 'peak memory', bytes),
       chart('state_bytes', 'carried', bytes),
     ),
-    rows.length > 0 ? table({ head, rows }, report) : undefined,
-    state && table(state, report),
+    rows.length > 0 ? table({ head, rows }, report, 'costs by length') : undefined,
+    state && table(state, report, 'bytes carried from token to token'),
   );
 }
 

@@ -1,0 +1,92 @@
+/** `npm run bench:docs`: writes docs/quality.md from bench/results/quality/*.json. */
+import fs from 'node:fs';
+import path from 'node:path';
+import { type Report, TASKS } from '../../exporter/compare/index.js';
+import {
+  cell,
+  detailTable,
+  languageTable,
+  percent,
+  recallTable,
+  type Table,
+} from '../../exporter/compare/report/summary.js';
+import { YARDSTICKS } from '../../exporter/compare/yardsticks.js';
+import { ROOT } from '../../test/support/models.js';
+import type { OcrRow } from './ocr.js';
+import { OCR_RESULTS, QUALITY } from './results.js';
+import { type QualitySet, SETS } from './sets.js';
+
+const read = <T>(name: string): T | undefined => {
+  const file = path.join(QUALITY, `${name}.json`);
+  return fs.existsSync(file) ? (JSON.parse(fs.readFileSync(file, 'utf8')) as T) : undefined;
+};
+
+function markdown({ head, rows }: Table): string {
+  const line = (cells: readonly string[]) =>
+    `| ${cells.map((c) => c.replaceAll('|', '\\|')).join(' | ')} |`;
+  return [line(head), line(head.map(() => '---')), ...rows.map(line)].join('\n');
+}
+
+/** A table with a line for every rewrite that cannot be made yet. */
+function withMissing(table: Table, set: QualitySet): string {
+  const missing = set.rewrites.filter((r) => !r.make);
+  const empty = table.head.slice(2).map(() => '');
+  return markdown({
+    head: table.head,
+    rows: [...table.rows, ...missing.map((r) => [r.name, 'not yet', ...empty])],
+  });
+}
+
+function section(set: QualitySet): string {
+  const report = read<Report>(set.name);
+  const parts = [`## ${set.title}`, set.about];
+  if (!report) return [...parts, 'Not measured yet.'].join('\n\n');
+  const { text, tasks } = report.settings;
+  const [main, detail] = [languageTable(report), detailTable(report)];
+  if (text) parts.push(`${text.tokens} tokens of ${text.name} in windows of ${text.context}.`);
+  if (main) parts.push(withMissing(main, set));
+  if (detail)
+    parts.push('Apart: tokens that end a pair seen before in the window.', markdown(detail));
+  for (const name of tasks?.names ?? []) {
+    const table = recallTable(report, name);
+    if (!table) continue;
+    parts.push(
+      `### ${name}`,
+      `${TASKS[name]?.about ?? ''}; tokens against answers right.`,
+      withMissing(table, set),
+    );
+  }
+  const said = report.notices.filter((n) => /no better|recalls no more|misunderstood/.test(n));
+  if (said.length > 0)
+    parts.push('What the bench says of it:', said.map((n) => `- ${n}`).join('\n'));
+  const { run } = report;
+  parts.push(
+    `Measured ${run.created.slice(0, 10)}, ${run.machine}, onnxruntime-node ${run.versions['onnxruntime-node']}, seed ${report.settings.seed}.`,
+  );
+  return parts.join('\n\n');
+}
+
+function ocr(): string {
+  const rows = read<OcrRow[]>(OCR_RESULTS);
+  const about =
+    "PP-OCRv4's recogniser: two blocks of bidirectional attention over the columns of a picture. Eight rendered lines; what differs from what the original reads.";
+  if (!rows) return ['## A text recogniser', about, 'Not measured yet.'].join('\n\n');
+  const table = {
+    head: ['', 'characters wrong', 'largest difference of a probability', 'smallest cosine'],
+    rows: rows.map((r) => [r.name, percent(r.wrong), cell(r.max_abs), cell(r.cosine, 5)]),
+  };
+  return ['## A text recogniser', about, markdown(table)].join('\n\n');
+}
+
+const yardsticks = YARDSTICKS.map((y) => `${y.name} ${y.kld} and ${percent(y.same_top)}`).join(
+  ', ',
+);
+const text = [
+  '# What rewriting does to quality',
+  '<!-- Made by `npm run bench:docs` from bench/results/quality; do not edit. -->',
+  'Measured by `npm run bench:quality` with the same code as `onnx-fla compare` ([how to read it](compare.md)). Every table has the controls beside it: the same softmax attention written again (must not differ), attention zeroed, a window and sinks only (what a linear branch adds is measured from here), and the naive swap.',
+  `KL(original || row) in nats a token. For scale, what llama.cpp reports of quantised models, mean KL divergence and same top token: ${yardsticks}; \`like\` names the finest of these that differs more.`,
+  ...SETS.map(section),
+  ocr(),
+].join('\n\n');
+fs.writeFileSync(path.join(ROOT, 'docs/quality.md'), `${text}\n`);
