@@ -36,7 +36,6 @@ export { type CostRow, measureCost } from './cost.js';
 export { compareLanguage, type LanguageDifference } from './language.js';
 export { changesSince, readBaseline } from './report/baseline.js';
 export { type Condition, failures, parseConditions } from './report/conditions.js';
-export { reportHtml } from './report/html.js';
 export type { ParetoPoint, Report, ReportRow, TaskScore } from './report/schema.js';
 export type { BackendChoice } from './session.js';
 export { TASKS } from './tasks/index.js';

@@ -163,7 +163,7 @@ async function runCompare(
     }),
   );
   io.signal.throwIfAborted();
-  const written = folder === undefined ? [] : writeReport(report, folder);
+  const written = folder === undefined ? [] : await writeReport(report, folder);
   if (json) printJson(io, report);
   else {
     printReport(io, report);

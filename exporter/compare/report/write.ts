@@ -1,7 +1,6 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { FlaError } from '../../../ops/error.js';
-import { reportHtml } from './html.js';
 import type { Report } from './schema.js';
 
 /**
@@ -9,7 +8,8 @@ import type { Report } from './schema.js';
  *
  * @throws FlaError `io` naming the folder
  */
-export function writeReport(report: Report, folder: string): string[] {
+export async function writeReport(report: Report, folder: string): Promise<string[]> {
+  const { reportHtml } = await import('./html.js'); // a plotting library, which other work need not wait for
   const files = {
     'report.json': `${JSON.stringify(report, null, 2)}\n`,
     'report.html': reportHtml(report),

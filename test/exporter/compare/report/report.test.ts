@@ -91,8 +91,8 @@ describe('baseline', () => {
     change(before);
     expect(() => changesSince(report, before)).toThrow(`the same ${what}`);
   });
-  test('is read from a file or its folder; what is no report is refused with the reason', () => {
-    writeReport(report, folder);
+  test('is read from a file or its folder; what is no report is refused with the reason', async () => {
+    await writeReport(report, folder);
     expect(readBaseline(folder)).toEqual(report);
     expect(readBaseline(path.join(folder, 'report.json'))).toEqual(report);
     const file = path.join(folder, 'other.json');
@@ -210,12 +210,14 @@ describe('report.html', () => {
   });
 });
 
-test('files appear complete or not at all', () => {
+test('files appear complete or not at all', async () => {
   const file = path.join(folder, 'taken');
   fs.writeFileSync(file, '');
-  expect(() => writeReport(report, path.join(file, 'in'))).toThrow(/taken.*cannot be written/);
+  await expect(writeReport(report, path.join(file, 'in'))).rejects.toThrow(
+    /taken.*cannot be written/,
+  );
   const made = path.join(folder, 'a/b');
-  expect(writeReport(report, made)).toEqual([
+  expect(await writeReport(report, made)).toEqual([
     path.join(made, 'report.json'),
     path.join(made, 'report.html'),
   ]);
