@@ -12,8 +12,9 @@ import {
 } from '../../exporter/compare/report/summary.js';
 import { YARDSTICKS } from '../../exporter/compare/yardsticks.js';
 import { ROOT } from '../../test/support/models.js';
+import type { EmbeddingResult } from './embeddings.js';
 import type { OcrRow } from './ocr.js';
-import { OCR_RESULTS, QUALITY } from './results.js';
+import { EMBEDDING_RESULTS, OCR_RESULTS, QUALITY } from './results.js';
 import { type QualitySet, SETS } from './sets.js';
 
 const read = <T>(name: string): T | undefined => {
@@ -78,6 +79,25 @@ function ocr(): string {
   return ['## A text recogniser', about, markdown(table)].join('\n\n');
 }
 
+function embeddings(): string {
+  const result = read<EmbeddingResult>(EMBEDDING_RESULTS);
+  const about =
+    'Universal Sentence Encoder lite (2 layers of bidirectional attention, 512 dimensions), converted from TensorFlow.js files by `bench/quality/use_lite.ts`.';
+  if (!result) return ['## A sentence encoder', about, 'Not measured yet.'].join('\n\n');
+  const { texts, pairs, tokens, rows } = result;
+  const what = `${texts} paragraphs of held-out text, ${tokens.toFixed(0)} tokens in the mean. Drift is 1 - cosine to the original's embedding of the same paragraph; rank correlation (Spearman's) is that of the similarities of all ${pairs} pairs with the original's.`;
+  const table = {
+    head: ['', 'drift, mean', 'drift, max', 'rank correlation'],
+    rows: rows.map((r) => [
+      r.name,
+      cell(r.drift_mean),
+      cell(r.drift_max),
+      r.rank_correlation.toFixed(3),
+    ]),
+  };
+  return ['## A sentence encoder', about, what, markdown(table)].join('\n\n');
+}
+
 const yardsticks = YARDSTICKS.map((y) => `${y.name} ${y.kld} and ${percent(y.same_top)}`).join(
   ', ',
 );
@@ -88,5 +108,6 @@ const text = [
   `KL(original || row) in nats a token. For scale, what llama.cpp reports of quantised models, mean KL divergence and same top token: ${yardsticks}; \`like\` names the finest of these that differs more.`,
   ...SETS.map(section),
   ocr(),
+  embeddings(),
 ].join('\n\n');
 fs.writeFileSync(path.join(ROOT, 'docs/quality.md'), `${text}\n`);

@@ -5,8 +5,9 @@ import path from 'node:path';
 import { compareModels, type Report } from '../../exporter/compare/index.js';
 import { loadModel, saveModel } from '../../exporter/index.js';
 import { loadTokenizer } from '../../exporter/text/tokenizer.js';
+import { measureEmbeddings } from './embeddings.js';
 import { measureOcr } from './ocr.js';
-import { OCR_RESULTS, QUALITY } from './results.js';
+import { EMBEDDING_RESULTS, OCR_RESULTS, QUALITY } from './results.js';
 import { type QualitySet, SETS } from './sets.js';
 
 async function measure(set: QualitySet): Promise<Report> {
@@ -48,4 +49,5 @@ const wanted = process.argv.slice(2);
 const chosen = (name: string) => wanted.length === 0 || wanted.includes(name);
 for (const set of SETS) if (chosen(set.name)) write(set.name, await measure(set));
 if (chosen(OCR_RESULTS)) write(OCR_RESULTS, await measureOcr());
+if (chosen(EMBEDDING_RESULTS)) write(EMBEDDING_RESULTS, await measureEmbeddings());
 process.exit(0); // the native side may hold threads that keep us alive

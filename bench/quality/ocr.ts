@@ -13,18 +13,11 @@ import { RECOGNISER_KEYS } from '../../examples/demo/paths.js';
 import { numberTensor, tensorInputs, tensorValues } from '../../exporter/compare/feeds.js';
 import { difference } from '../../exporter/compare/outputs.js';
 import { loadOnnxRuntime, openSession } from '../../exporter/compare/session.js';
-import {
-  loadModel,
-  type Model,
-  rewriteControl,
-  rewriteModel,
-  saveModel,
-} from '../../exporter/index.js';
+import { loadModel, saveModel } from '../../exporter/index.js';
 import { OCR_RECOGNISER } from '../../test/support/models.js';
+import { ENCODER_WAYS, type Way } from './controls.js';
 
-export interface OcrRow {
-  name: string;
-  role: 'original' | 'control' | 'model';
+export interface OcrRow extends Pick<Way, 'name' | 'role'> {
   /** Share of characters wrong: edits over the original's characters. */
   wrong: number;
   max_abs: number;
@@ -40,24 +33,6 @@ const LINES = [
   'Sphinx of black quartz, judge my vow (7:45 pm)',
   'A window of 64 tokens and 4 sinks is not enough',
   'Tel. +44 20 7946 0958, Room B-12, 3rd floor',
-];
-
-const linear = (featureMap: 'elu1' | 'relu' | 'exp' | 'identity') => (model: Model) =>
-  rewriteModel(model, { variant: 'linear', featureMap });
-
-const ROWS: [string, OcrRow['role'], (model: Model) => Promise<unknown>][] = [
-  ['original', 'original', async () => {}],
-  ['rewritten, but softmax', 'control', (m) => rewriteModel(m, { variant: 'none' })],
-  ['attention zeroed', 'control', (m) => rewriteControl(m, { control: 'zeroed' })],
-  [
-    'window 8 only',
-    'control',
-    (m) => rewriteControl(m, { control: 'window', window: 8, sinks: 0 }),
-  ],
-  ['elu + 1', 'model', linear('elu1')],
-  ['relu', 'model', linear('relu')],
-  ['exp', 'model', linear('exp')],
-  ['no feature map', 'model', linear('identity')],
 ];
 
 interface Reading {
@@ -89,7 +64,7 @@ export async function measureOcr(): Promise<OcrRow[]> {
   const truth: Reading[] = [];
   const rows: OcrRow[] = [];
   try {
-    for (const [i, [name, role, make]] of ROWS.entries()) {
+    for (const [i, { name, role, make }] of ENCODER_WAYS.entries()) {
       const model = loadModel(OCR_RECOGNISER);
       await make(model);
       const file = path.join(folder, `${i}.onnx`);

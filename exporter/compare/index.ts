@@ -155,8 +155,13 @@ export async function compareModels(
       models.push(await measureRow(reference, { about: '', ...named, id, role: 'model' }, notices));
     }
     rows.push(await reference.row(notices));
-    for (const control of options.controls === false ? [] : controls({ window, sinks })) {
-      rows.push(await controlRow(reference, control, notices, signal));
+    if (options.controls !== false) {
+      if (reference.layers === 0) notices.push('no controls: the original has no attention');
+      else {
+        for (const control of controls({ window, sinks })) {
+          rows.push(await controlRow(reference, control, notices, signal));
+        }
+      }
     }
   } finally {
     await reference.release();
