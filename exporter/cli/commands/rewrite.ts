@@ -12,16 +12,18 @@ import {
 } from '../../index.js';
 import { checkOutput } from '../files.js';
 import { loadGates } from '../gates.js';
-import { type Io, printJson, withProgress } from '../io.js';
-import { parseLayers, parseNumbers } from '../options.js';
+import { type Io, type Progress, printJson, withProgress } from '../io.js';
+import { parseLayers, parseNumbers, parsePositive } from '../options.js';
 import { printReasons, printSites } from './inspect.js';
+import { type MemoryFlags, printMemory, refuseMemory, rewriteMemory } from './rewrite_memory.js';
 
 interface Flags
-  extends Pick<
-    RewriteOptions,
-    'featureMap' | 'layers' | 'keepSoftmax' | 'decay' | 'body' | 'dtype' | 'dryRun'
-  > {
-  variant: RewriteOptions['variant'];
+  extends MemoryFlags,
+    Pick<
+      RewriteOptions,
+      'featureMap' | 'layers' | 'keepSoftmax' | 'decay' | 'body' | 'dtype' | 'dryRun'
+    > {
+  variant: RewriteOptions['variant'] | 'rmt';
   output?: string;
   normalize?: boolean;
   gates?: string;
@@ -37,7 +39,7 @@ export function addRewrite(program: Command, io: Io): void {
     .option('-o, --output <file>', 'where the rewritten model goes')
     .addOption(
       new Option('--variant <name>', 'what replaces softmax; none writes the same attention again')
-        .choices(['linear', 'retention', 'gla', 'gated-delta', 'none'])
+        .choices(['linear', 'retention', 'gla', 'gated-delta', 'rmt', 'none'])
         .default('linear'),
     )
     .addOption(
@@ -61,6 +63,9 @@ export function addRewrite(program: Command, io: Io): void {
     .option('--keep-softmax <list>', 'layers to leave alone', parseLayers)
     .addOption(new Option('--dtype <type>', 'of carried states').choices(['float32', 'same']))
     .option('--decay <list>', 'retention: log decay per head, as in -0.03,-0.01', parseNumbers)
+    .option('--memory-tokens <m>', 'rmt: vectors that go from segment to segment', parsePositive)
+    .option('--segment <n>', 'rmt: tokens read between two copies of the memory', parsePositive)
+    .option('--memory <file>', 'rmt: safetensors with the memory to start from, [m, hidden]')
     .option('--gates <file>', 'gla and gated-delta: JSON with gate weights or constants')
     .addOption(
       new Option('--body <kind>', 'what runs where our library is absent').choices([
@@ -87,40 +92,55 @@ Examples:
   onnx-fla rewrite model.onnx -o hybrid.onnx --feature-map exp --keep-softmax 0,3
   onnx-fla rewrite model.onnx -o same.onnx --variant none   # must compute what the original does
   onnx-fla rewrite model.onnx --variant retention --dry-run --json
+  onnx-fla rewrite model.onnx -o memory.onnx --variant rmt --memory-tokens 16 --segment 512
 `,
     )
     .action((file: string, flags: Flags) => runRewrite(io, file, flags));
 }
 
 async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
-  const { json, output, gates, externalData, ...rest } = flags;
-  if (!output && !flags.dryRun) {
+  const { json, output, gates, externalData, variant, memoryTokens, segment, memory, ...rest } =
+    flags;
+  const { dryRun } = rest;
+  if (!output && !dryRun) {
     throw new FlaError('invalid_argument', 'rewrite: give an output file with -o, or --dry-run');
   }
   const model = loadModel(file);
   if (output) checkOutput(model, file, output);
+  const written = dryRun ? undefined : output;
+  const save = async (update: Progress['update']) => {
+    io.signal.throwIfAborted();
+    if (!written) return;
+    await saveModelAsync(model, written, {
+      externalData,
+      signal: io.signal,
+      onProgress: (n, total) => update('bytes written', n, total),
+    });
+  };
+  const memoryFlags = { memoryTokens, segment, memory };
+  if (variant === 'rmt') {
+    const { dryRun: _, ...others } = rest;
+    const report = await rewriteMemory(model, file, { ...memoryFlags, gates, ...others });
+    await withProgress(io, save);
+    return printMemory(io, report, written, json);
+  }
+  refuseMemory(memoryFlags, variant);
   const layerGates = gates ? loadGates(gates) : undefined;
   const report = await withProgress(io, async (update) => {
     const done = await namingFile(file, () =>
       rewriteModel(model, {
         ...rest,
+        variant,
         gates: layerGates,
         signal: io.signal,
         onProgress: (n, total) => update('sites', n, total),
       }),
     );
-    io.signal.throwIfAborted();
-    if (output && !flags.dryRun) {
-      await saveModelAsync(model, output, {
-        externalData,
-        signal: io.signal,
-        onProgress: (n, total) => update('bytes written', n, total),
-      });
-    }
+    await save(update);
     return done;
   });
   if (json) return printJson(io, report);
-  printReport(io, report, flags.dryRun ? undefined : output);
+  printReport(io, report, written);
 }
 
 function printReport(io: Io, report: RewriteReport, output: string | undefined): void {

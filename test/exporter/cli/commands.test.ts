@@ -15,7 +15,7 @@ import { runCli, runJson, startCli } from './run_cli.js';
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-cli-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
 const at = (name: string) => path.join(folder, name);
-const COMMANDS = ['inspect', 'rewrite', 'compare', 'generate', 'ops'];
+const COMMANDS = ['inspect', 'rewrite', 'compare', 'generate', 'raise', 'lower', 'ops'];
 
 /** How the outputs of two models differ. */
 async function outputsOf(original: string, rewritten: string) {
@@ -281,6 +281,43 @@ describe('generate', () => {
     expect(long.state_bytes).toBe(short.state_bytes);
     expect(short.new_tokens).toBe(12);
   });
+});
+
+test('rewrite --variant rmt: memory from a file, generate reads on over segments', async () => {
+  const memory = at('memory.safetensors');
+  const header = Buffer.from(
+    JSON.stringify({ memory: { dtype: 'F32', shape: [3, 256], data_offsets: [0, 3072] } }),
+  );
+  const size = Buffer.alloc(8);
+  size.writeBigUInt64LE(BigInt(header.length));
+  const values = Buffer.from(Float32Array.from({ length: 768 }, (_, i) => i / 1000).buffer);
+  fs.writeFileSync(memory, Buffer.concat([size, header, values]));
+  const output = at('rmt.onnx');
+  const given = ['--variant', 'rmt', '--memory-tokens', '3', '--segment', '16', '--memory', memory];
+  const report = await runJson<Record<string, unknown>>(
+    'rewrite',
+    TINYLM.model,
+    '-o',
+    output,
+    ...given,
+  );
+  expect(report).toMatchObject({ variant: 'rmt', tokens: 3, segment: 16, hidden: 256 });
+  const initial = loadModel(output).graph.initializer('memory/initial')!;
+  expect([...tensorNumbers(initial)]).toEqual([
+    ...Float32Array.from({ length: 768 }, (_, i) => i / 1000),
+  ]);
+  const result = await runJson<Record<string, unknown>>(
+    ...[
+      'generate',
+      output,
+      '--tokenizer',
+      TINYLM.tokenizer,
+      '--prompt',
+      'Call me Ishmael. Some years ago',
+    ],
+    ...['--max-new-tokens', '30'],
+  );
+  expect(result).toMatchObject({ memory: 'state', new_tokens: 30, state_bytes: 3 * 256 * 4 });
 });
 
 test('ops names the library, the processor and the operators', async () => {
