@@ -22,6 +22,7 @@ export {
   rewriteModel,
 } from './rewrite.js';
 export type { StatePair } from './states.js';
+export { retarget, TARGETS, type Target, type TargetReport } from './target.js';
 export { validateModel } from './validate.js';
 export type {
   FeatureMapName,

@@ -7,8 +7,12 @@ import {
   loadModel,
   type RewriteOptions,
   type RewriteReport,
+  retarget,
   rewriteModel,
   saveModelAsync,
+  TARGETS,
+  type Target,
+  type TargetReport,
 } from '../../index.js';
 import { checkOutput } from '../files.js';
 import { loadGates } from '../gates.js';
@@ -28,6 +32,7 @@ interface Flags
   normalize?: boolean;
   gates?: string;
   externalData: ExternalLayout;
+  target?: Target;
   json?: boolean;
 }
 
@@ -68,6 +73,11 @@ export function addRewrite(program: Command, io: Io): void {
     .option('--memory <file>', 'rmt: safetensors with the memory to start from, [m, hidden]')
     .option('--gates <file>', 'gla and gated-delta: JSON with gate weights or constants')
     .addOption(
+      new Option('--target <name>', 'names and shapes of states that it can carry').choices(
+        TARGETS,
+      ),
+    )
+    .addOption(
       new Option('--body <kind>', 'what runs where our library is absent').choices([
         'auto',
         'com.microsoft',
@@ -99,8 +109,8 @@ Examples:
 }
 
 async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
-  const { json, output, gates, externalData, variant, memoryTokens, segment, memory, ...rest } =
-    flags;
+  const { json, output, gates, externalData, target, variant, ...flagsLeft } = flags;
+  const { memoryTokens, segment, memory, ...rest } = flagsLeft;
   const { dryRun } = rest;
   if (!output && !dryRun) {
     throw new FlaError('invalid_argument', 'rewrite: give an output file with -o, or --dry-run');
@@ -120,7 +130,7 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
   const memoryFlags = { memoryTokens, segment, memory };
   if (variant === 'rmt') {
     const { dryRun: _, ...others } = rest;
-    const report = await rewriteMemory(model, file, { ...memoryFlags, gates, ...others });
+    const report = await rewriteMemory(model, file, { ...memoryFlags, gates, target, ...others });
     await withProgress(io, save);
     return printMemory(io, report, written, json);
   }
@@ -136,19 +146,25 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
         onProgress: (n, total) => update('sites', n, total),
       }),
     );
+    const named = target && !dryRun ? retarget(model, target) : {};
     await save(update);
-    return done;
+    return { ...done, ...named };
   });
   if (json) return printJson(io, report);
   printReport(io, report, written);
 }
 
-function printReport(io: Io, report: RewriteReport, output: string | undefined): void {
+function printReport(
+  io: Io,
+  report: RewriteReport & Partial<TargetReport>,
+  output: string | undefined,
+): void {
   const written = report.variant === 'none' ? 'softmax again' : report.variant;
   printSites(io, report.sites, 'becomes', (s) => (s.rewritten ? written : 'left alone'));
   printReasons(io, report.sites, (s) => (s.rewritten ? null : (s.reason ?? s.kept)));
   const count = report.sites.filter((s) => s.rewritten).length;
   const states = report.state.length > 0 ? `, ${report.state.length} states carried` : '';
   io.out(`${count} of ${report.sites.length} rewritten${states}\n`);
+  if (report.config) io.out(`config.json must say: ${JSON.stringify(report.config)}\n`);
   io.out(output ? `written to ${output}\n` : 'nothing written (dry run)\n');
 }

@@ -320,6 +320,33 @@ test('rewrite --variant rmt: memory from a file, generate reads on over segments
   expect(result).toMatchObject({ memory: 'state', new_tokens: 30, state_bytes: 3 * 256 * 4 });
 });
 
+test('rewrite --target transformersjs names states as caches', async () => {
+  const output = at('target.onnx');
+  const report = await runJson<RewriteReport & { config: unknown }>(
+    ...['rewrite', TINYLM.modelKv, '-o', output, '--layers', '0', '--target', 'transformersjs'],
+  );
+  expect(report.config).toBeNull();
+  expect(report.state.map((s) => [s.past, s.present, s.shape[0]])).toEqual([
+    ['past_key_values.0.key', 'present.0.key', 'batch_size'],
+  ]);
+  const names = loadModel(output).graph.inputs.map((i) => i.name);
+  expect(names).toContain('past_key_values.0.key');
+  expect(names).toContain('past_key_values.3.value');
+  const result = await runJson<Record<string, unknown>>(
+    ...[
+      'generate',
+      output,
+      '--tokenizer',
+      TINYLM.tokenizer,
+      '--prompt',
+      'Call me',
+      '--max-new-tokens',
+      '3',
+    ],
+  );
+  expect(result.new_tokens).toBe(3);
+});
+
 test('ops names the library, the processor and the operators', async () => {
   const result = await runJson<Record<string, unknown>>('ops');
   expect(result.library).toMatch(/libfla_ops\.(so|dylib)$/);
