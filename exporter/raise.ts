@@ -4,6 +4,7 @@ import { type Graph, type Model, type Node, toNumber } from './ir/index.js';
 import { Facts } from './match/facts.js';
 import { Prober } from './match/probe.js';
 import { missingRunner, type Runner } from './match/runner.js';
+import { raiseScan } from './raise_scan.js';
 import { validateModel } from './validate.js';
 
 const OPERATORS = new Set(['LinearAttention', 'CausalConvWithState']);
@@ -29,8 +30,8 @@ export interface RaiseOptions {
 }
 
 /**
- * Turns LinearAttention and CausalConvWithState of ai.onnx and com.microsoft into those of com.fla, in place, nested graphs
- * included. They compute the same; what runs them is faster, and ONNX Runtime runs what was ai.onnx at all.
+ * Turns LinearAttention and CausalConvWithState of ai.onnx and com.microsoft, and every Scan that is a recurrence of LinearAttention,
+ * into calls of com.fla, in place, nested graphs included. They compute the same; what runs them is faster, and ONNX Runtime runs what was ai.onnx at all.
  *
  * @throws FlaError `invalid_model` when the graph is malformed
  */
@@ -42,14 +43,23 @@ export async function raiseModel(model: Model, options: RaiseOptions = {}): Prom
     const nodes = graph.nodes.filter(
       (n) => OPERATORS.has(n.opType) && (n.domain === '' || n.domain === 'com.microsoft'),
     );
-    if (nodes.length === 0) continue;
+    const scans = graph.nodes.filter((n) => n.is('Scan'));
+    if (nodes.length + scans.length === 0) continue;
     graph.sort();
     const facts = new Facts(graph);
-    if (graph === model.graph) await askShapes(nodes, facts, options.runner ?? missingRunner);
+    const runner = options.runner ?? missingRunner;
+    if (graph === model.graph) await askShapes([...nodes, ...scans], facts, runner);
     for (const node of nodes) moved.push(raise(model, node, facts, opset, options));
+    for (const node of scans) {
+      const left = await raiseScan(model, node, facts, runner, options.body ?? 'auto');
+      moved.push({
+        ...{ node: node.name, from: 'ai.onnx.Scan' },
+        ...(left === undefined ? { to: 'com.fla', reason: null } : { to: null, reason: left }),
+      });
+    }
     graph.touch();
   }
-  const left = moved.some((m) => m.to === null && m.from.startsWith('ai.onnx.'));
+  const left = moved.some((m) => m.to === null && /^ai\.onnx\.(?!Scan$)/.test(m.from));
   const imported = model.proto.opsetImport.find((o) => !o.domain || o.domain === 'ai.onnx');
   if (imported && !left && toNumber(imported.version) === STANDARD_SINCE && moved.length > 0) {
     imported.version = STANDARD_SINCE - 1;
