@@ -1,0 +1,89 @@
+/**
+ * `npm run bench:scan [-- --threads 1]`: recurrences that a model holds as Scan, before and after `raise`, each on the CPU in the stock
+ * runtime and with our kernels, calls interleaved.
+ */
+import os from 'node:os';
+import { parseArgs } from 'node:util';
+import Table from 'cli-table3';
+import * as ort from 'onnxruntime-node';
+import { modelBytes, raiseModel } from '../../exporter/index.js';
+import { nativeInfo } from '../../runtime/node/index.js';
+import { type ScanForm, scanModel } from '../../test/exporter/support/scan.js';
+import {
+  commit,
+  interleaved,
+  machineName,
+  packageVersion,
+  type ResultFile,
+  type Row,
+  writeResults,
+} from '../results.js';
+import { copyBandwidth, random } from './tensors.js';
+
+const { values: flags } = parseArgs({
+  options: { threads: { type: 'string', default: String(os.availableParallelism()) } },
+});
+const threads = Number(flags.threads);
+const [B, H, d] = [1, 8, 64];
+const RULES: readonly ScanForm['rule'][] = ['linear', 'gated', 'delta', 'gated_delta'];
+
+const open = (model: Uint8Array, provider: 'fla' | 'cpu') =>
+  ort.InferenceSession.create(model, {
+    executionProviders: [provider],
+    intraOpNumThreads: threads,
+    logSeverityLevel: 3,
+  });
+
+const rows: Row[] = [];
+for (const rule of RULES) {
+  const model = scanModel({ rule }, { H, K: d, V: d });
+  const before = await open(modelBytes(model), 'cpu');
+  await raiseModel(model);
+  const after = await open(modelBytes(model), 'fla');
+  for (const T of [1, 1024]) {
+    const sizes: Record<string, number> = { B, T };
+    let bytes = B * T * H * d * 4 + B * H * d * d * 4;
+    const feeds = Object.fromEntries(
+      model.graph.inputs.map(({ name }) => {
+        const dims = model.graph.dims(name)!.map((n) => (typeof n === 'number' ? n : sizes[n!]!));
+        const count = dims.reduce((a, b) => a * b, 1);
+        const [low, high] = { g: [-0.2, 0], beta: [0.3, 0.7] }[name] ?? [-0.3, 0.3];
+        bytes += count * 4;
+        return [name, new ort.Tensor('float32', random(count, low!, high!), dims)];
+      }),
+    );
+    const [ms, peer] = (await interleaved([() => after.run(feeds), () => before.run(feeds)])) as [
+      number,
+      number,
+    ];
+    rows.push({
+      ...{ op: rule, B, T, H, K: d, V: d, dtype: 'float32', mode: T === 1 ? 'decode' : 'prefill' },
+      ...{ ms: round(ms), peer: 'ai.onnx.Scan', peer_ms: round(peer), ratio: round(peer / ms) },
+      ...{ bytes, fraction_of_copy: 0, workspace_bytes: null },
+    });
+  }
+  await before.release();
+  await after.release();
+}
+const copy = copyBandwidth();
+for (const row of rows) row.fraction_of_copy = round(row.bytes / (row.ms / 1000) / copy);
+
+const table = new Table({ head: ['rule', 'tokens', 'Scan ms', 'raised ms', 'ratio'] });
+for (const r of rows) table.push([r.op, r.T, r.peer_ms, r.ms, `${r.ratio}x`]);
+console.log(table.toString());
+const result: ResultFile = {
+  name: 'scan',
+  about: `On the CPU, ${threads} threads, batch 1, float32: recurrences written as Scan, one token a step, in ONNX Runtime, and the calls that \`onnx-fla raise\` makes of them, in the same process. Calls of both interleaved.`,
+  machine: machineName(),
+  device: `${os.cpus()[0]!.model}, ${os.cpus().length} cores, ${nativeInfo().ops.isa}`,
+  date: new Date().toISOString().slice(0, 10),
+  commit: commit(),
+  versions: { node: process.versions.node, 'onnxruntime-node': packageVersion('onnxruntime-node') },
+  copy_bytes_per_second: Math.round(copy),
+  rows,
+};
+console.log(writeResults(result));
+
+function round(x: number): number {
+  return Number(x.toPrecision(4));
+}
