@@ -10,6 +10,7 @@ import { declareState, removeCaches, type StatePair } from './states.js';
 import { SiteEmitter } from './variants/emit.js';
 import { emitLinear, floatType, VARIANTS } from './variants/linear.js';
 import type { LayerGates, RewriteOptions, Variant } from './variants/options.js';
+import { Rows } from './variants/rows.js';
 import { emitSoftmax, type Handicap } from './variants/softmax.js';
 
 /** The layout of the metadata that a rewritten model carries. */
@@ -166,7 +167,9 @@ function checkGates(variant: Variant, layer: number, gates: LayerGates | undefin
 /** Softmax attention again, from the normalised description alone. */
 export function reEmit(site: AnalysedSite, { facts }: Analysis, handicap?: Handicap): void {
   const { graph } = site.node;
+  const { q } = site.sdpa!;
   const e = new SiteEmitter(graph, facts, site.node.name);
+  e.rows = new Rows(e, () => e.dim(q.value, tokenAxis(q)));
   const product = emitSoftmax(e, site.sdpa!, handicap);
   graph.remove(site.sdpa!.replaced);
   graph.insert(e.nodes);
@@ -192,7 +195,7 @@ async function convert(
       sdpa.cache && declareState(graph, sdpa, sdpa.cache, floatType(sdpa, site.layer!), options);
     if (pair) state.push(pair);
     if (sdpa.cache) removed.push(sdpa.cache);
-    const e = new SiteEmitter(graph, analysis.facts, site.node.name);
+    const e = new SiteEmitter(graph, analysis.facts, site.node.name, shared.rows);
     const gates = gatesFor(options, site.layer!);
     const emitted = {
       sdpa,
@@ -207,6 +210,7 @@ async function convert(
     graph.remove(sdpa.replaced);
     graph.insert(e.nodes);
   }
+  shared.insert();
   for (const { sdpa } of chosen) replaceScoreShapes(graph, sdpa!, analysis);
   if (removed.length === 0) {
     shared.insert();
@@ -222,6 +226,7 @@ async function convert(
     maskInput,
     tokens: shared.tokens(),
     currentMask: maskInput && shared.currentMask(maskInput),
+    rightPadded: chosen.some((s) => s.sdpa!.cache?.lengths !== undefined),
   };
   for (const { presentKey, presentValue } of removed) {
     for (const name of [presentKey, presentValue]) if (name) graph.removeOutput(name);

@@ -172,6 +172,7 @@ export class Facts {
         return [matmul(x, b ? this.dims(b) : undefined, node)];
       case 'Attention':
       case 'MultiHeadAttention':
+      case 'GroupQueryAttention':
         return [this.attention(node, x)];
       case 'MatMulNBits':
         return [x && [...x.slice(0, -1), node.int('N')]];
@@ -251,7 +252,16 @@ export class Facts {
     if (node.is('MultiHeadAttention', 'com.microsoft')) {
       return [x[0], x[1], x.length === 5 ? times(x[2], x[4]) : v?.length === 3 ? v[2] : x[2]];
     }
-    if (!node.is('Attention')) return node.domain === 'com.microsoft' ? x : undefined;
+    if (node.is('GroupQueryAttention', 'com.microsoft')) {
+      const [queries, keys] = [node.int('num_heads') ?? 0, node.int('kv_num_heads') ?? 0];
+      const width = node.inputs[1] ? 1 : queries / (queries + 2 * keys);
+      return [x[0], x[1], times(x[2], width)];
+    }
+    if (node.is('Attention', 'com.microsoft')) {
+      const columns = this.dims(node.inputs[1] ?? '')?.[1];
+      return [x[0], x[1], node.ints('qkv_hidden_sizes')?.[2] ?? times(columns, 1 / 3)];
+    }
+    if (!node.is('Attention')) return undefined;
     if (x.length === 4) return [x[0], x[1], x[2], v?.[3]];
     const [queries, values] = [node.int('q_num_heads'), node.int('kv_num_heads')];
     const width = v?.[2];

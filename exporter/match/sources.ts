@@ -37,6 +37,11 @@ export function projectionInputs(value: string, facts: Facts): Set<string> {
   return found;
 }
 
+/** The same for heads, whose projection may be part of the attention. */
+export function sourcesOf(h: Heads, facts: Facts): Set<string> {
+  return h.weight ? new Set([h.value]) : projectionInputs(h.value, facts);
+}
+
 function projectionInput(node: Node, facts: Facts): string | undefined {
   if (!PROJECTIONS.has(node.opType)) return undefined;
   const [a, b] = node.inputs;
@@ -78,7 +83,7 @@ function dataInputs(node: Node): string[] {
 
 /** Keys and values must come from what the queries come from. */
 export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): string | undefined {
-  const [ofQ, ofK, ofV] = [q, k, v].map((h) => projectionInputs(h.value, facts));
+  const [ofQ, ofK, ofV] = [q, k, v].map((h) => sourcesOf(h, facts));
   const meet = (a: Set<string>, b: Set<string>) =>
     [...a].some((x) => b.has(x) || summands(x, facts).some((y) => b.has(y)));
   if (meet(ofQ!, ofV!) && meet(ofK!, ofV!)) return undefined;

@@ -9,7 +9,17 @@ import {
   rewriteModel,
   type SiteReport,
 } from '../../exporter/index.js';
-import { FAMILIES, qkv, range, repeat, scaled, transposed, Writer } from './support/families.js';
+import {
+  FAMILIES,
+  genaiLengths,
+  packedWeights,
+  qkv,
+  range,
+  repeat,
+  scaled,
+  transposed,
+  Writer,
+} from './support/families/index.js';
 import { makeLayer } from './support/layer.js';
 
 /** Near misses: what looks like attention that can be rewritten, and is not. */
@@ -35,6 +45,21 @@ const attend = (w: Writer, bias: string) => {
 const offsets = (w: Writer) => {
   const at = range(w, 'x');
   return w.op('Sub', [w.op('Unsqueeze', [at, w.ints(0)]), w.op('Unsqueeze', [at, w.ints(1)])]);
+};
+
+const MICROSOFT = { domain: 'com.microsoft' };
+type Attributes = Readonly<Record<string, number | string | { float: number }>>;
+/** GroupQueryAttention of a prompt. */
+const grouped = (w: Writer, attrs: Attributes, more: string[] = []) => {
+  const [seqlens, total] = genaiLengths(w);
+  const inputs = [w.linear('q'), w.linear('k'), w.linear('v'), '', '', seqlens, total, ...more];
+  const heads = { num_heads: 4, kv_num_heads: 4 };
+  return w.project(w.op('GroupQueryAttention', inputs, { ...heads, ...attrs }, MICROSOFT));
+};
+/** A node that has the projections inside. */
+const inside = (w: Writer, opType: string, attrs: Attributes) => {
+  const { weight, bias } = packedWeights(w);
+  return w.project(w.op(opType, ['x', weight, bias], { num_heads: 4, ...attrs }, MICROSOFT));
 };
 
 const NEAR_MISSES: NearMiss[] = [
@@ -288,24 +313,61 @@ const NEAR_MISSES: NearMiss[] = [
     },
   },
   {
-    name: 'MultiHeadAttention with lengths in place of a mask',
-    reason: /key_padding_mask must be \[B,T\], received \[batch\]/,
+    name: 'MultiHeadAttention with cumulated lengths',
+    reason: /key_padding_mask must be \[B,T\], \[B,Tq,Tk\] or \[B\], received \[lengths\]/,
     build(w) {
-      w.inputs.lengths = ['int32', ['batch']];
+      w.inputs.lengths = ['int32', ['lengths']];
       const inputs = [w.linear('q'), w.linear('k'), w.linear('v'), '', 'lengths'];
-      return w.project(
-        w.op('MultiHeadAttention', inputs, { num_heads: 4 }, { domain: 'com.microsoft' }),
-      );
+      return w.project(w.op('MultiHeadAttention', inputs, { num_heads: 4 }, MICROSOFT));
     },
   },
   {
-    name: 'GroupQueryAttention',
-    reason: /com\.microsoft\.GroupQueryAttention is not understood/,
+    name: 'MultiHeadAttention of an encoder',
+    reason: /cross-attention: queries are made from x, values from encoder/,
     build(w) {
-      const inputs = [w.linear('q'), w.linear('k'), w.linear('v')];
-      const attrs = { num_heads: 4, kv_num_heads: 4 };
-      return w.project(w.op('GroupQueryAttention', inputs, attrs, { domain: 'com.microsoft' }));
+      w.inputs.encoder = ['float32', ['batch', 'source', w.layer.hidden]];
+      const inputs = [w.linear('q'), w.linear('k', 'encoder'), w.linear('v', 'encoder')];
+      return w.project(w.op('MultiHeadAttention', inputs, { num_heads: 4 }, MICROSOFT));
     },
+  },
+  ...(
+    [
+      ['softcap', { softcap: { float: 50 } }, /softcap must be 0, received 50/],
+      ['smooth softmax', { smooth_softmax: 1 }, /smooth_softmax: weights do not sum to 1/],
+      ['no causal mask', { causal: 0 }, /causal must be 1, received 0/],
+      [
+        'a cache that forgets',
+        { sliding_window_cache: 1, local_window_size: 4 },
+        /sliding_window_cache must be 0, received 1: its cache forgets tokens/,
+      ],
+      ['a quantised cache', { k_quant_type: 'PER_TENSOR' }, /k_quant_type must be NONE/],
+    ] as const
+  ).map(
+    ([what, attrs, reason]): NearMiss => ({
+      name: `GroupQueryAttention with ${what}`,
+      reason,
+      build: (w) => grouped(w, attrs),
+    }),
+  ),
+  {
+    name: 'GroupQueryAttention with sinks',
+    reason: /head_sink 'sinks': weights do not sum to 1/,
+    build: (w) => grouped(w, {}, ['', '', '', '', w.weight('sinks', [4], [0, 1, 2, 3])]),
+  },
+  {
+    name: 'Attention whose cache is written in place',
+    reason: /past_sequence_length: caches that are written in place/,
+    build: (w) => inside(w, 'Attention', { past_present_share_buffer: 1 }),
+  },
+  {
+    name: 'Attention with tables of its own',
+    reason: /do_rotary must be 0, received 1/,
+    build: (w) => inside(w, 'Attention', { do_rotary: 1 }),
+  },
+  {
+    name: 'QAttention',
+    reason: /com\.microsoft\.QAttention quantises its input/,
+    build: (w) => inside(w, 'QAttention', {}),
   },
 ];
 

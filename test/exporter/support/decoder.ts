@@ -1,5 +1,5 @@
 import { DATA_TYPE, type Model } from '../../../exporter/index.js';
-import { causalPadding, repeat, scaled, transposed, Writer } from './families.js';
+import { causalPadding, repeat, scaled, transposed, Writer } from './families/index.js';
 import { makeLayer } from './layer.js';
 import { random } from './run.js';
 

@@ -1,0 +1,9 @@
+import { DECOMPOSED } from './decomposed.js';
+import { MICROSOFT } from './microsoft.js';
+import { ONNX } from './onnx.js';
+import type { Family } from './writer.js';
+
+export { genaiLengths } from './microsoft.js';
+export * from './writer.js';
+
+export const FAMILIES: readonly Family[] = [...DECOMPOSED, ...ONNX, ...MICROSOFT];
