@@ -29,6 +29,8 @@ const SPECS: DecoderSpec[] = [
   { attention: 'Attention', cache: true, positions: 'mask', padding: true },
   { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
   { attention: 'MultiHeadAttention', cache: true, positions: 'none', padding: true },
+  { attention: 'com.microsoft.Attention', cache: true, positions: 'cache', padding: false },
+  { attention: 'com.microsoft.Attention', cache: true, positions: 'mask', padding: true },
 ];
 const named = SPECS.map((spec) => ({
   name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
@@ -100,15 +102,19 @@ const WHOLE = [TOKENS];
 const STEPS = Array.from({ length: TOKENS }, (_, i) => i + 1);
 const CHUNKS = [4, 5, 9];
 
-const cachePairs = ['key', 'value'].map((k) => ({
-  past: `past_key_values.0.${k}`,
-  present: `present.0.${k}`,
-}));
+const cachePairs = (model: Model) => {
+  const names = model.graph.inputs.map((i) => i.name).filter((n) => n.startsWith('past_'));
+  return names.map((past) => ({
+    past,
+    present: past.replace(/past_key_values|past/, 'present'),
+  }));
+};
 function emptyCache(model: Model): Feeds {
   return Object.fromEntries(
-    cachePairs.map(({ past }) => {
-      const dims = model.graph.dims(past)! as (number | string)[];
-      return [past, floats([BATCH, dims[1] as number, 0, dims[3] as number], () => 0)];
+    cachePairs(model).map(({ past }) => {
+      const dims = model.graph.dims(past)!.map((d) => (typeof d === 'number' ? d : BATCH));
+      dims[dims.length - 2] = 0;
+      return [past, floats(dims, () => 0)];
     }),
   );
 }
@@ -135,8 +141,8 @@ describe.each(named)('$name', ({ spec }) => {
   it('survives a round trip, step by step', async () => {
     const original = decoder(spec);
     const { model } = await rewritten(spec, { variant: 'none' });
-    const expected = await stream(original, cachePairs, emptyCache(original), CHUNKS);
-    const actual = await stream(model, cachePairs, emptyCache(model), CHUNKS);
+    const expected = await stream(original, cachePairs(original), emptyCache(original), CHUNKS);
+    const actual = await stream(model, cachePairs(model), emptyCache(model), CHUNKS);
     expect(distance(expected, actual)).toBeLessThan(2e-6);
   });
 
@@ -153,8 +159,8 @@ describe.each(named)('$name', ({ spec }) => {
     async (options) => {
       const { model, report } = await rewritten(spec, options);
       const { graph } = model;
-      expect(graph.inputs.some((i) => /\.(key|value)$/.test(i.name))).toBe(false);
-      expect(graph.outputs.some((o) => /\.(key|value)$/.test(o.name))).toBe(false);
+      expect(graph.inputs.some((i) => /\.(key|value)$|past_0$/.test(i.name))).toBe(false);
+      expect(graph.outputs.some((o) => /\.(key|value)$|present_0$/.test(o.name))).toBe(false);
       expect(report.attentionMask).toBe('current');
       const start = emptyState(report.state);
       const whole = await stream(model, report.state, start, WHOLE);
@@ -175,10 +181,11 @@ describe.each(named)('$name', ({ spec }) => {
     expect(model.metadata('onnx_fla.attention_mask')).toBe('current');
     expect(model.metadata('onnx_fla.rewind')).toBe('no');
     if (spec.padding) expect(model.graph.dims('attention_mask')).toEqual(['batch', 'sequence']);
+    const stacked = spec.attention === 'com.microsoft.Attention';
     expect(report.state[0]).toEqual({
-      past: 'past_key_values.0.state',
-      present: 'present.0.state',
-      shape: ['batch', spec.attention === 'MultiHeadAttention' ? 4 : 2, 3, 4],
+      past: stacked ? 'past_0.state' : 'past_key_values.0.state',
+      present: stacked ? 'present_0.state' : 'present.0.state',
+      shape: ['batch', stacked || spec.attention === 'MultiHeadAttention' ? 4 : 2, 3, 4],
       dtype: 'float32',
       in_place: true,
     });
