@@ -33,6 +33,21 @@ type Step =
   | { readonly kind: 'softcap' };
 type P = Pattern<Step>;
 
+/** ONNX Runtime's optimizer folds scale and transpositions into the product, as far as [T,B*H,D] to [B*H,T,D]. */
+function productOfRows(node: Node, facts: Facts): string | undefined {
+  const set = (name: string) => node.int(name) === 1;
+  const batches = set('transBatchA') || set('transBatchB');
+  const ranks = node.inputs.slice(0, 2).map((v) => facts.rank(v));
+  if (set('transA')) return `'${node.name}' must not transpose its first factor`;
+  return batches && ranks.some((r) => r !== 3)
+    ? `'${node.name}' must not transpose batches of rank ${ranks.join(' and ')}`
+    : undefined;
+}
+/** The layout of a factor of rank 3. */
+function layoutOf(node: Node, factor: 'A' | 'B'): 'ntd' | 'tnd' {
+  return node.int(`transBatch${factor}`) === 1 ? 'tnd' : 'ntd';
+}
+
 /**
  * The scores: q k', then in any order factors, added masks and Where masks.
  *
@@ -41,12 +56,7 @@ type P = Pattern<Step>;
 const scores: P = lazy(() =>
   either<Step>(
     op('MatMul', [any('q'), any('keys')]),
-    // ONNX Runtime's optimizer folds the scale and the transposition of keys into the product.
-    op('com.microsoft.FusedMatMul', [any('q'), any('keys')], (node) =>
-      ['transA', 'transBatchA', 'transBatchB'].some((a) => node.int(a) === 1)
-        ? `'${node.name}' must not transpose its first factor or batches`
-        : undefined,
-    ),
+    op('com.microsoft.FusedMatMul', [any('q'), any('keys')], productOfRows),
     note(op('Div', [scores, number('factor')]), (v, facts) => ({
       kind: 'scale',
       factor: 1 / facts.scalar(v.factor!)!,
@@ -78,17 +88,27 @@ const softmax: P = op('Softmax', [scores], (node, facts) =>
 );
 
 /** The weighted sum: MatMul(weights, v), with what exporters put between Softmax and it. */
-const attention: P = op('MatMul', [
-  lazy(() =>
-    either<Step>(
-      softmax,
-      op('Reshape', [softmax]),
-      // Rows without any visible key are NaN; newer exporters zero them.
-      op('Where', [op('IsNaN', [any('weights')]), number('zero'), softmax]),
+const attention: P = op(
+  'MatMul|com.microsoft.FusedMatMul',
+  [
+    lazy(() =>
+      either<Step>(
+        softmax,
+        op('Reshape', [softmax]),
+        // Rows without any visible key are NaN; newer exporters zero them.
+        op('Where', [op('IsNaN', [any('weights')]), number('zero'), softmax]),
+      ),
     ),
-  ),
-  any('v'),
-]);
+    any('v'),
+  ],
+  (node, facts) => {
+    if (node.is('MatMul')) return undefined;
+    const plain = (node.float('alpha') ?? 1) === 1 && layoutOf(node, 'A') === 'ntd';
+    return plain && node.int('transB') !== 1
+      ? productOfRows(node, facts)
+      : `'${node.name}' must be the product of weights and values as they are`;
+  },
+);
 
 /** Attention written out as MatMul, Softmax, MatMul, as PyTorch, TensorFlow and Paddle export it. */
 export const decomposed: Rule = {
@@ -120,13 +140,17 @@ function matchDecomposed(anchor: Node, facts: Facts): RuleResult {
   return normalise(anchor, root, found, facts);
 }
 
+function isProduct(node: Node): boolean {
+  return node.is('MatMul') || node.is('FusedMatMul', 'com.microsoft');
+}
+
 /** The MatMul that multiplies the weights with the values, or why there is none. */
 function weightedSum(anchor: Node, facts: Facts): Node | string {
   const { graph } = facts;
   let value = anchor.outputs[0]!;
   for (;;) {
     const uses = graph.uses(value);
-    const product = uses.find((u) => u.node.is('MatMul') && u.index === 0);
+    const product = uses.find((u) => isProduct(u.node) && u.index === 0);
     if (product) return product.node;
     const next = uses.find((u) => /^(Cast|Identity|Dropout|Reshape|Where)$/.test(u.node.opType));
     if (!next) {
@@ -168,16 +192,18 @@ function normalise(
   { values, notes: steps, nodes }: Found<Step>,
   facts: Facts,
 ): RuleResult {
-  const fused = nodes.find((n) => n.is('FusedMatMul', 'com.microsoft'));
-  const keys =
-    fused?.int('transB') === 1
-      ? { ...unscale(values.keys!, facts), layout: facts.rank(values.keys!) === 3 ? 'ntd' : 'bhtd' }
-      : untransposeKeys(values.keys!, facts);
+  const fused = nodes.find((n) => n !== root && n.is('FusedMatMul', 'com.microsoft'));
+  const keys = keysOf(values.keys!, fused, facts);
   if (typeof keys === 'string') return unsupported(keys);
   const query = unscale(values.q!, facts);
   const rank = facts.rank(query.value);
   const is3d = rank === 3 || keys.layout === 'ntd' || keys.layout === 'tnd';
-  const flat = is3d ? flatten(query.value, keys, values.v!, root, facts) : undefined;
+  const loose = {
+    q: { value: query.value, layout: fused ? layoutOf(fused, 'A') : 'ntd' },
+    k: keys,
+    v: { value: values.v!, layout: layoutOf(root, 'B') },
+  };
+  const flat = is3d ? flatten(loose, root, facts) : undefined;
   if (typeof flat === 'string') return unsupported(flat);
 
   const heads = flat?.q ?? headsOf(query.value, 'bhtd', facts);
@@ -228,6 +254,12 @@ function normalise(
     scoreDtype: facts.dtype(anchor.inputs[0]!) ?? dtype,
   };
   return { sdpa: { ...sdpa, replaced: [facts.graph.producer(sdpa.output.value)!] } };
+}
+
+function keysOf(value: string, fused: Node | undefined, facts: Facts) {
+  if (fused?.int('transB') !== 1) return untransposeKeys(value, facts);
+  const layout = facts.rank(value) === 3 ? layoutOf(fused, 'B') : ('bhtd' as const);
+  return { ...unscale(value, facts), layout };
 }
 
 /** Folds all factors into one; refuses factors between masks, which would scale a mask. */
