@@ -6,6 +6,7 @@ import {
   type Node,
   tensorNumbers,
 } from '../ir/index.js';
+import { einsumLetters } from './einsum.js';
 import { BINARY, type Known, map1, map2, UNARY } from './known.js';
 import {
   broadcast,
@@ -176,6 +177,8 @@ export class Facts {
         return [this.attention(node, x)];
       case 'MatMulNBits':
         return [x && [...x.slice(0, -1), node.int('N')]];
+      case 'Einsum':
+        return [this.einsum(node)];
       case 'Gemm':
         return [gemm(x, b ? this.dims(b) : undefined, node)];
       case 'Transpose':
@@ -267,6 +270,21 @@ export class Facts {
     const width = v?.[2];
     const dim = typeof width === 'number' && values ? width / values : undefined;
     return [x[0], x[1], times(queries, dim)];
+  }
+
+  private einsum(node: Node): Dim[] | undefined {
+    const letters = einsumLetters(node);
+    if (!letters) return undefined;
+    const lengths = new Map<string, Dim>();
+    for (const [i, operand] of letters.inputs.entries()) {
+      const dims = this.dims(node.inputs[i]!);
+      if (dims?.length !== operand.length) return undefined;
+      for (const [axis, letter] of [...operand].entries()) {
+        const known = lengths.get(letter);
+        lengths.set(letter, typeof known === 'number' ? known : (dims[axis] ?? known));
+      }
+    }
+    return [...letters.output].map((letter) => lengths.get(letter));
   }
 
   /** Start, end and step of each sliced axis; undefined when one is not known. */

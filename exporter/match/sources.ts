@@ -6,6 +6,7 @@ const PROJECTIONS = new Set([
   'MatMul',
   'Gemm',
   'Conv',
+  'Einsum',
   'MatMulNBits',
   'FusedMatMul',
   'MatMulInteger',

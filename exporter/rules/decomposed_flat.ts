@@ -41,8 +41,9 @@ export function flatten(
     const heads = headsOf(q4, 'bhtd', facts);
     if (!heads)
       return `query '${q4}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(q4))}]`;
-    const after = onlyReader(root.outputs[0]!, facts);
-    if (!after?.is('Reshape') || facts.rank(after.outputs[0]!) !== 4) {
+    // The scores may have got their heads back before Softmax.
+    const after = facts.rank(v) === 4 ? root : onlyReader(root.outputs[0]!, facts);
+    if (after !== root && (!after?.is('Reshape') || facts.rank(after.outputs[0]!) !== 4)) {
       return `'${root.outputs[0]}' [B*H,T,D] must go to a Reshape to [B,H,T,D], received ${after?.opType ?? 'several readers'}`;
     }
     return {
