@@ -26,8 +26,8 @@ const LIMIT = 64; // elements of a constant worth following
 
 const SAME_SHAPE = new Set(
   (
-    'Abs Cast Ceil Clip Cos CumSum Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsNaN ' +
-    'LayerNormalization LeakyRelu Log LogSoftmax Neg Not Reciprocal Relu Round RMSNormalization Selu Sigmoid ' +
+    'Abs Cast Ceil Clip Cos CumSum DequantizeLinear Dropout DynamicQuantizeLinear Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsNaN ' +
+    'LayerNormalization LeakyRelu Log LogSoftmax Neg Not QuantizeLinear Reciprocal Relu Round RMSNormalization Selu Sigmoid ' +
     'SimplifiedLayerNormalization Sin Softmax Softplus Sqrt Tanh Trilu BatchNormalization QuickGelu FastGelu ' +
     'RotaryEmbedding ScatterElements ScatterND Sign SkipLayerNormalization SkipSimplifiedLayerNormalization BiasGelu'
   ).split(' '),
@@ -149,6 +149,12 @@ export class Facts {
     if (node.is('Shape') || node.is('Size') || node.is('NonZero')) return 'int64';
     if (BOOLEAN.has(node.opType)) return 'bool';
     if (node.is('ConstantOfShape')) return dtypeName(node.tensor('value')?.dataType ?? 1);
+    if (node.is('MatMulInteger')) return 'int32';
+    if (node.is('DynamicQuantizeLinear')) return 'uint8';
+    if (node.is('QuantizeLinear')) return node.inputs[2] ? this.dtype(node.inputs[2]) : 'uint8';
+    // The type of the scale.
+    if (node.is('DequantizeLinear')) return this.dtype(node.inputs[1]!);
+    if (node.opType === 'MatMulIntegerToFloat') return this.dtype(node.inputs[2]!);
     const first = node.is('Where') ? 1 : 0;
     return node.inputs[first] ? this.dtype(node.inputs[first]!) : undefined;
   }
@@ -170,11 +176,17 @@ export class Facts {
         return [x && [x[0], x[1], ...x.slice(2).map(() => undefined)]];
       case 'MatMul':
       case 'FusedMatMul':
+      case 'MatMulInteger':
+      case 'DynamicQuantizeMatMul':
+      case 'MatMulIntegerToFloat':
         return [matmul(x, b ? this.dims(b) : undefined, node)];
       case 'Attention':
       case 'MultiHeadAttention':
       case 'GroupQueryAttention':
         return [this.attention(node, x)];
+      case 'QLinearMatMul':
+        return [matmul(x, this.dims(node.inputs[3] ?? ''), node)];
+      case 'MatMulBnb4':
       case 'MatMulNBits':
         return [x && [...x.slice(0, -1), node.int('N')]];
       case 'Einsum':

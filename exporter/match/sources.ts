@@ -3,7 +3,10 @@ import type { Facts } from './facts.js';
 import { type Heads, tokenAxis } from './sdpa.js';
 
 const PROJECTIONS = new Set([
+  'DynamicQuantizeMatMul',
   'MatMul',
+  'MatMulBnb4',
+  'MatMulIntegerToFloat',
   'Gemm',
   'Conv',
   'Einsum',
@@ -45,9 +48,16 @@ export function sourcesOf(h: Heads, facts: Facts): Set<string> {
 
 function projectionInput(node: Node, facts: Facts): string | undefined {
   if (!PROJECTIONS.has(node.opType)) return undefined;
-  const [a, b] = node.inputs;
-  if (weightLike(b, facts)) return a;
+  const [a] = node.inputs;
+  const b = node.is('QLinearMatMul') ? node.inputs[3] : node.inputs[1];
+  if (weightLike(b, facts)) return unquantised(a!, facts);
   return weightLike(a, facts) && node.is('MatMul') ? b : undefined;
+}
+
+/** What was quantised to be multiplied with weights of 8 bits. */
+function unquantised(value: string, facts: Facts): string {
+  const node = facts.graph.producer(value);
+  return node && /^(Dynamic)?QuantizeLinear$/.test(node.opType) ? node.inputs[0]! : value;
 }
 
 /** A constant, or a constant behind Cast, Transpose or DequantizeLinear. */

@@ -160,7 +160,11 @@ function matchDecomposed(anchor: Node, facts: Facts): RuleResult {
     return notAttention(`Softmax must run over the last axis, received axis ${anchor.int('axis')}`);
   }
   const upward = match(softmax, anchor.outputs[0]!, facts);
-  if (isMiss(upward)) return notAttention(`no attention scores behind it: ${upward.reason}`);
+  if (isMiss(upward)) {
+    return /received .*(DequantizeLinear|QLinear|MatMulInteger)/.test(upward.reason)
+      ? unsupported(`its scores are products of 8 bits: ${upward.reason}`)
+      : notAttention(`no attention scores behind it: ${upward.reason}`);
+  }
   const keys = upward.values.keys!;
   if (weightLike(keys, facts)) {
     const dims = facts.dims(keys);
