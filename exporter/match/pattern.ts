@@ -71,7 +71,7 @@ export function op<S>(
       return miss(found, `'${node.name}' must be ${opTypes}, received ${name}`);
     }
     const failed = check?.(node, facts);
-    if (failed) return miss(found, failed);
+    if (failed) return { reason: failed, depth: found.nodes.length + 1 };
     const inside = { ...found, nodes: [...found.nodes, ...passed, node] };
     return inOrder(operands, orders(node, operands.length), inside, facts);
   };

@@ -45,10 +45,8 @@ export class Rows {
 
   /** int64 [1,T]: 0, 1, 2, .. */
   private range(): string {
-    return this.once('range', { seqlens: '', total: '' }, (e) => {
-      const [zero, one] = [0, 1].map((n) => e.constant('int64', [n], []));
-      return e.unsqueeze(e.op('Range', [zero!, e.squeeze(this.tokens(), 0), one!]), 0);
-    });
+    const key = { seqlens: '', total: '' };
+    return this.once('range', key, (e) => e.unsqueeze(e.positions(this.tokens()), 0));
   }
 
   private seqlens({ seqlens }: Lengths): string {

@@ -99,7 +99,7 @@ function scattered(
   const all = e.op('Concat', [past, current], { axis: 2 });
   const [room, tokens] = [e.dim(past, 2), e.dim(current, 2)];
   const total = e.reshape(e.cast(lengths.total, 'int64'), [1]);
-  const places = range(e, e.ints(0), e.larger(room, total)); // [L]
+  const places = e.positions(e.larger(room, total)); // [L]
   const before = e.rows!.past(lengths); // [B,1]
   const last = e.sub(e.add(room, tokens), e.ints(1));
   const fresh = e.smaller(e.add(e.sub(places, before), room), last); // [B,L]
@@ -134,7 +134,7 @@ function applyMask(e: SiteEmitter, scores: string, step: MaskStep, dtype: DTypeN
       return e.add(scores, e.op('Where', [keys, e.scalar(0, dtype), e.scalar(step.fill, dtype)]));
     }
     case 'length': {
-      const places = range(e, e.ints(0), e.dim(scores, 3));
+      const places = e.positions(e.dim(scores, 3));
       const ends = e.reshape(e.cast(step.value, 'int64'), [-1, 1, 1, 1]);
       const seen = e.op('Less', [places, ends]);
       return e.add(scores, e.op('Where', [seen, e.scalar(0, dtype), e.scalar(step.fill, dtype)]));
@@ -149,8 +149,8 @@ function applyMask(e: SiteEmitter, scores: string, step: MaskStep, dtype: DTypeN
 /** [Tq,Tk], true where key j is no later than query i; cached keys come first. */
 function causal(e: SiteEmitter, scores: string): string {
   const [queries, keys] = [e.dim(scores, 2), e.dim(scores, 3)];
-  const rows = e.unsqueeze(range(e, e.sub(keys, queries), keys), 1);
-  const columns = e.unsqueeze(range(e, e.ints(0), keys), 0);
+  const columns = e.positions(keys);
+  const rows = e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1);
   return e.op('Not', [e.op('Less', [rows, columns])]);
 }
 
@@ -177,13 +177,8 @@ function byRow(
   { lengths, window }: Extract<MaskStep, { kind: 'rows' }>,
 ): string {
   const rows = e.unsqueeze(e.unsqueeze(e.rows!.positions(lengths), 1), 3);
-  const columns = range(e, e.ints(0), e.dim(scores, 3));
+  const columns = e.positions(e.dim(scores, 3));
   const past = e.op('Not', [e.op('Less', [rows, columns])]);
   if (window === undefined) return past;
   return e.op('And', [past, e.op('Less', [e.sub(rows, columns), e.ints(window)])]);
-}
-
-/** int64 [to - from]: from, from + 1, .. */
-function range(e: SiteEmitter, from: string, to: string): string {
-  return e.op('Range', [e.squeeze(from, 0), e.squeeze(to, 0), e.constant('int64', [1], [])]);
 }

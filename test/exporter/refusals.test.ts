@@ -172,6 +172,116 @@ const NEAR_MISSES: NearMiss[] = [
     },
   },
   {
+    name: 'BLOOM: ALiBi from the mask, [B*H,1,T], by baddbmm',
+    reason: /counts batch and heads in one dimension/,
+    build(w) {
+      const { heads, dim } = w.layer;
+      const [q, k, v] = qkv(w);
+      const rows = w.op('Mul', [w.dim('x', 0), w.ints(heads)]);
+      const flat = (x: string) =>
+        w.op('Reshape', [x, w.op('Concat', [rows, w.ints(-1), w.ints(dim)], { axis: 0 })]);
+      const ones = w.op('Sub', [
+        w.op('CumSum', [w.maskInput(), w.constant('int64', [-1], [])]),
+        w.constant('int64', [1], []),
+      ]);
+      const places = w.op('Cast', [w.op('Unsqueeze', [ones, w.ints(1)])], {
+        to: DATA_TYPE.float32,
+      });
+      const slopes = w.constant('float32', [0.5, 0.25, 0.125, 0.0625], [1, 4, 1]);
+      const shape = w.op('Concat', [rows, w.ints(1), w.ints(-1)], { axis: 0 });
+      const alibi = w.op('Reshape', [w.op('Mul', [slopes, places]), shape]);
+      const keys = w.op('Transpose', [flat(k)], { perm: [0, 2, 1] });
+      const scores = w.op('Add', [alibi, scaled(w, w.op('MatMul', [flat(q), keys]))]);
+      const wide = w.op('Concat', [w.dim('x', 0), w.ints(heads), w.dim('x', 1), w.ints(-1)], {
+        axis: 0,
+      });
+      const weights = w.op('Softmax', [w.op('Reshape', [scores, wide])], { axis: -1 });
+      const narrow = w.op('Concat', [rows, w.dim('x', 1), w.ints(-1)], { axis: 0 });
+      const out = w.op('MatMul', [w.op('Reshape', [weights, narrow]), flat(v)]);
+      return w.finish(w.op('Reshape', [out, wide]));
+    },
+  },
+  {
+    name: 'Gemma 2: scores through Tanh',
+    reason: /scores go through Tanh \(softcap\)/,
+    build(w) {
+      const { scores, v } = plain(w);
+      const capped = w.op('Tanh', [w.op('Div', [scores, w.scalar(50)])]);
+      const masked = w.op('Where', [
+        w.causalBuffer(v),
+        w.op('Mul', [capped, w.scalar(50)]),
+        w.scalar(-1e9),
+      ]);
+      return w.finish(w.weighted(masked, v));
+    },
+  },
+  {
+    name: 'Conformer with relative positions (Transformer-XL): a product of queries is added to the scores',
+    reason: /scores are multiplied by 0.577\d* after a mask/,
+    build(w) {
+      const { heads, dim } = w.layer;
+      const [q, k, v] = qkv(w);
+      const table = w.weight('pos', [1, heads, dim, 7], Array(heads * dim * 7).fill(0.1));
+      const bias = w.weight('pos_bias', [heads, 1, dim], Array(heads * dim).fill(0.2));
+      const relative = w.op('MatMul', [w.op('Add', [q, bias]), table]);
+      const both = w.op('Add', [w.op('MatMul', [q, transposed(w, k)]), relative]);
+      return w.finish(w.weighted(scaled(w, both), v));
+    },
+  },
+  {
+    name: 'Swin: a learned bias [1,H,T,T]',
+    reason: /a bias \(relative positions, ALiBi\), not a mask/,
+    build(w) {
+      const { scores, v } = plain(w);
+      const size = w.layer.heads * 25;
+      const table = w.weight(
+        'bias',
+        [1, w.layer.heads, 5, 5],
+        Array.from({ length: size }, (_, i) => (i % 7) / 7),
+      );
+      w.inputs.x = ['float32', ['batch', 5, w.layer.hidden]];
+      return w.finish(w.weighted(w.op('Add', [scores, table]), v));
+    },
+  },
+  {
+    name: 'weights set to 0 where nothing was masked',
+    reason: /weights are set to 0 by 'Equal', which is not what masks the scores/,
+    build(w) {
+      const { scores, v } = plain(w);
+      const wide = w.op('Unsqueeze', [w.maskInput(), w.ints(1, 2)]);
+      const padding = w.op('Equal', [wide, w.constant('int64', [0], [])]);
+      const weights = w.op('Softmax', [scores], { axis: -1 });
+      return w.finish(w.op('MatMul', [w.op('Where', [padding, w.scalar(0), weights]), v]));
+    },
+  },
+  {
+    name: 'grouped heads as [B,Hkv,G,T,D]',
+    grouped: true,
+    reason: /must be transposed by perm 0132, 0231, 021 or 120, received 01243/,
+    build(w) {
+      const { heads, kvHeads, dim } = w.layer;
+      const [q, k, v] = qkv(w);
+      const apart = [w.dim('x', 0), w.ints(kvHeads, heads / kvHeads), w.dim('x', 1), w.ints(dim)];
+      const query = w.op('Reshape', [q, w.op('Concat', apart, { axis: 0 })]);
+      const [key, value] = [k, v].map((x) => w.op('Unsqueeze', [x, w.ints(2)]));
+      const keys = w.op('Transpose', [key!], { perm: [0, 1, 2, 4, 3] });
+      const out = w.weighted(scaled(w, w.op('MatMul', [query, keys])), value!);
+      const back = [w.dim('x', 0), w.ints(heads), w.dim('x', 1), w.ints(dim)];
+      return w.finish(w.op('Reshape', [out, w.op('Concat', back, { axis: 0 })]));
+    },
+  },
+  {
+    name: 'an Einsum over more than the head',
+    nothing: true,
+    reason: /\(bhid,bhjd->bij\) must be queries times keys/,
+    build(w) {
+      const [q, k, v] = qkv(w);
+      const scores = w.op('Einsum', [q, k], { equation: 'bhid,bhjd->bij' });
+      const weights = w.op('Softmax', [scores], { axis: -1 });
+      return w.finish(w.op('MatMul', [w.op('Unsqueeze', [weights, w.ints(1)]), v]));
+    },
+  },
+  {
     name: 'T5: a learned bias by relative position',
     reason: /a bias \(relative positions, ALiBi\), not a mask/,
     build(w) {
@@ -299,6 +409,44 @@ const NEAR_MISSES: NearMiss[] = [
         w.op('Attention', inputs, { q_num_heads: 4, kv_num_heads: 4, softcap: { float: 30 } }),
       );
       return w.build(23);
+    },
+  },
+  ...[0, 1, 2, 3].map(
+    (mode): NearMiss => ({
+      name: `ai.onnx Attention with qk_matmul_output_mode ${mode}`,
+      reason: /qk_matmul_output\) are used/,
+      build(w) {
+        const inputs = [w.linear('q'), w.linear('k'), w.linear('v')];
+        w.outputs.scores = ['float32', undefined];
+        const attrs = { q_num_heads: 4, kv_num_heads: 4, qk_matmul_output_mode: mode };
+        w.ops('Attention', inputs, ['att', '', '', 'scores'], attrs);
+        w.project('att');
+        return w.build(23);
+      },
+    }),
+  ),
+  {
+    name: 'ai.onnx Attention over a cache that TensorScatter writes',
+    reason: /nonpad_kv_seqlen: caches that are written in place are not understood/,
+    build(w) {
+      const { heads, dim } = w.layer;
+      for (const name of ['key', 'value']) {
+        w.inputs[`past_${name}`] = ['float32', ['batch', heads, 32, dim]];
+        w.outputs[`present_${name}`] = ['float32', ['batch', heads, 32, dim]];
+      }
+      w.inputs.write_indices = ['int64', ['batch']];
+      w.inputs.lengths = ['int64', ['batch']];
+      const [q, k, v] = qkv(w);
+      const scatter = (name: string, x: string) =>
+        w.op(
+          'TensorScatter',
+          [`past_${name}`, x, 'write_indices'],
+          { axis: 2 },
+          { output: `present_${name}` },
+        );
+      const inputs = [q, scatter('key', k), scatter('value', v), '', '', '', 'lengths'];
+      w.finish(w.op('Attention', inputs, { is_causal: 1 }));
+      return w.build(24);
     },
   },
   {
