@@ -55,16 +55,24 @@ export class Facts {
   /**
    * @param graph a graph whose nodes are in topological order
    * @param inputDims shapes of graph inputs to assume; given, symbols of value_info are not used
+   * @param outer what is known of the graph around it
    */
   constructor(
     readonly graph: Graph,
     private readonly inputDims?: Readonly<Record<string, readonly number[]>>,
+    private readonly outer?: Facts,
   ) {
     for (const node of graph.nodes) this.visit(node);
   }
 
+  /** Facts of a graph and all graphs around it. */
+  static of(graph: Graph, inputDims?: Readonly<Record<string, readonly number[]>>): Facts {
+    const outer = graph.parent && Facts.of(graph.parent, inputDims);
+    return new Facts(graph, inputDims, outer);
+  }
+
   dims(value: string): Dim[] | undefined {
-    return this.shapes.get(value) ?? this.declared(value);
+    return this.shapes.get(value) ?? this.outer?.dims(value) ?? this.declared(value);
   }
   rank(value: string): number | undefined {
     return this.dims(value)?.length;
@@ -75,7 +83,7 @@ export class Facts {
     return dims?.every((d) => typeof d === 'number') ? (dims as number[]) : undefined;
   }
   dtype(value: string): DTypeName | undefined {
-    return this.types.get(value) ?? this.declaredType(value);
+    return this.types.get(value) ?? this.outer?.dtype(value) ?? this.declaredType(value);
   }
   private declaredType(value: string): DTypeName | undefined {
     const dtype = this.graph.dtype(value);
@@ -83,7 +91,9 @@ export class Facts {
   }
   /** A small constant or shape computation, as far as it is known. */
   known(value: string): Known | undefined {
-    if (!this.knowns.has(value)) this.knowns.set(value, this.constant(value));
+    if (!this.knowns.has(value)) {
+      this.knowns.set(value, this.outer?.known(value) ?? this.constant(value));
+    }
     return this.knowns.get(value);
   }
   /** The only element of a known tensor. */

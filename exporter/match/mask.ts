@@ -28,6 +28,9 @@ const LONGEST_PROBE = 8192;
 
 /** Finds out the class of a site's mask, by proof where there is nothing to run, by probing otherwise. */
 export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
+  if (onlyRight(sdpa) && facts.graph.parent) {
+    return other('the lengths of rows are told in a nested graph');
+  }
   if (sdpa.masks.length === 0 && sdpa.cache && fixedTokens(sdpa, facts) !== 1) {
     return other(
       'there is no mask although keys are cached: new tokens would see one another both ways',

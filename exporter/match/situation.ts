@@ -37,7 +37,7 @@ export const LARGEST_PROBE = 2 ** 26;
 
 /** The batch size that a model's inputs fix, or the one wanted. */
 export function batchOf(graph: Graph, wanted = 2): number {
-  const fixed = graph.inputs.map(({ name }) => graph.dims(name)?.[0]);
+  const fixed = graph.root.inputs.map(({ name }) => graph.dims(name)?.[0]);
   const number = fixed.find((d) => typeof d === 'number' && d > 0);
   return (number as number | undefined) ?? wanted;
 }
@@ -45,8 +45,8 @@ export function batchOf(graph: Graph, wanted = 2): number {
 /** Shapes of all graph inputs in a situation; inputs without a declared shape are left out. */
 export function inputShapes(graph: Graph, s: Situation): Record<string, number[]> {
   const shapes: Record<string, number[]> = {};
-  for (const { name } of graph.inputs) {
-    const dims = graph.isInput(name) ? graph.dims(name) : undefined;
+  for (const { name } of graph.root.inputs) {
+    const dims = graph.root.isInput(name) ? graph.dims(name) : undefined;
     if (!dims) continue;
     const role = roleOf(graph, name);
     shapes[name] = dims.map((d, axis) => length(d, axis, dims.length, role, s));

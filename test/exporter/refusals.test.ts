@@ -1,16 +1,13 @@
 import { describe, expect, it } from 'vitest';
 import {
-  buildModel,
   DATA_TYPE,
   inspectModel,
   type Model,
-  makeNode,
   makeTensor,
   rewriteModel,
   type SiteReport,
 } from '../../exporter/index.js';
 import {
-  FAMILIES,
   genaiLengths,
   packedWeights,
   qkv,
@@ -543,59 +540,5 @@ describe.each(NEAR_MISSES)('$name', (miss) => {
         },
       );
     }
-  });
-});
-
-describe('attention that is not in the main graph', () => {
-  const inside = () => {
-    const { graph } = plainModel();
-    const { node, initializer } = graph.proto;
-    return { node, initializer, input: [], output: [{ name: 'y' }], valueInfo: [] };
-  };
-  const plainModel = () =>
-    FAMILIES.find((f) => f.name.startsWith('ViT: separate'))!.build(new Writer(makeLayer()));
-
-  it('is listed when it lies in the body of an If', async () => {
-    const model = buildModel({
-      inputs: { x: ['float32', ['batch', 'sequence', 12]], c: ['bool', []] },
-      outputs: { z: ['float32', ['batch', 'sequence', 12]] },
-      nodes: [
-        makeNode('If', ['c'], ['z'], {
-          then_branch: { graph: inside() },
-          else_branch: { graph: inside() },
-        }),
-      ],
-    });
-    const { sites } = await inspectModel(model);
-    const expected = {
-      layer: null,
-      rewritable: false,
-      reason: expect.stringContaining('nested graph'),
-    };
-    expect(sites).toMatchObject([expected, expected]);
-  });
-
-  it('is listed when it lies in a model-local function, but for our own', async () => {
-    const model = buildModel({
-      inputs: { x: ['float32', ['batch', 'sequence', 12]] },
-      outputs: { z: ['float32', ['batch', 'sequence', 12]] },
-      nodes: [makeNode('Block', ['x'], ['z'], {}, { domain: 'pkg.torch' })],
-      functions: ['pkg.torch', 'com.fla'].map((domain) => ({
-        name: 'Block',
-        domain,
-        input: ['x'],
-        output: ['y'],
-        attribute: [],
-        node: [makeNode('Softmax', ['x'], ['y'])],
-        opsetImport: [{ domain: '', version: 17 }],
-      })),
-    });
-    expect((await inspectModel(model)).sites).toMatchObject([
-      {
-        layer: null,
-        rewritable: false,
-        reason: 'it lies in the model-local function pkg.torch.Block',
-      },
-    ]);
   });
 });
