@@ -9,7 +9,7 @@ import {
   rewriteModel,
   type StatePair,
 } from '../../exporter/index.js';
-import { type DecoderSpec, decoder, VOCABULARY } from './support/decoder.js';
+import { DECODERS, type DecoderSpec, decoder, VOCABULARY } from './support/decoder.js';
 import { distance, type Feeds, floats, ints, run, zeros } from './support/run.js';
 
 const BATCH = 2;
@@ -19,23 +19,6 @@ const LEFT = [
   [1, 1, 1, 1, 1, 1, 1, 1, 1],
   [0, 0, 0, 1, 1, 1, 1, 1, 1],
 ];
-
-const SPECS: DecoderSpec[] = [
-  { attention: 'decomposed', cache: true, positions: 'cache', padding: false },
-  { attention: 'decomposed', cache: true, positions: 'mask', padding: true },
-  { attention: 'decomposed', cache: true, positions: 'input', padding: true },
-  { attention: 'decomposed', cache: true, positions: 'none', padding: false },
-  { attention: 'Attention', cache: true, positions: 'none', padding: false },
-  { attention: 'Attention', cache: true, positions: 'mask', padding: true },
-  { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
-  { attention: 'MultiHeadAttention', cache: true, positions: 'none', padding: true },
-  { attention: 'com.microsoft.Attention', cache: true, positions: 'cache', padding: false },
-  { attention: 'com.microsoft.Attention', cache: true, positions: 'mask', padding: true },
-];
-const named = SPECS.map((spec) => ({
-  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
-  spec,
-}));
 
 /** A running text: what earlier calls left behind. */
 interface Stream {
@@ -130,7 +113,7 @@ async function rewritten(spec: DecoderSpec, options: RewriteOptions) {
   return { model: reread(model), report };
 }
 
-describe.each(named)('$name', ({ spec }) => {
+describe.each(DECODERS)('$name', ({ spec }) => {
   it('is inspected as cached and causal', async () => {
     const { sites } = await inspectModel(decoder(spec));
     expect(sites).toMatchObject([

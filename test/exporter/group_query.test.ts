@@ -8,7 +8,7 @@ import {
   type RewriteOptions,
   rewriteModel,
 } from '../../exporter/index.js';
-import { type DecoderSpec, decoder, VOCABULARY } from './support/decoder.js';
+import { type DecoderSpec, decoder, GROUPED, VOCABULARY } from './support/decoder.js';
 import { distance, type Feeds, floats, ints, run, zeros } from './support/run.js';
 
 // GroupQueryAttention with its cache, as onnxruntime-genai runs it: a first call with rows padded on the right, then one
@@ -18,27 +18,6 @@ const STEPS = 3;
 const ROOM = 16; // of a cache that is a buffer
 const BATCH = PROMPT.length;
 const id = (row: number, at: number) => (row * 5 + at * 7 + 3) % VOCABULARY;
-
-const base = { attention: 'GroupQueryAttention', cache: true, padding: 'right' } as const;
-const SPECS: { name: string; spec: DecoderSpec }[] = [
-  { name: 'lengths from the mask', spec: { ...base, positions: 'none' } },
-  {
-    name: 'rotary embedding, lengths from the mask',
-    spec: { ...base, positions: 'none', rope: { rotary: 16 } },
-  },
-  {
-    name: 'interleaved rotary embedding',
-    spec: { ...base, positions: 'none', rope: { rotary: 16, interleaved: true } },
-  },
-  {
-    name: 'rotary embedding, lengths as inputs',
-    spec: { ...base, padding: false, told: true, positions: 'none', rope: { rotary: 16 } },
-  },
-  {
-    name: 'rotary embedding, a window of 3',
-    spec: { ...base, positions: 'none', rope: { rotary: 16 }, window: 3 },
-  },
-];
 
 /** What a model says about every visible token, row by row, in the flow above. */
 async function flow(
@@ -122,7 +101,7 @@ async function apart(spec: DecoderSpec, options: RewriteOptions): Promise<number
   return rows;
 }
 
-describe.each(SPECS)('GroupQueryAttention with a cache: $name', ({ spec }) => {
+describe.each(GROUPED)('GroupQueryAttention with a cache: $name', ({ spec }) => {
   it('is found', async () => {
     const mask = spec.window ? `window ${spec.window}+padding` : 'causal+padding';
     expect((await inspectModel(decoder(spec))).sites).toMatchObject([

@@ -197,3 +197,44 @@ function mask(w: Writer, spec: DecoderSpec): string {
   }
   return w.op('Where', [seen, w.scalar(0), w.scalar(-3.4028234663852886e38)]);
 }
+
+const SPECS: DecoderSpec[] = [
+  { attention: 'decomposed', cache: true, positions: 'cache', padding: false },
+  { attention: 'decomposed', cache: true, positions: 'mask', padding: true },
+  { attention: 'decomposed', cache: true, positions: 'input', padding: true },
+  { attention: 'decomposed', cache: true, positions: 'none', padding: false },
+  { attention: 'Attention', cache: true, positions: 'none', padding: false },
+  { attention: 'Attention', cache: true, positions: 'mask', padding: true },
+  { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
+  { attention: 'MultiHeadAttention', cache: true, positions: 'none', padding: true },
+  { attention: 'com.microsoft.Attention', cache: true, positions: 'cache', padding: false },
+  { attention: 'com.microsoft.Attention', cache: true, positions: 'mask', padding: true },
+];
+
+/** Decoders with a cache that grows. */
+export const DECODERS = SPECS.map((spec) => ({
+  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
+  spec,
+}));
+
+const base = { attention: 'GroupQueryAttention', cache: true, padding: 'right' } as const;
+/** GroupQueryAttention with its cache. */
+export const GROUPED: readonly { name: string; spec: DecoderSpec }[] = [
+  { name: 'lengths from the mask', spec: { ...base, positions: 'none' } },
+  {
+    name: 'rotary embedding, lengths from the mask',
+    spec: { ...base, positions: 'none', rope: { rotary: 16 } },
+  },
+  {
+    name: 'interleaved rotary embedding',
+    spec: { ...base, positions: 'none', rope: { rotary: 16, interleaved: true } },
+  },
+  {
+    name: 'rotary embedding, lengths as inputs',
+    spec: { ...base, padding: false, told: true, positions: 'none', rope: { rotary: 16 } },
+  },
+  {
+    name: 'rotary embedding, a window of 3',
+    spec: { ...base, positions: 'none', rope: { rotary: 16 }, window: 3 },
+  },
+];
