@@ -3,7 +3,7 @@ import { Facts } from './match/facts.js';
 import type { Prober } from './match/probe.js';
 import type { Cache } from './match/sdpa.js';
 import { batchOf, roleOf, type Situation } from './match/situation.js';
-import { addState, batchDim, type StatePair } from './states.js';
+import { addState, batchOfCache, type StatePair } from './states.js';
 import { SiteEmitter } from './variants/emit.js';
 
 /**
@@ -232,7 +232,7 @@ function lengthState(
   const word = counting === 'visible' ? 'length' : 'position';
   const known = states.find((s) => s.past === `past_key_values.${word}`);
   if (known) return { past: known.past, pair: known, isNew: false };
-  const batch = batchDim(graph, removed[0]!);
+  const batch = batchOfCache(graph, removed[0]!);
   const pair: StatePair = {
     past: graph.fresh(`past_key_values.${word}`),
     present: graph.fresh(`present.${word}`),

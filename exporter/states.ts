@@ -39,7 +39,7 @@ export function declareState(
   options: RewriteOptions,
 ): StatePair {
   const columns = sdpa.v.dim + (normalizes(options) ? 1 : 0);
-  const batch = batchDim(graph, cache);
+  const batch = batchOfCache(graph, cache);
   const pair = {
     past: stateName(graph, cache.pastKey),
     present: stateName(graph, cache.presentKey || `${cache.pastKey}.present`),
@@ -65,8 +65,13 @@ export function addState(graph: Graph, pair: StatePair, beforeInput = '', before
 }
 
 /** The batch dimension as the input of a cache declares it. */
-export function batchDim(graph: Graph, { pastKey, stacked }: Cache): number | string {
-  const d: Dim = valueDims(graph.info(pastKey))?.[stacked ? 1 : 0];
+export function batchOfCache(graph: Graph, { pastKey, stacked }: Cache): number | string {
+  return batchDim(graph, pastKey, stacked ? 1 : 0);
+}
+
+/** The batch dimension as an input declares it. */
+export function batchDim(graph: Graph, input: string, axis = 0): number | string {
+  const d: Dim = valueDims(graph.info(input))?.[axis];
   return d === undefined || (typeof d === 'number' && d < 1) ? 'batch' : d;
 }
 

@@ -31,7 +31,7 @@ export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa, handicap?: Handicap): st
   const scaled = sdpa.scale === 1 ? product : e.mul(product, e.scalar(sdpa.scale, sdpa.dtype));
   let scores = precision === sdpa.dtype ? scaled : e.cast(scaled, precision);
   for (const step of sdpa.masks) scores = applyMask(e, scores, step, precision);
-  if (handicap?.control === 'window') scores = hideFar(e, scores, handicap, precision);
+  if (handicap?.control === 'window') scores = hideFar(e, sdpa, scores, handicap, precision);
   const softmax = e.op('Softmax', [scores], { axis: 3 });
   let weights = precision === sdpa.dtype ? softmax : e.cast(softmax, sdpa.dtype);
   // Chosen, not multiplied: a row that sees nothing is not a number.
@@ -157,12 +157,16 @@ function causal(e: SiteEmitter, scores: string): string {
 /** Scores with those of keys that are neither near nor sinks hidden. Bidirectional attention sees as far ahead as back. */
 function hideFar(
   e: SiteEmitter,
+  sdpa: Sdpa,
   scores: string,
   { window, sinks }: { window: number; sinks: number },
   dtype: DTypeName,
 ): string {
   const [queries, keys] = [e.dim(scores, 2), e.dim(scores, 3)];
-  const rows = e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1); // cached keys come first
+  const told = sdpa.masks.find((m) => m.kind === 'rows');
+  const rows = told
+    ? e.unsqueeze(e.unsqueeze(e.rows!.positions(told.lengths), 1), 3) // [B,1,T,1]
+    : e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1); // cached keys come first
   const columns = e.unsqueeze(e.positions(keys), 0);
   const less = (a: string, b: number) => e.op('Less', [a, e.ints(b)]);
   const near = less(e.op('Abs', [e.sub(rows, columns)]), window);

@@ -18,7 +18,7 @@ import {
   scaled,
   transposed,
   Writer,
-} from './support/families/index.js';
+} from './support/families.js';
 import { type Call, evaluate, makeLayer } from './support/layer.js';
 import { distance, ints, random, run } from './support/run.js';
 

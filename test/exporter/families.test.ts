@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { inspectModel, modelBytes, parseModel, rewriteModel } from '../../exporter/index.js';
-import { FAMILIES, type Family, Writer } from './support/families/index.js';
+import { FAMILIES, type Family, Writer } from './support/families.js';
 import { type Call, evaluate, makeLayer, type Weighing } from './support/layer.js';
 import { distance, type Feeds, floats, ints, random, run } from './support/run.js';
 

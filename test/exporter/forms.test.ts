@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { inspectModel, type Model, rewriteModel } from '../../exporter/index.js';
-import { FAMILIES, type Family, Writer } from './support/families/index.js';
+import { FAMILIES, type Family, Writer } from './support/families.js';
 import { atOpset, constantNodes, reread } from './support/forms.js';
 import { makeLayer } from './support/layer.js';
 import { distance, type Feeds, floats, ints, random, run } from './support/run.js';

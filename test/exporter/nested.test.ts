@@ -13,7 +13,7 @@ import {
   type RewriteOptions,
   rewriteModel,
 } from '../../exporter/index.js';
-import { FAMILIES, Writer } from './support/families/index.js';
+import { FAMILIES, Writer } from './support/families.js';
 import { reread } from './support/forms.js';
 import { makeLayer } from './support/layer.js';
 import { distance, type Feeds, floats, ints, random, run } from './support/run.js';

@@ -7,7 +7,7 @@ import {
   rewriteModel,
 } from '../../exporter/index.js';
 import { bertBlock } from './support/families/block.js';
-import { FAMILIES, type Family, Writer } from './support/families/index.js';
+import { FAMILIES, type Family, Writer } from './support/families.js';
 import { atOpset, reread } from './support/forms.js';
 import { makeLayer } from './support/layer.js';
 import { optimized } from './support/optimize.js';

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { inspectModel, rewriteModel, type SiteReport } from '../../exporter/index.js';
-import { Writer } from './support/families/index.js';
+import { Writer } from './support/families.js';
 import { makeLayer } from './support/layer.js';
 import { NEAR_MISSES } from './support/near_misses.js';
 

@@ -7,7 +7,7 @@ import {
   type RewriteOptions,
   rewriteModel,
 } from '../../exporter/index.js';
-import { FAMILIES, Writer } from './support/families/index.js';
+import { FAMILIES, Writer } from './support/families.js';
 import { type Call, makeLayer, recur, type TokenGates } from './support/layer.js';
 import { distance, floats, ints, random, run } from './support/run.js';
 

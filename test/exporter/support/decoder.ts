@@ -1,4 +1,5 @@
 import { DATA_TYPE, type Model } from '../../../exporter/index.js';
+import { type RopeSpec, ropeTable } from './families/rope.js';
 import {
   causalPadding,
   genaiLengths,
@@ -7,8 +8,7 @@ import {
   scaled,
   transposed,
   Writer,
-} from './families/index.js';
-import { type RopeSpec, ropeTable } from './families/rope.js';
+} from './families.js';
 import { makeLayer } from './layer.js';
 import { random } from './run.js';
 

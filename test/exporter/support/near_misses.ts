@@ -8,7 +8,7 @@ import {
   scaled,
   transposed,
   type Writer,
-} from './families/index.js';
+} from './families.js';
 
 /** Near misses: what looks like attention that can be rewritten, and is not. */
 export interface NearMiss {
