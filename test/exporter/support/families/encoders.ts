@@ -29,6 +29,7 @@ const hidden = (w: Writer) => {
 
 interface EinsumForm {
   readonly name: string;
+  readonly exporter?: string;
   readonly scores: string;
   readonly sum: string;
   /** Operands as the equations want them. */
@@ -49,6 +50,7 @@ const EINSUM: EinsumForm[] = [
   },
   {
     name: 'Keras MultiHeadAttention',
+    exporter: 'tf2onnx',
     scores: 'aecd,abcd->acbe',
     sum: 'acbe,aecd->abcd',
     layout: 'bthd',
@@ -56,7 +58,8 @@ const EINSUM: EinsumForm[] = [
     turned: true,
   },
   {
-    name: 'flax, x-transformers',
+    name: 'flax',
+    exporter: 'jax2onnx',
     scores: 'bqhd,bkhd->bhqk',
     sum: 'bhqk,bkhd->bqhd',
     layout: 'bthd',
@@ -64,9 +67,10 @@ const EINSUM: EinsumForm[] = [
   },
 ];
 
-function einsum({ name, scores, sum, layout, keysFirst, turned }: EinsumForm): Family {
+function einsum({ name, exporter, scores, sum, layout, keysFirst, turned }: EinsumForm): Family {
   return {
-    name: `Einsum: ${name}`,
+    name: `${name}: Einsum ${scores}`,
+    ...(exporter && { exporter }),
     visible: 'all',
     padding: false,
     mask: 'bidirectional',
@@ -97,7 +101,7 @@ function einsum({ name, scores, sum, layout, keysFirst, turned }: EinsumForm): F
 /** Encoders: of text, of images, of sound. */
 export const ENCODERS: readonly Family[] = [
   {
-    name: 'RoBERTa by scaled_dot_product_attention: mask expanded to [B,1,T,T]',
+    name: 'RoBERTa: scaled_dot_product_attention, mask expanded to [B,1,T,T]',
     visible: 'all',
     padding: true,
     mask: 'padding',
@@ -122,7 +126,7 @@ export const ENCODERS: readonly Family[] = [
     },
   },
   {
-    name: 'CLIP text: [B*H,T,D], scale on q, causal mask between two Reshapes',
+    name: 'CLIP: [B*H,T,D], scale on q, causal mask between two Reshapes',
     visible: 'causal',
     padding: true,
     mask: 'causal+padding',
@@ -150,7 +154,7 @@ export const ENCODERS: readonly Family[] = [
     },
   },
   {
-    name: 'Whisper encoder: scale on q, no bias on k',
+    name: 'Whisper, encoder: scale on q, no bias on k',
     layer: () => {
       const layer = makeLayer();
       return { ...layer, bk: layer.bk.map(() => 0) };
@@ -237,7 +241,7 @@ export const ENCODERS: readonly Family[] = [
     },
   },
   {
-    name: 'multi-query with one head of keys, repeated by Expand',
+    name: 'one head of keys: repeated by Expand',
     layer: () => makeLayer(12, 4, 1, 3),
     visible: 'all',
     padding: true,

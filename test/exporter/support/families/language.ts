@@ -205,7 +205,7 @@ export const LANGUAGE: readonly Family[] = [
     },
   },
   {
-    name: 'GPT-J: Where over a buffer with a fill made of Cast, scale after the mask is known',
+    name: 'GPT-J: Where over a buffer with a fill made of Cast',
     visible: 'causal',
     padding: false,
     mask: 'causal',
@@ -235,7 +235,8 @@ export const LANGUAGE: readonly Family[] = [
     },
   },
   {
-    name: 'Llama by the dynamo exporter: Expand, Reshape and products of rank 3',
+    name: 'Llama: Expand, Reshape and products of rank 3',
+    exporter: 'PyTorch, dynamo',
     layer: () => ({ ...makeLayer(12, 4, 2, 4), turn: turning(4) }),
     visible: 'causal',
     padding: true,
@@ -263,7 +264,8 @@ export const LANGUAGE: readonly Family[] = [
     },
   },
   {
-    name: 'Llama by the dynamo exporter: scaled_dot_product_attention, constant roots, Where of a boolean mask',
+    name: 'Llama: scaled_dot_product_attention, constant roots, Where of a boolean mask',
+    exporter: 'PyTorch, dynamo',
     layer: () => ({ ...makeLayer(12, 4, 2, 4), turn: turning(4) }),
     visible: 'causal',
     padding: true,
@@ -304,7 +306,7 @@ export const LANGUAGE: readonly Family[] = [
     },
   },
   {
-    name: 'repeat_kv by Tile of single heads, by Concat and by Gather',
+    name: 'grouped heads: repeated by Gather and by Tile',
     layer: () => makeLayer(12, 4, 2, 3),
     visible: 'causal',
     padding: false,
@@ -324,7 +326,7 @@ export const LANGUAGE: readonly Family[] = [
     },
   },
   {
-    name: 'causal mask by ConstantOfShape, Trilu and ScatterND, as mask utilities of transformers do',
+    name: 'causal mask: by ConstantOfShape, Trilu and ScatterND, as transformers makes it',
     visible: 'causal',
     padding: true,
     mask: 'causal+padding',

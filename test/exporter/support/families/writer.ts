@@ -119,7 +119,10 @@ export type Visible = 'all' | 'causal' | { window: number };
 
 /** A family of exported attention: how it is written, and what it computes. */
 export interface Family {
+  /** `model: form`, or what it is. */
   readonly name: string;
+  /** What writes it so; default: PyTorch's TorchScript exporter. */
+  readonly exporter?: string;
   readonly build: (w: Writer) => Model;
   readonly layer?: () => Layer;
   readonly visible: Visible;
