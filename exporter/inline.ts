@@ -1,3 +1,4 @@
+import { FlaError } from '../ops/error.js';
 import {
   type AttributeProto,
   type FunctionProto,
@@ -9,6 +10,8 @@ import {
 } from './ir/index.js';
 import { RULES } from './rules/index.js';
 
+const NODE_LIMIT = 1_000_000;
+
 /**
  * Replaces calls of the model-local functions that hold attention by what is in them, in place, as the newer exporter of
  * PyTorch writes one function per module. Functions that are never called any more are dropped, others stay.
@@ -16,7 +19,12 @@ import { RULES } from './rules/index.js';
 export function inlineAttention(model: Model): void {
   const wanted = holders(model);
   if (wanted.size === 0) return;
-  while (expand(model.graph.proto, model, wanted)) model.graph.touch();
+  // Functions call no deeper than there are functions, unless one calls itself.
+  for (let depth = 0; expand(model.graph.proto, model, wanted); depth++) {
+    model.graph.touch();
+    if (depth > wanted.size) throw tooMuch('a function calls itself');
+    if (countNodes(model.graph.proto) > NODE_LIMIT) throw tooMuch(`more than ${NODE_LIMIT} nodes`);
+  }
   const called = new Set<string>();
   const collect = (nodes: readonly NodeProto[]) => {
     for (const node of nodes) {
@@ -30,6 +38,17 @@ export function inlineAttention(model: Model): void {
     (fn) => !wanted.has(functionKey(fn)) || called.has(functionKey(fn)),
   );
   model.graph.touch();
+}
+
+function tooMuch(why: string): FlaError {
+  return new FlaError('invalid_model', `model: its functions cannot be written out: ${why}`);
+}
+
+function countNodes(graph: GraphProto): number {
+  return graph.node.reduce(
+    (sum, node) => sum + subgraphs(node).reduce((n, sub) => n + countNodes(sub), 1),
+    0,
+  );
 }
 
 /** The model with attention out of its functions; the model itself where there is none in them. Tensors are shared. */
