@@ -1,5 +1,5 @@
 import { FlaError } from '../ops/error.js';
-import type { Model } from './ir/index.js';
+import type { Graph, Model } from './ir/index.js';
 import { Facts } from './match/facts.js';
 import { classifyMask, type MaskClass } from './match/mask.js';
 import { Prober } from './match/probe.js';
@@ -16,8 +16,11 @@ export interface AnalysedSite extends Site {
 
 export interface Analysis {
   readonly sites: readonly AnalysedSite[];
+  /** What is known of the main graph. */
   readonly facts: Facts;
   readonly prober: Prober;
+  /** The same of a graph nested in it. */
+  readonly factsOf: (graph: Graph) => Facts;
 }
 
 export interface AnalysisOptions {
@@ -29,11 +32,13 @@ export interface AnalysisOptions {
 /** Everything that `inspect` tells and `rewrite` builds on. Puts the nodes of the model into topological order. */
 export async function analyse(model: Model, options: AnalysisOptions = {}): Promise<Analysis> {
   validateModel(model);
-  model.graph.sort();
-  const facts = new Facts(model.graph);
-  const prober = new Prober(model.graph, options.runner ?? missingRunner);
-  const found = await matchSites(model, facts, prober);
-  const known = new Map<string, MaskClass>();
+  sortAll(model.graph);
+  const factsOf = perGraph((graph): Facts => {
+    return new Facts(graph, undefined, graph.parent && factsOf(graph.parent));
+  });
+  const proberOf = perGraph((graph) => new Prober(graph, options.runner ?? missingRunner));
+  const found = await matchSites(model, factsOf, proberOf);
+  const knownIn = perGraph(() => new Map<string, MaskClass>());
   const sites: AnalysedSite[] = [];
   for (const site of found) {
     if (options.signal?.aborted) throw new FlaError('aborted', 'interrupted');
@@ -42,27 +47,54 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
     } else {
       // Layers mostly share one mask.
       const key = maskKey(site.sdpa);
-      const mask = known.get(key) ?? (await classifyMask(site.sdpa, facts, prober));
+      const { graph } = site.node;
+      const known = knownIn(graph);
+      const mask =
+        known.get(key) ?? (await classifyMask(site.sdpa, factsOf(graph), proberOf(graph)));
       known.set(key, mask);
       sites.push({ ...site, mask });
     }
     options.onProgress?.(sites.length, found.length);
   }
-  return { sites, facts, prober };
+  return { sites, factsOf, facts: factsOf(model.graph), prober: proberOf(model.graph) };
+}
+
+function sortAll(graph: Graph): void {
+  for (const node of graph.nodes) for (const sub of node.subgraphs) sortAll(sub);
+  graph.sort();
+}
+
+function perGraph<T>(make: (graph: Graph) => T): (graph: Graph) => T {
+  const made = new Map<Graph, T>();
+  return (graph) => {
+    const known = made.get(graph) ?? make(graph);
+    made.set(graph, known);
+    return known;
+  };
 }
 
 /** Applies the rules; shapes that they miss are looked up by running the model on a few tokens. */
-async function matchSites(model: Model, facts: Facts, prober: Prober): Promise<Site[]> {
-  const asked = new Set<string>();
+async function matchSites(
+  model: Model,
+  factsOf: (graph: Graph) => Facts,
+  proberOf: (graph: Graph) => Prober,
+): Promise<Site[]> {
+  const asked = perGraph(() => new Set<string>());
   for (;;) {
-    const sites = findSites(model.graph, RULES, facts);
-    const wanted = [...new Set(sites.flatMap((s) => s.wanted))].filter((v) => !asked.has(v));
-    const shapes = wanted.length > 0 ? await prober.shapes(wanted) : 'nothing is missing';
-    if (typeof shapes === 'string') return sites;
-    for (const [i, value] of wanted.entries()) {
-      asked.add(value);
-      facts.assume(value, shapes[i]!);
+    const sites = findSites(model.graph, RULES, factsOf);
+    let learnt = false;
+    for (const graph of new Set(sites.map((s) => s.node.graph))) {
+      const here = sites.filter((s) => s.node.graph === graph).flatMap((s) => s.wanted);
+      const wanted = [...new Set(here)].filter((v) => !asked(graph).has(v));
+      const shapes = wanted.length > 0 ? await proberOf(graph).shapes(wanted) : '';
+      for (const [i, value] of wanted.entries()) {
+        asked(graph).add(value);
+        if (typeof shapes === 'string') continue;
+        factsOf(graph).assume(value, shapes[i]!);
+        learnt = true;
+      }
     }
+    if (!learnt) return sites;
   }
 }
 

@@ -1,4 +1,5 @@
 import { type AnalysedSite, analyse } from './analysis.js';
+import { withAttentionInlined } from './inline.js';
 import type { Model } from './ir/index.js';
 import { maskName } from './match/mask.js';
 import type { Runner } from './match/runner.js';
@@ -43,7 +44,7 @@ export async function inspectModel(
   model: Model,
   options: InspectOptions = {},
 ): Promise<InspectReport> {
-  const { sites } = await analyse(model, options);
+  const { sites } = await analyse(withAttentionInlined(model), options);
   return { sites: sites.map(siteReport) };
 }
 

@@ -3,7 +3,7 @@ import { Facts } from './match/facts.js';
 import type { Prober } from './match/probe.js';
 import type { Cache } from './match/sdpa.js';
 import { batchOf, roleOf, type Situation } from './match/situation.js';
-import { addState, batchDim, type StatePair } from './states.js';
+import { addState, batchOfCache, type StatePair } from './states.js';
 import { SiteEmitter } from './variants/emit.js';
 
 /**
@@ -36,6 +36,8 @@ export interface LengthContext {
   /** Number of new tokens, and the [B,T] mask of the new tokens (any type): values of the graph. */
   readonly tokens: string;
   readonly currentMask: string | undefined;
+  /** Rows are padded on the right, if at all: positions may count padding on the left or not. */
+  readonly rightPadded: boolean;
 }
 
 /** Replaces everything that reads the length of a removed cache. Returns the states it needed. */
@@ -114,7 +116,7 @@ async function classify(value: string, ctx: LengthContext): Promise<Positions | 
   let candidates: Counting[] = ['visible', 'absolute'];
   let offset: number | undefined;
   let rank = 0;
-  for (const s of situations(ctx.graph)) {
+  for (const s of situations(ctx)) {
     const run = await ctx.prober.run([value], s);
     if (typeof run === 'string') return undefined;
     const { dims, data } = run[0]!;
@@ -133,19 +135,22 @@ async function classify(value: string, ctx: LengthContext): Promise<Positions | 
   return { value, counting: candidates[0]!, offset: offset!, rank };
 }
 
-function situations(graph: Graph): Situation[] {
+function situations({ graph, rightPadded }: LengthContext): Situation[] {
   const batch = batchOf(graph);
-  const padded = (width: number) =>
-    Array.from({ length: batch }, (_, b) =>
-      Array.from({ length: width }, (_, j) => (j < (b + 1) % 3 ? 0 : 1)),
-    );
+  const padded = (width: number, past = 0) =>
+    Array.from({ length: batch }, (_, b) => {
+      const zeros = (b + 1) % 3;
+      // On the right of the first call's tokens, which are the cache later.
+      const from = rightPadded ? (past || width) - zeros : 0;
+      return Array.from({ length: width }, (_, j) => (j >= from && j < from + zeros ? 0 : 1));
+    });
   return [
     { batch, tokens: 5, past: 0 },
     { batch, tokens: 4, past: 3 },
     { batch, tokens: 1, past: 6 },
     { batch, tokens: 6, past: 0, mask: padded(6) },
-    { batch, tokens: 3, past: 4, mask: padded(7) },
-    { batch, tokens: 1, past: 5, mask: padded(6) },
+    { batch, tokens: 3, past: 4, mask: padded(7, 4) },
+    { batch, tokens: 1, past: 5, mask: padded(6, 5) },
   ];
 }
 
@@ -227,7 +232,7 @@ function lengthState(
   const word = counting === 'visible' ? 'length' : 'position';
   const known = states.find((s) => s.past === `past_key_values.${word}`);
   if (known) return { past: known.past, pair: known, isNew: false };
-  const batch = batchDim(graph, removed[0]!.pastKey);
+  const batch = batchOfCache(graph, removed[0]!);
   const pair: StatePair = {
     past: graph.fresh(`past_key_values.${word}`),
     present: graph.fresh(`present.${word}`),
@@ -243,28 +248,29 @@ function lengthState(
 /** Whatever still reads the shape of a removed cache gets one made from the count of tokens. */
 function redirectShapes(ctx: LengthContext, states: StatePair[]): void {
   const { graph } = ctx;
-  for (const past of ctx.removed.flatMap((c) => [c.pastKey, c.pastValue])) {
-    const shapes = graph.uses(past).map((u) => u.node);
-    if (shapes.length === 0 || !shapes.every((n) => n.is('Shape'))) continue;
-    const dims = graph.dims(past);
-    const [heads, dim] = [dims?.[1], dims?.[3]];
-    if (typeof heads !== 'number' || typeof dim !== 'number') continue;
-    const e = new SiteEmitter(graph, new Facts(graph), 'lengths');
-    const state = lengthState(ctx, states, 'absolute');
-    if (state.isNew) advance(e, state.pair, ctx.tokens);
-    const source = graph.inputs.find((i) => roleOf(graph, i.name) === 'tokens')?.name;
-    const batch = source ? e.dim(source, 0) : e.ints(1);
-    const shape = e.shape([batch, heads, state.past, dim]);
-    for (const node of shapes) {
-      graph.replaceUses(node.outputs[0]!, partOfShape(e, shape, node));
+  for (const cache of ctx.removed)
+    for (const past of new Set([cache.pastKey, cache.pastValue])) {
+      const shapes = graph.uses(past).map((u) => u.node);
+      if (shapes.length === 0 || !shapes.every((n) => n.is('Shape'))) continue;
+      const dims = graph.dims(past)?.slice(-3);
+      const [heads, dim] = [dims?.[0], dims?.[2]];
+      if (typeof heads !== 'number' || typeof dim !== 'number') continue;
+      const e = new SiteEmitter(graph, new Facts(graph), 'lengths');
+      const state = lengthState(ctx, states, 'absolute');
+      if (state.isNew) advance(e, state.pair, ctx.tokens);
+      const source = graph.inputs.find((i) => roleOf(graph, i.name) === 'tokens')?.name;
+      const batch = source ? e.dim(source, 0) : e.ints(1);
+      const shape = e.shape([...(cache.stacked ? [2] : []), batch, heads, state.past, dim]);
+      for (const node of shapes) {
+        graph.replaceUses(node.outputs[0]!, partOfShape(e, shape, node));
+      }
+      graph.insert(e.nodes);
+      graph.removeDead();
     }
-    graph.insert(e.nodes);
-    graph.removeDead();
-  }
 }
 
 /** What a Shape node answers, start and end minded, when the shape is `shape` [4]. */
 export function partOfShape(e: SiteEmitter, shape: string, node: Node): string {
   const [start, end] = [node.int('start') ?? 0, node.int('end')];
-  return start === 0 && end === undefined ? shape : e.slice(shape, 0, start, end ?? 4);
+  return start === 0 && end === undefined ? shape : e.slice(shape, 0, start, end);
 }

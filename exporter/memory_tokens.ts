@@ -122,7 +122,8 @@ function inputRoles(graph: Graph): { tokens: string } & Partial<Record<WideRole,
     if (!graph.isInput(name)) continue;
     const role = roleOf(graph, name);
     if (role === 'past') throw unsupported(`it has a KV cache, '${name}'`);
-    if (role === 'data') throw unsupported(`nothing is known about its input '${name}'`);
+    if (role === 'data' || role === 'lengths')
+      throw unsupported(`nothing is known about its input '${name}'`);
     if (roles[role])
       throw unsupported(`it has two inputs of ${role}, '${roles[role]}' and '${name}'`);
     roles[role] = name;

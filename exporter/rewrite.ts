@@ -1,5 +1,6 @@
 import { FlaError } from '../ops/error.js';
 import { type AnalysedSite, type Analysis, analyse } from './analysis.js';
+import { inlineAttention, withAttentionInlined } from './inline.js';
 import { type SiteReport, siteReport } from './inspect.js';
 import type { Graph, Model } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
@@ -7,9 +8,11 @@ import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { SharedValues } from './shared_values.js';
 import { declareState, removeCaches, type StatePair } from './states.js';
+import { validateModel } from './validate.js';
 import { SiteEmitter } from './variants/emit.js';
 import { emitLinear, floatType, VARIANTS } from './variants/linear.js';
 import type { LayerGates, RewriteOptions, Variant } from './variants/options.js';
+import { Rows } from './variants/rows.js';
 import { emitSoftmax, type Handicap } from './variants/softmax.js';
 
 /** The layout of the metadata that a rewritten model carries. */
@@ -42,7 +45,10 @@ export interface RewriteReport {
  */
 export async function rewriteModel(model: Model, options: RewriteOptions): Promise<RewriteReport> {
   checkOptions(options);
-  const analysis = await analyse(model, options);
+  validateModel(model);
+  const before = new Set(model.graph.nodes.map((n) => n.proto));
+  if (!options.dryRun) inlineAttention(model);
+  const analysis = await analyse(options.dryRun ? withAttentionInlined(model) : model, options);
   checkLayers(analysis, options);
   const sites = analysis.sites.map((site): RewrittenSite => {
     const kept = whyKept(site, options);
@@ -57,9 +63,12 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
     removedNodes: 0,
   };
   if (options.dryRun || chosen.length === 0) return report;
-  const before = new Set(model.graph.nodes.map((n) => n.proto));
   if (options.variant === 'none') for (const site of chosen) reEmit(site, analysis);
   else Object.assign(report, await convert(chosen, analysis, options));
+  for (const graph of new Set(chosen.map((s) => s.node.graph))) {
+    graph.removeDead();
+    graph.sort();
+  }
   model.graph.removeDead();
   model.graph.sort();
   const after = new Set(model.graph.nodes.map((n) => n.proto));
@@ -164,9 +173,12 @@ function checkGates(variant: Variant, layer: number, gates: LayerGates | undefin
 }
 
 /** Softmax attention again, from the normalised description alone. */
-export function reEmit(site: AnalysedSite, { facts }: Analysis, handicap?: Handicap): void {
+export function reEmit(site: AnalysedSite, { factsOf }: Analysis, handicap?: Handicap): void {
   const { graph } = site.node;
+  const facts = factsOf(graph);
+  const { q } = site.sdpa!;
   const e = new SiteEmitter(graph, facts, site.node.name);
+  e.rows = new Rows(e, () => e.dim(q.value, tokenAxis(q)));
   const product = emitSoftmax(e, site.sdpa!, handicap);
   graph.remove(site.sdpa!.replaced);
   graph.insert(e.nodes);
@@ -192,7 +204,8 @@ async function convert(
       sdpa.cache && declareState(graph, sdpa, sdpa.cache, floatType(sdpa, site.layer!), options);
     if (pair) state.push(pair);
     if (sdpa.cache) removed.push(sdpa.cache);
-    const e = new SiteEmitter(graph, analysis.facts, site.node.name);
+    const { graph: place } = site.node;
+    const e = new SiteEmitter(place, analysis.factsOf(place), site.node.name, shared.rows);
     const gates = gatesFor(options, site.layer!);
     const emitted = {
       sdpa,
@@ -204,10 +217,11 @@ async function convert(
       ...(gates && { gates }),
     };
     emitLinear(e, emitted, options);
-    graph.remove(sdpa.replaced);
-    graph.insert(e.nodes);
+    place.remove(sdpa.replaced);
+    place.insert(e.nodes);
   }
-  for (const { sdpa } of chosen) replaceScoreShapes(graph, sdpa!, analysis);
+  shared.insert();
+  for (const { sdpa } of chosen) replaceScoreShapes(sdpa!, analysis);
   if (removed.length === 0) {
     shared.insert();
     return { state, attentionMask: null };
@@ -222,6 +236,7 @@ async function convert(
     maskInput,
     tokens: shared.tokens(),
     currentMask: maskInput && shared.currentMask(maskInput),
+    rightPadded: chosen.some((s) => s.sdpa!.cache?.lengths !== undefined),
   };
   for (const { presentKey, presentValue } of removed) {
     for (const name of [presentKey, presentValue]) if (name) graph.removeOutput(name);
@@ -240,7 +255,9 @@ async function convert(
  *
  * @throws FlaError `unsupported` when there is a cache, whose length nothing knows any more
  */
-function replaceScoreShapes(graph: Graph, sdpa: Sdpa, { facts }: Analysis): void {
+function replaceScoreShapes(sdpa: Sdpa, { factsOf }: Analysis): void {
+  const { graph } = sdpa.anchor;
+  const facts = factsOf(graph);
   graph.removeDead();
   const { q, cache } = sdpa;
   for (const value of sdpa.interior.flatMap((n) => n.outputs)) {

@@ -4,6 +4,7 @@ import type { Graph, NodeProto } from './ir/index.js';
 import { type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { SiteEmitter } from './variants/emit.js';
+import { Rows } from './variants/rows.js';
 
 /** Values that all sites share: the number of new tokens, and the padding mask of the new tokens. */
 export class SharedValues {
@@ -11,6 +12,8 @@ export class SharedValues {
   private readonly masks = new Map<string, string>();
   private readonly booleans = new Map<string, string>();
   private tokenCount: string | undefined;
+  /** What follows from the lengths of rows. */
+  readonly rows: Rows;
 
   constructor(
     private readonly graph: Graph,
@@ -18,6 +21,7 @@ export class SharedValues {
     private readonly first: Sdpa,
   ) {
     this.e = new SiteEmitter(graph, analysis.facts, 'attention_mask');
+    this.rows = new Rows(this.e, () => this.tokens());
   }
 
   /**
@@ -56,7 +60,10 @@ export class SharedValues {
 
   /** bool [B,T]: which of the new tokens are no padding; '' when the site has no padding. */
   padding(site: AnalysedSite): string {
-    const input = site.mask!.padding;
+    const { padding: input, lengths } = site.mask!;
+    if (lengths) {
+      return typeof lengths === 'string' ? this.rows.before(lengths) : this.rows.visible(lengths);
+    }
     if (input === undefined) return '';
     let value = this.booleans.get(input);
     if (value === undefined) {

@@ -39,7 +39,7 @@ export function declareState(
   options: RewriteOptions,
 ): StatePair {
   const columns = sdpa.v.dim + (normalizes(options) ? 1 : 0);
-  const batch = batchDim(graph, cache.pastKey);
+  const batch = batchOfCache(graph, cache);
   const pair = {
     past: stateName(graph, cache.pastKey),
     present: stateName(graph, cache.presentKey || `${cache.pastKey}.present`),
@@ -64,9 +64,14 @@ export function addState(graph: Graph, pair: StatePair, beforeInput = '', before
   graph.touch();
 }
 
+/** The batch dimension as the input of a cache declares it. */
+export function batchOfCache(graph: Graph, { pastKey, stacked }: Cache): number | string {
+  return batchDim(graph, pastKey, stacked ? 1 : 0);
+}
+
 /** The batch dimension as an input declares it. */
-export function batchDim(graph: Graph, input: string): number | string {
-  const [d]: Dim[] = valueDims(graph.info(input)) ?? [];
+export function batchDim(graph: Graph, input: string, axis = 0): number | string {
+  const d: Dim = valueDims(graph.info(input))?.[axis];
   return d === undefined || (typeof d === 'number' && d < 1) ? 'batch' : d;
 }
 
@@ -78,7 +83,7 @@ export function removeCaches(graph: Graph, caches: readonly Cache[]): void {
     }
   }
   graph.removeDead();
-  for (const past of caches.flatMap((c) => [c.pastKey, c.pastValue])) {
+  for (const past of new Set(caches.flatMap((c) => [c.pastKey, c.pastValue]))) {
     const [use] = graph.uses(past);
     if (use) {
       throw new FlaError(

@@ -176,6 +176,11 @@ export class Graph {
     return this.proto.output;
   }
 
+  /** The main graph. */
+  get root(): Graph {
+    return this.parent?.root ?? this;
+  }
+
   /** Every node here and below, outer graphs first. */
   *walk(): Generator<Node> {
     for (const node of this.nodes) {

@@ -6,6 +6,7 @@ import {
   type Node,
   tensorNumbers,
 } from '../ir/index.js';
+import { einsumLetters } from './einsum.js';
 import { BINARY, type Known, map1, map2, UNARY } from './known.js';
 import {
   broadcast,
@@ -25,8 +26,8 @@ const LIMIT = 64; // elements of a constant worth following
 
 const SAME_SHAPE = new Set(
   (
-    'Abs Cast Ceil Clip Cos CumSum Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsNaN ' +
-    'LayerNormalization LeakyRelu Log LogSoftmax Neg Not Reciprocal Relu Round RMSNormalization Selu Sigmoid ' +
+    'Abs Cast Ceil Clip Cos CumSum DequantizeLinear Dropout DynamicQuantizeLinear Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsNaN ' +
+    'LayerNormalization LeakyRelu Log LogSoftmax Neg Not QuantizeLinear Reciprocal Relu Round RMSNormalization Selu Sigmoid ' +
     'SimplifiedLayerNormalization Sin Softmax Softplus Sqrt Tanh Trilu BatchNormalization QuickGelu FastGelu ' +
     'RotaryEmbedding ScatterElements ScatterND Sign SkipLayerNormalization SkipSimplifiedLayerNormalization BiasGelu'
   ).split(' '),
@@ -54,16 +55,24 @@ export class Facts {
   /**
    * @param graph a graph whose nodes are in topological order
    * @param inputDims shapes of graph inputs to assume; given, symbols of value_info are not used
+   * @param outer what is known of the graph around it
    */
   constructor(
     readonly graph: Graph,
     private readonly inputDims?: Readonly<Record<string, readonly number[]>>,
+    private readonly outer?: Facts,
   ) {
     for (const node of graph.nodes) this.visit(node);
   }
 
+  /** Facts of a graph and all graphs around it. */
+  static of(graph: Graph, inputDims?: Readonly<Record<string, readonly number[]>>): Facts {
+    const outer = graph.parent && Facts.of(graph.parent, inputDims);
+    return new Facts(graph, inputDims, outer);
+  }
+
   dims(value: string): Dim[] | undefined {
-    return this.shapes.get(value) ?? this.declared(value);
+    return this.shapes.get(value) ?? this.outer?.dims(value) ?? this.declared(value);
   }
   rank(value: string): number | undefined {
     return this.dims(value)?.length;
@@ -74,7 +83,7 @@ export class Facts {
     return dims?.every((d) => typeof d === 'number') ? (dims as number[]) : undefined;
   }
   dtype(value: string): DTypeName | undefined {
-    return this.types.get(value) ?? this.declaredType(value);
+    return this.types.get(value) ?? this.outer?.dtype(value) ?? this.declaredType(value);
   }
   private declaredType(value: string): DTypeName | undefined {
     const dtype = this.graph.dtype(value);
@@ -82,7 +91,9 @@ export class Facts {
   }
   /** A small constant or shape computation, as far as it is known. */
   known(value: string): Known | undefined {
-    if (!this.knowns.has(value)) this.knowns.set(value, this.constant(value));
+    if (!this.knowns.has(value)) {
+      this.knowns.set(value, this.outer?.known(value) ?? this.constant(value));
+    }
     return this.knowns.get(value);
   }
   /** The only element of a known tensor. */
@@ -148,6 +159,12 @@ export class Facts {
     if (node.is('Shape') || node.is('Size') || node.is('NonZero')) return 'int64';
     if (BOOLEAN.has(node.opType)) return 'bool';
     if (node.is('ConstantOfShape')) return dtypeName(node.tensor('value')?.dataType ?? 1);
+    if (node.is('MatMulInteger')) return 'int32';
+    if (node.is('DynamicQuantizeLinear')) return 'uint8';
+    if (node.is('QuantizeLinear')) return node.inputs[2] ? this.dtype(node.inputs[2]) : 'uint8';
+    // The type of the scale.
+    if (node.is('DequantizeLinear')) return this.dtype(node.inputs[1]!);
+    if (node.opType === 'MatMulIntegerToFloat') return this.dtype(node.inputs[2]!);
     const first = node.is('Where') ? 1 : 0;
     return node.inputs[first] ? this.dtype(node.inputs[first]!) : undefined;
   }
@@ -169,12 +186,21 @@ export class Facts {
         return [x && [x[0], x[1], ...x.slice(2).map(() => undefined)]];
       case 'MatMul':
       case 'FusedMatMul':
+      case 'MatMulInteger':
+      case 'DynamicQuantizeMatMul':
+      case 'MatMulIntegerToFloat':
         return [matmul(x, b ? this.dims(b) : undefined, node)];
       case 'Attention':
       case 'MultiHeadAttention':
+      case 'GroupQueryAttention':
         return [this.attention(node, x)];
+      case 'QLinearMatMul':
+        return [matmul(x, this.dims(node.inputs[3] ?? ''), node)];
+      case 'MatMulBnb4':
       case 'MatMulNBits':
         return [x && [...x.slice(0, -1), node.int('N')]];
+      case 'Einsum':
+        return [this.einsum(node)];
       case 'Gemm':
         return [gemm(x, b ? this.dims(b) : undefined, node)];
       case 'Transpose':
@@ -251,12 +277,36 @@ export class Facts {
     if (node.is('MultiHeadAttention', 'com.microsoft')) {
       return [x[0], x[1], x.length === 5 ? times(x[2], x[4]) : v?.length === 3 ? v[2] : x[2]];
     }
-    if (!node.is('Attention')) return node.domain === 'com.microsoft' ? x : undefined;
+    if (node.is('GroupQueryAttention', 'com.microsoft')) {
+      const [queries, keys] = [node.int('num_heads') ?? 0, node.int('kv_num_heads') ?? 0];
+      const width = node.inputs[1] ? 1 : queries / (queries + 2 * keys);
+      return [x[0], x[1], times(x[2], width)];
+    }
+    if (node.is('Attention', 'com.microsoft')) {
+      const columns = this.dims(node.inputs[1] ?? '')?.[1];
+      return [x[0], x[1], node.ints('qkv_hidden_sizes')?.[2] ?? times(columns, 1 / 3)];
+    }
+    if (!node.is('Attention')) return undefined;
     if (x.length === 4) return [x[0], x[1], x[2], v?.[3]];
     const [queries, values] = [node.int('q_num_heads'), node.int('kv_num_heads')];
     const width = v?.[2];
     const dim = typeof width === 'number' && values ? width / values : undefined;
     return [x[0], x[1], times(queries, dim)];
+  }
+
+  private einsum(node: Node): Dim[] | undefined {
+    const letters = einsumLetters(node);
+    if (!letters) return undefined;
+    const lengths = new Map<string, Dim>();
+    for (const [i, operand] of letters.inputs.entries()) {
+      const dims = this.dims(node.inputs[i]!);
+      if (dims?.length !== operand.length) return undefined;
+      for (const [axis, letter] of [...operand].entries()) {
+        const known = lengths.get(letter);
+        lengths.set(letter, typeof known === 'number' ? known : (dims[axis] ?? known));
+      }
+    }
+    return [...letters.output].map((letter) => lengths.get(letter));
   }
 
   /** Start, end and step of each sliced axis; undefined when one is not known. */

@@ -54,6 +54,10 @@ export function untransposeKeys(
   }
   if (node?.is('Reshape')) {
     const middle = lookThrough(node.inputs[0]!, facts).node;
+    // Transposed before it is flattened.
+    if (middle?.is('Transpose') && middle.ints('perm')?.join('') === '0132') {
+      return done(middle.inputs[0]!, 'bhtd');
+    }
     if (middle?.is('Transpose') && middle.ints('perm')?.join('') === '021') {
       const first = lookThrough(middle.inputs[0]!, facts).node;
       if (first?.is('Reshape') && facts.rank(first.inputs[0]!) === 4)
@@ -63,8 +67,9 @@ export function untransposeKeys(
   return `'${outer.value}', the second factor of the scores, must be transposed keys, received ${node ? `${node.opType} '${node.name}'` : 'a graph input or constant'}`;
 }
 
-/** The [B,H,T,D] value behind a [B*H,T,D] one, or undefined. */
+/** The [B,H,T,D] value behind a [B*H,T,D] one (or itself, if it is one), or undefined. */
 export function unflatten(value: string, facts: Facts): string | undefined {
+  if (facts.rank(value) === 4) return value;
   const { node } = lookThrough(value, facts);
   const source = node?.is('Reshape') ? node.inputs[0]! : undefined;
   if (source && facts.rank(source) === undefined) facts.wanted.add(source);
@@ -90,18 +95,22 @@ export function timeFirst(value: string, layout: 'ntd' | 'tnd', facts: Facts): H
 }
 
 /**
- * Undoes repeat_kv, the repetition of each key/value head for its group of query heads:
- * Unsqueeze(axis 2), Expand, Reshape from [B,H,T,D] to [B,H*n,T,D].
+ * Undoes repeat_kv, the repetition of each key/value head for its group of query heads: Unsqueeze(axis 2), Expand or
+ * Tile, Reshape from [B,H,T,D] to [B,H*n,T,D]; or Gather with indices 0, 0, 1, 1, ..
  */
 export function unrepeat(value: string, facts: Facts): string {
   const reshape = lookThrough(value, facts).node;
+  if (reshape?.is('Gather')) return repeatedByIndex(reshape, facts) ? reshape.inputs[0]! : value;
   const expand = reshape?.is('Reshape') ? lookThrough(reshape.inputs[0]!, facts).node : undefined;
-  const unsqueeze = expand?.is('Expand') ? lookThrough(expand.inputs[0]!, facts).node : undefined;
+  const repeats = expand?.is('Expand') || expand?.is('Tile');
+  const unsqueeze = repeats ? lookThrough(expand!.inputs[0]!, facts).node : undefined;
   if (!unsqueeze?.is('Unsqueeze')) return value;
   const source = unsqueeze.inputs[0]!;
   const from = facts.dims(source);
   const to = facts.dims(value);
-  const groups = facts.dims(expand!.outputs[0]!)?.[2];
+  const times = expand!.is('Tile') ? facts.ints(expand!.inputs[1]!) : undefined;
+  if (times?.some((n, axis) => n !== 1 && axis !== 2)) return value;
+  const groups = times ? times[2] : facts.dims(expand!.outputs[0]!)?.[2];
   const axis = facts.axes(unsqueeze);
   const fits =
     from?.length === 4 &&
@@ -113,6 +122,14 @@ export function unrepeat(value: string, facts: Facts): string {
     to[1] === from[1] * groups;
   if (!fits) for (const v of [source, value, expand!.outputs[0]!]) facts.wanted.add(v);
   return fits ? source : value;
+}
+
+function repeatedByIndex(gather: Node, facts: Facts): boolean {
+  const heads = facts.dims(gather.inputs[0]!)?.[1];
+  const index = facts.ints(gather.inputs[1]!);
+  if (gather.int('axis') !== 1 || typeof heads !== 'number' || !index) return false;
+  const groups = index.length / heads;
+  return Number.isInteger(groups) && index.every((at, i) => at === Math.floor(i / groups));
 }
 
 /** Describes a rank-4 value as heads, going back to where they still lie together. Undefined without known H and D. */

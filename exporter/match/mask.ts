@@ -1,6 +1,6 @@
 import type { Facts } from './facts.js';
 import type { Probed, Prober } from './probe.js';
-import { type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
+import { type Lengths, type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
 import { batchOf, LARGEST_PROBE, roleOf, type Situation } from './situation.js';
 
 /** Which keys a query may see, found out from the mask's values. */
@@ -10,6 +10,8 @@ export interface MaskClass {
   readonly window?: number;
   /** The [B,Tk] graph input whose zeros hide keys. */
   readonly padding?: string;
+  /** The lengths of rows that hide keys, where they are an input of the model: int32 [B], or as GroupQueryAttention has them. */
+  readonly lengths?: string | Lengths;
   /** For `other`: what it is. */
   readonly reason?: string;
 }
@@ -17,7 +19,7 @@ export interface MaskClass {
 /** How `inspect` writes a class. */
 export function maskName(c: MaskClass): string {
   const base = c.kind === 'window' ? `window ${c.window}` : c.kind;
-  if (!c.padding) return base;
+  if (!c.padding && !c.lengths) return base;
   return base === 'bidirectional' ? 'padding' : `${base}+padding`;
 }
 
@@ -26,6 +28,9 @@ const LONGEST_PROBE = 8192;
 
 /** Finds out the class of a site's mask, by proof where there is nothing to run, by probing otherwise. */
 export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
+  if (onlyRight(sdpa) && facts.graph.parent) {
+    return other('the lengths of rows are told in a nested graph');
+  }
   if (sdpa.masks.length === 0 && sdpa.cache && fixedTokens(sdpa, facts) !== 1) {
     return other(
       'there is no mask although keys are cached: new tokens would see one another both ways',
@@ -61,9 +66,18 @@ function stepValues(step: MaskStep): string[] {
       return [step.value];
     case 'where':
       return typeof step.fill === 'string' ? [step.cond, step.fill] : [step.cond];
+    case 'length':
+      return [step.value];
+    case 'rows':
+      return [step.lengths.seqlens, step.lengths.total];
     case 'causal':
       return [];
   }
+}
+
+/** Lengths can tell of padding on the right only, and in the first call only. */
+function onlyRight(sdpa: Sdpa): boolean {
+  return sdpa.masks.some((m) => m.kind === 'length' || m.kind === 'rows');
 }
 
 function fixedTokens(sdpa: Sdpa, facts: Facts): number | undefined {
@@ -95,7 +109,9 @@ async function visibility(
   if (typeof probed === 'string') return `the mask cannot be probed: ${probed}`;
   const byName = new Map(values.map((v, i) => [v, probed[i]!]));
   const keys = s.past + s.tokens;
-  const shapes = [...sdpa.masks].flatMap((m) => (m.kind === 'keys' ? [] : stepValues(m)));
+  const shapes = [...sdpa.masks].flatMap((m) =>
+    m.kind === 'add' || m.kind === 'where' ? stepValues(m) : [],
+  );
   const extent = (axis: number) =>
     Math.max(1, ...shapes.map((v) => byName.get(v)!.dims.at(axis - 4) ?? 1));
   const dims = [s.batch, extent(1), s.tokens, keys] as const;
@@ -132,6 +148,9 @@ function apply(
   const filled = step.kind === 'where' ? step.fill : undefined;
   const fill = typeof filled === 'string' ? read(values.get(filled)!) : () => filled ?? 0;
   const keys = step.kind === 'keys' ? values.get(step.value)! : undefined;
+  const ends = step.kind === 'length' ? values.get(step.value)! : undefined;
+  const past = step.kind === 'rows' ? pastOfRows(step.lengths, s, values) : undefined;
+  const apart = keys?.dims.length === 3 ? K * T : K; // a row for each query, or one for all
   for (let b = 0; b < B; b++)
     for (let h = 0; h < H; h++)
       for (let i = 0; i < T; i++)
@@ -140,9 +159,25 @@ function apply(
           else if (step.kind === 'where') {
             if ((cond!(b, h, i, j) !== 0) !== step.keep) bias[n] = fill(b, h, i, j);
           } else if (step.kind === 'keys') {
-            if (keys!.data[b * K + j] === 0) bias[n]! += step.fill;
+            if (keys!.data[b * apart + (apart > K ? i * K : 0) + j] === 0) bias[n]! += step.fill;
+          } else if (step.kind === 'length') {
+            if (j >= ends!.data[b]!) bias[n]! += step.fill;
+          } else if (step.kind === 'rows') {
+            const age = past!(b) + i - j;
+            if (age < 0 || age >= (step.window ?? age + 1)) bias[n] = Number.NEGATIVE_INFINITY;
           } else if (j > i + s.past) bias[n] = Number.NEGATIVE_INFINITY;
         }
+}
+
+/** How many tokens of each row lie in the cache. */
+function pastOfRows(
+  { seqlens, total }: Lengths,
+  s: Situation,
+  values: ReadonlyMap<string, Probed>,
+): (b: number) => number {
+  if (values.get(total)!.data[0] === s.tokens) return () => 0;
+  const last = values.get(seqlens)!.data;
+  return (b) => last[b]! + 1 - s.tokens;
 }
 
 function reader(
@@ -226,7 +261,10 @@ async function widen(
   prober: Prober,
 ): Promise<MaskClass> {
   if (found.kind !== 'causal' || fixed || values.length === 0) return found;
-  const suspects = constantsBehind(values, prober).filter((c) => c > 7 && c <= LONGEST_PROBE);
+  const windows = sdpa.masks.flatMap((m) => (m.kind === 'rows' ? (m.window ?? []) : []));
+  const suspects = [...constantsBehind(values, prober), ...windows].filter(
+    (c) => c > 7 && c <= LONGEST_PROBE,
+  );
   for (const suspect of suspects.sort((a, b) => b - a)) {
     const s: Situation = { batch: batchOf(prober.graph, 1), tokens: suspect + 2, past: 0 };
     const seen = await visibility(sdpa, values, s, prober);
@@ -262,7 +300,8 @@ function foreignInput(
 ): string | undefined {
   const inputs = values.length > 0 ? prober.inputs(values, situations(sdpa, fixed)[0]!) : [];
   if (typeof inputs === 'string') return `the mask cannot be probed: ${inputs}`;
-  const known = (name: string) => ['mask', 'positions'].includes(roleOf(prober.graph, name));
+  const roles = ['mask', 'positions', ...(onlyRight(sdpa) ? ['lengths'] : [])];
+  const known = (name: string) => roles.includes(roleOf(prober.graph, name));
   const name = inputs.find((i) => !known(i));
   return name && `it depends on the values of graph input '${name}'`;
 }
@@ -276,10 +315,12 @@ async function withPadding(
   prober: Prober,
 ): Promise<MaskClass> {
   const all = situations(sdpa, fixed);
-  const s = all[1] ?? all[0]!;
+  const s = (onlyRight(sdpa) ? undefined : all[1]) ?? all[0]!;
   const inputs = values.length > 0 ? prober.inputs(values, s) : [];
   if (typeof inputs === 'string') return other(`the mask cannot be probed: ${inputs}`);
   let padding: string | undefined;
+  const told = toldLengths(sdpa, prober, s);
+  if (told) return { ...found, lengths: told };
   for (const name of inputs) {
     if (roleOf(prober.graph, name) !== 'mask') continue;
     const effect = await hides(name, found, sdpa, values, s, prober);
@@ -289,6 +330,19 @@ async function withPadding(
     padding = name;
   }
   return padding ? { ...found, padding } : found;
+}
+
+/** The lengths of rows, when the model takes them as an input. */
+function toldLengths(sdpa: Sdpa, prober: Prober, s: Situation): string | Lengths | undefined {
+  for (const step of sdpa.masks) {
+    if (step.kind !== 'length' && step.kind !== 'rows') continue;
+    const value = step.kind === 'length' ? step.value : step.lengths.seqlens;
+    const inputs = prober.inputs([value], s);
+    const masked = (name: string) => roleOf(prober.graph, name) === 'mask';
+    if (typeof inputs !== 'string' && !inputs.some(masked))
+      return step.kind === 'length' ? value : step.lengths;
+  }
+  return undefined;
 }
 
 /** Do zeros of `name` hide just their keys (true), nothing (false), or something else (why)? */
@@ -301,10 +355,23 @@ async function hides(
   prober: Prober,
 ): Promise<boolean | string> {
   const width = base.past + base.tokens;
-  const left = Array.from({ length: width }, (_, j) => (j < 2 ? 0 : 1));
+  const left = Array.from({ length: width }, (_, j) =>
+    (onlyRight(sdpa) ? j > width - 3 : j < 2) ? 0 : 1,
+  );
   const right = Array.from({ length: width }, (_, j) => (j === width - 1 ? 0 : 1));
   const mask = Array.from({ length: base.batch }, (_, b) => (b % 2 === 0 ? right : left));
   const s: Situation = { ...base, mask, only: name };
+  const rows = sdpa.masks.find((m) => m.kind === 'rows');
+  if (rows) {
+    // Queries that are no padding see no padding on the right anyway: it matters to later calls.
+    const probed = await prober.run([rows.lengths.seqlens], s);
+    if (typeof probed === 'string') return probed;
+    const ends = mask.map((row) => row.filter((m) => m).length - 1);
+    return (
+      ends.every((end, b) => probed[0]!.data[b] === end) ||
+      `'${rows.lengths.seqlens}' is not the count of ones in graph input '${name}', minus 1`
+    );
+  }
   const seen = await visibility(sdpa, values, s, prober);
   if (typeof seen === 'string') return seen;
   const [B, H, T, K] = seen.dims;

@@ -71,7 +71,7 @@ export function op<S>(
       return miss(found, `'${node.name}' must be ${opTypes}, received ${name}`);
     }
     const failed = check?.(node, facts);
-    if (failed) return miss(found, failed);
+    if (failed) return { reason: failed, depth: found.nodes.length + 1 };
     const inside = { ...found, nodes: [...found.nodes, ...passed, node] };
     return inOrder(operands, orders(node, operands.length), inside, facts);
   };
@@ -113,11 +113,29 @@ export function note<S>(
 export function lookThrough(value: string, facts: Facts): { node?: Node; passed: Node[] } {
   const passed: Node[] = [];
   let node = facts.graph.producer(value);
-  while (node && TRANSPARENT.has(node.opType) && node.domain === '') {
-    passed.push(node);
-    node = node.producer(0);
+  for (;;) {
+    const skipped = node ? transparent(node, facts) : [];
+    if (skipped.length === 0) return { node, passed };
+    passed.push(...skipped);
+    node = skipped.at(-1)!.producer(0);
   }
-  return { node, passed };
+}
+
+/** The nodes, this one first, that change nothing: none, one, or a pair that quantises and back. */
+function transparent(node: Node, facts: Facts): Node[] {
+  if (node.domain !== '') return [];
+  if (TRANSPARENT.has(node.opType)) return [node];
+  if (node.is('Expand')) return sameShape(node, facts) ? [node] : [];
+  if (!node.is('DequantizeLinear')) return [];
+  const quantize = node.producer(0);
+  const same = [1, 2].every((i) => (node.inputs[i] ?? '') === (quantize?.inputs[i] ?? ''));
+  return quantize?.is('QuantizeLinear') && same ? [node, quantize] : [];
+}
+
+/** Does a node repeat nothing, as far as shapes are known? */
+function sameShape(node: Node, facts: Facts): boolean {
+  const [from, to] = [facts.dims(node.inputs[0]!), facts.dims(node.outputs[0]!)];
+  return from !== undefined && from.length === to?.length && from.every((d, i) => d === to[i]);
 }
 
 function orders(node: Node, count: number): string[][] {

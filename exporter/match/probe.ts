@@ -75,7 +75,7 @@ export class Prober {
   private facts({ batch, tokens, past }: Situation): Facts {
     const key = `${batch},${tokens},${past}`;
     const shapes = () => inputShapes(this.graph, { batch, tokens, past });
-    const known = this.factsOf.get(key) ?? new Facts(this.graph, shapes());
+    const known = this.factsOf.get(key) ?? Facts.of(this.graph, shapes());
     this.factsOf.set(key, known);
     return known;
   }

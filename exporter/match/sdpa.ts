@@ -14,10 +14,41 @@ export interface Heads {
   readonly layout: 'bhtd' | 'bthd' | 'packed' | 'time-first' | 'stacked';
   readonly index?: number;
   readonly axis?: 2 | 3;
+  /** `value` is to be multiplied with this weight [E,N] first. */
+  readonly weight?: string;
+  /** `packed` only: the first column of the heads, where the last axis holds more than them. */
+  readonly from?: number;
   /** A vector to be added to the packed heads: elements `from` to `from + heads * dim` of `value`. */
   readonly bias?: { readonly value: string; readonly from: number };
+  /** Each head is to be divided by its root mean square and multiplied with a vector [D]. */
+  readonly norm?: { readonly weight: string; readonly epsilon: number };
+  /** After that each head is to be rotated. */
+  readonly rope?: Rope;
   readonly heads: number;
   readonly dim: number;
+}
+
+/** Rotary position embedding: tables [positions, R/2] of cosines and sines; of each head the first R elements are rotated. */
+export interface Rope {
+  readonly cos: string;
+  readonly sin: string;
+  /** Pairs are neighbours, not halves. */
+  readonly interleaved: boolean;
+  /** R, when it is not the whole head. */
+  readonly rotary?: number;
+  /** int64 [B,T], or the lengths that positions follow from. */
+  readonly positions: string | Lengths;
+}
+
+/**
+ * How long the rows of a batch are, as com.microsoft.GroupQueryAttention is told: a call in which `total` is the number of
+ * new tokens starts a text, whose rows may be padded on the right; in later calls all tokens count.
+ */
+export interface Lengths {
+  /** int32 [B]: tokens of each row, cached ones included, minus 1. */
+  readonly seqlens: string;
+  /** int32 with one element: the same of the longest row, without the minus 1. */
+  readonly total: string;
 }
 
 /** The axis that counts tokens, and the one that counts rows of the batch. */
@@ -40,13 +71,23 @@ export type MaskStep =
       /** A value, or a number. */
       readonly fill: string | number;
     }
-  /** A [B,Tk] mask: scores stay where it is not 0, elsewhere `fill` is added. */
+  /** A [B,Tk] or [B,Tq,Tk] mask: scores stay where it is not 0, elsewhere `fill` is added. */
   | { readonly kind: 'keys'; readonly value: string; readonly fill: number }
+  /** int32 [B]: to keys at or beyond it `fill` is added. */
+  | { readonly kind: 'length'; readonly value: string; readonly fill: number }
   /** Key j is seen by query i when j <= i + the number of cached tokens. */
-  | { readonly kind: 'causal' };
+  | { readonly kind: 'causal' }
+  /** The same by row; and if there is a window, no more than that many keys are seen. */
+  | { readonly kind: 'rows'; readonly lengths: Lengths; readonly window?: number };
 
-/** A KV cache: what comes in, what goes out, each [B,H,T,D]. */
+/**
+ * A KV cache: what comes in, what goes out, each [B,H,T,D]; or, `stacked`, both in one value [2,B,H,T,D], whose name keys
+ * and values share.
+ */
 export interface Cache {
+  readonly stacked?: boolean;
+  /** Rows are of different length, and the cache may be longer than they are. */
+  readonly lengths?: Lengths;
   readonly pastKey: string;
   readonly pastValue: string;
   /** '' when the node has no such output. */

@@ -16,19 +16,22 @@ export interface Site {
 }
 
 /**
- * Applies rules to every anchor of a graph, in graph order. Anchors in nested graphs and model-local functions are listed
- * as refused.
+ * Applies rules to every anchor of a graph and of the graphs nested in it, in graph order. Anchors in model-local functions
+ * are listed as refused.
+ *
+ * @param factsOf what is known of each of these graphs
  */
-export function findSites(graph: Graph, rules: readonly Rule[], facts: Facts): Site[] {
+export function findSites(
+  graph: Graph,
+  rules: readonly Rule[],
+  factsOf: (graph: Graph) => Facts,
+): Site[] {
   const sites: Site[] = [];
   let layers = 0;
   for (const node of graph.walk()) {
     const rule = rules.find((r) => r.anchors(node));
     if (!rule) continue;
-    if (node.graph !== graph) {
-      sites.push(elsewhere(node, rule, 'a nested graph (the body of If, Loop or Scan)'));
-      continue;
-    }
+    const facts = factsOf(node.graph);
     facts.wanted.clear();
     const result = rule.match(node, facts);
     const wanted = [...facts.wanted].filter((value) => value); // not what a node lacks
@@ -41,21 +44,16 @@ export function findSites(graph: Graph, rules: readonly Rule[], facts: Facts): S
   return [...sites, ...inFunctions(graph.model, rules)];
 }
 
-function elsewhere(node: Node, rule: Rule, where: string): Site {
-  const refusal = { reason: `it lies in ${where}`, attention: false };
-  return { node, rule, layer: null, refusal, wanted: [] };
-}
-
 function inFunctions(model: Model, rules: readonly Rule[]): Site[] {
   // Our own functions are bodies of ops, not parts of the model.
   const others = model.functions.filter((fn) => fn.domain !== 'com.fla');
   return others.flatMap((fn) => {
     const proto = { node: fn.node, initializer: [], input: [], output: [], valueInfo: [] };
-    return [...new Graph(proto, model).walk()].flatMap((node) => {
+    return [...new Graph(proto, model).walk()].flatMap((node): Site[] => {
       const rule = rules.find((r) => r.anchors(node));
-      return rule
-        ? [elsewhere(node, rule, `the model-local function ${fn.domain}.${fn.name}`)]
-        : [];
+      const reason = `it lies in the model-local function ${fn.domain}.${fn.name}`;
+      const refusal = { reason, attention: false };
+      return rule ? [{ node, rule, layer: null, refusal, wanted: [] }] : [];
     });
   });
 }

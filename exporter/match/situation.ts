@@ -20,13 +20,14 @@ export interface Situation {
 }
 
 /** What an input of a language or vision model stands for, judged by its name, type and rank. */
-export type Role = 'mask' | 'positions' | 'tokens' | 'past' | 'data';
+export type Role = 'mask' | 'positions' | 'lengths' | 'tokens' | 'past' | 'data';
 
 export function roleOf(graph: Graph, name: string): Role {
   const dtype = graph.dtype(name);
   const rank = graph.dims(name)?.length;
   if (/past|cache/i.test(name) && isFloat(dtype)) return 'past';
   if (/mask/i.test(name) && rank === 2) return 'mask';
+  if (/(seq|total).*len|mask/i.test(name) && !isFloat(dtype) && (rank ?? 9) <= 1) return 'lengths';
   if (/position/i.test(name) && !isFloat(dtype)) return 'positions';
   return rank === 2 && !isFloat(dtype) ? 'tokens' : 'data';
 }
@@ -36,7 +37,7 @@ export const LARGEST_PROBE = 2 ** 26;
 
 /** The batch size that a model's inputs fix, or the one wanted. */
 export function batchOf(graph: Graph, wanted = 2): number {
-  const fixed = graph.inputs.map(({ name }) => graph.dims(name)?.[0]);
+  const fixed = graph.root.inputs.map(({ name }) => graph.dims(name)?.[0]);
   const number = fixed.find((d) => typeof d === 'number' && d > 0);
   return (number as number | undefined) ?? wanted;
 }
@@ -44,8 +45,8 @@ export function batchOf(graph: Graph, wanted = 2): number {
 /** Shapes of all graph inputs in a situation; inputs without a declared shape are left out. */
 export function inputShapes(graph: Graph, s: Situation): Record<string, number[]> {
   const shapes: Record<string, number[]> = {};
-  for (const { name } of graph.inputs) {
-    const dims = graph.isInput(name) ? graph.dims(name) : undefined;
+  for (const { name } of graph.root.inputs) {
+    const dims = graph.root.isInput(name) ? graph.dims(name) : undefined;
     if (!dims) continue;
     const role = roleOf(graph, name);
     shapes[name] = dims.map((d, axis) => length(d, axis, dims.length, role, s));
@@ -55,7 +56,8 @@ export function inputShapes(graph: Graph, s: Situation): Record<string, number[]
 
 function length(d: Dim, axis: number, rank: number, role: Role, s: Situation): number {
   if (typeof d === 'number' && d > 0) return d;
-  if (axis === 0) return s.batch;
+  // A cache of keys and values in one has the batch behind its first axis.
+  if (axis === 0 || (role === 'past' && axis === 1 && rank === 5)) return s.batch;
   const name = typeof d === 'string' ? d : '';
   if (role === 'past') return axis === rank - 2 || /past/i.test(name) ? s.past : 4;
   if (role === 'mask' || /total|\+/i.test(name)) return s.past + s.tokens;
@@ -103,11 +105,19 @@ function valueAt(
         : (s.mask?.[row]?.[s.mask[row]!.length - width + column] ?? 1);
     case 'positions':
       return s.past + column;
+    case 'lengths':
+      return lengthAt(name, s);
     case 'tokens':
       return 5;
     default:
       return Math.sin(i + 1); // anything that is neither constant nor large
   }
+}
+
+/** com.microsoft counts rows from 0 in seqlens_k, from 1 everywhere else. */
+function lengthAt(name: string, { past, tokens }: Situation): number {
+  if (/past/i.test(name)) return past;
+  return /seqlens?_k/i.test(name) ? past + tokens - 1 : past + tokens;
 }
 
 const ARRAYS: Partial<Record<DTypeName, (b: ArrayBuffer) => RunTensor['data']>> = {

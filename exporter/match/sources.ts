@@ -3,9 +3,13 @@ import type { Facts } from './facts.js';
 import { type Heads, tokenAxis } from './sdpa.js';
 
 const PROJECTIONS = new Set([
+  'DynamicQuantizeMatMul',
   'MatMul',
+  'MatMulBnb4',
+  'MatMulIntegerToFloat',
   'Gemm',
   'Conv',
+  'Einsum',
   'MatMulNBits',
   'FusedMatMul',
   'MatMulInteger',
@@ -37,11 +41,23 @@ export function projectionInputs(value: string, facts: Facts): Set<string> {
   return found;
 }
 
+/** The same for heads, whose projection may be part of the attention. */
+export function sourcesOf(h: Heads, facts: Facts): Set<string> {
+  return h.weight ? new Set([h.value]) : projectionInputs(h.value, facts);
+}
+
 function projectionInput(node: Node, facts: Facts): string | undefined {
   if (!PROJECTIONS.has(node.opType)) return undefined;
-  const [a, b] = node.inputs;
-  if (weightLike(b, facts)) return a;
+  const [a] = node.inputs;
+  const b = node.is('QLinearMatMul') ? node.inputs[3] : node.inputs[1];
+  if (weightLike(b, facts)) return unquantised(a!, facts);
   return weightLike(a, facts) && node.is('MatMul') ? b : undefined;
+}
+
+/** What was quantised to be multiplied with weights of 8 bits. */
+function unquantised(value: string, facts: Facts): string {
+  const node = facts.graph.producer(value);
+  return node && /^(Dynamic)?QuantizeLinear$/.test(node.opType) ? node.inputs[0]! : value;
 }
 
 /** A constant, or a constant behind Cast, Transpose or DequantizeLinear. */
@@ -78,7 +94,7 @@ function dataInputs(node: Node): string[] {
 
 /** Keys and values must come from what the queries come from. */
 export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): string | undefined {
-  const [ofQ, ofK, ofV] = [q, k, v].map((h) => projectionInputs(h.value, facts));
+  const [ofQ, ofK, ofV] = [q, k, v].map((h) => sourcesOf(h, facts));
   const meet = (a: Set<string>, b: Set<string>) =>
     [...a].some((x) => b.has(x) || summands(x, facts).some((y) => b.has(y)));
   if (meet(ofQ!, ofV!) && meet(ofK!, ofV!)) return undefined;

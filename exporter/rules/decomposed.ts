@@ -1,4 +1,5 @@
 import type { Node } from '../ir/index.js';
+import { scoresOf, sumOf } from '../match/einsum.js';
 import type { Facts } from '../match/facts.js';
 import {
   headMismatch,
@@ -30,8 +31,28 @@ import { keysAndValues } from './decomposed_keys.js';
 type Step =
   | MaskStep
   | { readonly kind: 'scale'; readonly factor: number }
-  | { readonly kind: 'softcap' };
+  | { readonly kind: 'softcap' }
+  /** Weights are set to 0 where the condition is not `keep`. */
+  | { readonly kind: 'zeroed'; readonly cond: string; readonly keep: boolean };
 type P = Pattern<Step>;
+
+/** The lowest number of float16: what is cut off there is hidden anyway. */
+const LOWEST_HALF = -65504;
+
+/** ONNX Runtime's optimizer folds scale and transpositions into the product, as far as [T,B*H,D] to [B*H,T,D]. */
+function productOfRows(node: Node, facts: Facts): string | undefined {
+  const set = (name: string) => node.int(name) === 1;
+  const batches = set('transBatchA') || set('transBatchB');
+  const ranks = node.inputs.slice(0, 2).map((v) => facts.rank(v));
+  if (set('transA')) return `'${node.name}' must not transpose its first factor`;
+  return batches && ranks.some((r) => r !== 3)
+    ? `'${node.name}' must not transpose batches of rank ${ranks.join(' and ')}`
+    : undefined;
+}
+/** The layout of a factor of rank 3. */
+function layoutOf(node: Node, factor: 'A' | 'B'): 'ntd' | 'tnd' {
+  return node.int(`transBatch${factor}`) === 1 ? 'tnd' : 'ntd';
+}
 
 /**
  * The scores: q k', then in any order factors, added masks and Where masks.
@@ -41,11 +62,12 @@ type P = Pattern<Step>;
 const scores: P = lazy(() =>
   either<Step>(
     op('MatMul', [any('q'), any('keys')]),
-    // ONNX Runtime's optimizer folds the scale and the transposition of keys into the product.
-    op('com.microsoft.FusedMatMul', [any('q'), any('keys')], (node) =>
-      ['transA', 'transBatchA', 'transBatchB'].some((a) => node.int(a) === 1)
-        ? `'${node.name}' must not transpose its first factor or batches`
-        : undefined,
+    op('com.microsoft.FusedMatMul', [any('q'), any('keys')], productOfRows),
+    op('Einsum', [any('q'), any('keys')], (node) =>
+      scoresOf(node)?.q === 0 ? undefined : noScores(node),
+    ),
+    op('Einsum', [any('keys'), any('q')], (node) =>
+      scoresOf(node)?.q === 1 ? undefined : noScores(node),
     ),
     note(op('Div', [scores, number('factor')]), (v, facts) => ({
       kind: 'scale',
@@ -69,6 +91,12 @@ const scores: P = lazy(() =>
       fill: v.fill!,
     })),
     op('Reshape', [scores]),
+    // OPT cuts scores off at the lowest number.
+    op('Max', [scores, number('floor')], (node, facts) =>
+      node.inputs.some((v) => (facts.scalar(v) ?? 0) <= LOWEST_HALF)
+        ? undefined
+        : `'${node.name}' must cut off at the lowest number`,
+    ),
     note(op('Tanh', [scores]), () => ({ kind: 'softcap' })),
   ),
 );
@@ -77,18 +105,48 @@ const softmax: P = op('Softmax', [scores], (node, facts) =>
   overLastAxis(node, facts) ? undefined : `'${node.name}' must run over the last axis`,
 );
 
-/** The weighted sum: MatMul(weights, v), with what exporters put between Softmax and it. */
-const attention: P = op('MatMul', [
-  lazy(() =>
-    either<Step>(
-      softmax,
-      op('Reshape', [softmax]),
-      // Rows without any visible key are NaN; newer exporters zero them.
-      op('Where', [op('IsNaN', [any('weights')]), number('zero'), softmax]),
-    ),
+function noScores(node: Node): string {
+  return `'${node.name}' (${node.string('equation')}) must be queries times keys`;
+}
+
+/** What exporters put between Softmax and the product with the values. */
+const weights: P = lazy(() =>
+  either<Step>(
+    softmax,
+    op('Reshape', [softmax]),
+    // Rows without any visible key are NaN; newer exporters zero them.
+    op('Where', [op('IsNaN', [any('weights')]), number('zero'), softmax]),
+    // Speech models zero what is masked once more.
+    note(op('Where', [any('zeroed'), number('zero'), softmax]), (v) => ({
+      kind: 'zeroed',
+      cond: v.zeroed!,
+      keep: false,
+    })),
+    note(op('Where', [any('zeroed'), softmax, number('zero')]), (v) => ({
+      kind: 'zeroed',
+      cond: v.zeroed!,
+      keep: true,
+    })),
   ),
-  any('v'),
-]);
+);
+
+/** The weighted sum: MatMul(weights, v). */
+const product: P = op('MatMul|com.microsoft.FusedMatMul', [weights, any('v')], (node, facts) => {
+  if (node.is('MatMul')) return undefined;
+  const plain = (node.float('alpha') ?? 1) === 1 && layoutOf(node, 'A') === 'ntd';
+  return plain && node.int('transB') !== 1
+    ? productOfRows(node, facts)
+    : `'${node.name}' must be the product of weights and values as they are`;
+});
+const attention: P = either(
+  product,
+  op('Einsum', [weights, any('v')], (node) => (sumOf(node, 0) ? undefined : noSum(node))),
+  op('Einsum', [any('v'), weights], (node) => (sumOf(node, 1) ? undefined : noSum(node))),
+);
+
+function noSum(node: Node): string {
+  return `'${node.name}' (${node.string('equation')}) must be weights times values`;
+}
 
 /** Attention written out as MatMul, Softmax, MatMul, as PyTorch, TensorFlow and Paddle export it. */
 export const decomposed: Rule = {
@@ -102,7 +160,11 @@ function matchDecomposed(anchor: Node, facts: Facts): RuleResult {
     return notAttention(`Softmax must run over the last axis, received axis ${anchor.int('axis')}`);
   }
   const upward = match(softmax, anchor.outputs[0]!, facts);
-  if (isMiss(upward)) return notAttention(`no attention scores behind it: ${upward.reason}`);
+  if (isMiss(upward)) {
+    return /received .*(DequantizeLinear|QLinear|MatMulInteger)/.test(upward.reason)
+      ? unsupported(`its scores are products of 8 bits: ${upward.reason}`)
+      : notAttention(`no attention scores behind it: ${upward.reason}`);
+  }
   const keys = upward.values.keys!;
   if (weightLike(keys, facts)) {
     const dims = facts.dims(keys);
@@ -120,15 +182,23 @@ function matchDecomposed(anchor: Node, facts: Facts): RuleResult {
   return normalise(anchor, root, found, facts);
 }
 
+function isProduct(node: Node): boolean {
+  return node.is('MatMul') || node.is('FusedMatMul', 'com.microsoft');
+}
+
 /** The MatMul that multiplies the weights with the values, or why there is none. */
 function weightedSum(anchor: Node, facts: Facts): Node | string {
   const { graph } = facts;
   let value = anchor.outputs[0]!;
   for (;;) {
     const uses = graph.uses(value);
-    const product = uses.find((u) => u.node.is('MatMul') && u.index === 0);
-    if (product) return product.node;
-    const next = uses.find((u) => /^(Cast|Identity|Dropout|Reshape|Where)$/.test(u.node.opType));
+    const found = uses.find((u) => (isProduct(u.node) && u.index === 0) || u.node.is('Einsum'));
+    if (found) return found.node;
+    const next = uses.find((u) =>
+      /^(Cast|Identity|Dropout|Expand|QuantizeLinear|DequantizeLinear|Reshape|Where)$/.test(
+        u.node.opType,
+      ),
+    );
     if (!next) {
       const readers = uses.map((u) => `${u.node.opType} '${u.node.name}'`);
       if (graph.isOutput(value)) readers.push('the graph output');
@@ -168,21 +238,31 @@ function normalise(
   { values, notes: steps, nodes }: Found<Step>,
   facts: Facts,
 ): RuleResult {
-  const fused = nodes.find((n) => n.is('FusedMatMul', 'com.microsoft'));
-  const keys =
-    fused?.int('transB') === 1
-      ? { ...unscale(values.keys!, facts), layout: facts.rank(values.keys!) === 3 ? 'ntd' : 'bhtd' }
-      : untransposeKeys(values.keys!, facts);
+  const fused = nodes.find((n) => n !== root && n.is('FusedMatMul', 'com.microsoft'));
+  const einsum = nodes.find((n) => n !== root && n.is('Einsum'));
+  const letters = einsum && scoresOf(einsum)!;
+  const sum = root.is('Einsum')
+    ? sumOf(root, root.inputs[0] === values.v ? 1 : 0)!
+    : { values: 'bhtd' as const, result: 'bhtd' as const };
+  const keys = letters
+    ? { ...unscale(values.keys!, facts), layout: letters.keys }
+    : keysOf(values.keys!, fused, facts);
   if (typeof keys === 'string') return unsupported(keys);
   const query = unscale(values.q!, facts);
   const rank = facts.rank(query.value);
   const is3d = rank === 3 || keys.layout === 'ntd' || keys.layout === 'tnd';
-  const flat = is3d ? flatten(query.value, keys, values.v!, root, facts) : undefined;
+  const loose = {
+    q: { value: query.value, layout: fused ? layoutOf(fused, 'A') : 'ntd' },
+    k: keys,
+    v: { value: values.v!, layout: layoutOf(root, 'B') },
+  };
+  const flat = is3d ? flatten(loose, root, facts) : undefined;
   if (typeof flat === 'string') return unsupported(flat);
 
-  const heads = flat?.q ?? headsOf(query.value, 'bhtd', facts);
+  const ofQueries = letters && letters.queries !== 'ntd' ? letters.queries : 'bhtd';
+  const heads = flat?.q ?? headsOf(query.value, ofQueries, facts);
   const k = flat?.k ?? { value: keys.value, layout: keys.layout as 'bhtd' | 'bthd' };
-  const v = flat?.v ?? { value: values.v!, layout: 'bhtd' as const };
+  const v = flat?.v ?? { value: values.v!, layout: sum.values === 'ntd' ? 'bhtd' : sum.values };
   if (!heads) {
     const dims = facts.dims(query.value);
     return unsupported(
@@ -221,13 +301,23 @@ function normalise(
     scale,
     masks,
     ...(kv.cache && { cache: kv.cache }),
-    output: flat?.timeFirst ?? siteOutput((flat?.output ?? root).outputs[0]!, facts),
+    output:
+      flat?.timeFirst ??
+      (sum.result === 'bthd'
+        ? { value: root.outputs[0]!, layout: 'bthd' }
+        : siteOutput((flat?.output ?? root).outputs[0]!, facts)),
     replaced: [],
     interior: nodes.filter((n) => n !== root),
     dtype,
     scoreDtype: facts.dtype(anchor.inputs[0]!) ?? dtype,
   };
   return { sdpa: { ...sdpa, replaced: [facts.graph.producer(sdpa.output.value)!] } };
+}
+
+function keysOf(value: string, fused: Node | undefined, facts: Facts) {
+  if (fused?.int('transB') !== 1) return untransposeKeys(value, facts);
+  const layout = facts.rank(value) === 3 ? layoutOf(fused, 'B') : ('bhtd' as const);
+  return { ...unscale(value, facts), layout };
 }
 
 /** Folds all factors into one; refuses factors between masks, which would scale a mask. */
@@ -243,6 +333,13 @@ function scoreSteps(
   for (const step of [...notes].reverse()) {
     if (step.kind === 'softcap')
       return { scale, masks, reason: 'scores go through Tanh (softcap)' };
+    if (step.kind === 'zeroed') {
+      const same = (m: MaskStep) =>
+        m.kind === 'where' && m.cond === step.cond && m.keep === step.keep;
+      if (masks.some(same)) continue;
+      const reason = `weights are set to 0 by '${step.cond}', which is not what masks the scores`;
+      return { scale, masks, reason };
+    }
     if (step.kind === 'scale') {
       if (masks.length > 0) {
         return { scale, masks, reason: `scores are multiplied by ${step.factor} after a mask` };

@@ -16,18 +16,16 @@ export interface Flattened {
 
 /** Query, keys and values as [B*H,T,D] (or as [B,T,D] of a single head), and the value that the site computes. */
 export function flatten(
-  q: string,
-  { value: k, layout }: { value: string; layout: string },
-  v: string,
+  factors: Readonly<Record<'q' | 'k' | 'v', { value: string; layout: string }>>,
   root: Node,
   facts: Facts,
 ): Flattened | string {
-  const keysAre = layout === 'tnd' ? 'tnd' : 'ntd';
-  const [tq, tk, tv] = [
-    timeFirst(q, 'ntd', facts),
-    timeFirst(k, keysAre, facts),
-    timeFirst(v, 'ntd', facts),
-  ];
+  const all = [factors.q, factors.k, factors.v];
+  const [q, k, v] = all.map((f) => f.value) as [string, string, string];
+  const tokensFirst = all.find((f) => f.layout === 'tnd');
+  const [tq, tk, tv] = all.map((f) =>
+    timeFirst(f.value, f.layout === 'tnd' ? 'tnd' : 'ntd', facts),
+  );
   if (tq && tk && tv) {
     const after = onlyReader(root.outputs[0]!, facts);
     if (!after?.is('Transpose') || after.ints('perm')?.join('') !== '102') {
@@ -35,16 +33,17 @@ export function flatten(
     }
     return { q: tq, k: tk, v: tv, timeFirst: { value: after.outputs[0]!, layout: 'tnd' } };
   }
-  if (layout === 'tnd')
-    return `keys '${k}' [T,B*H,D] must be reshaped from [T,B,H*D] with known H and D`;
+  if (tokensFirst)
+    return `'${tokensFirst.value}' [T,B*H,D] must be reshaped from [T,B,H*D] with known H and D`;
   const sources = [q, k, unscale(v, facts).value].map((x) => unflatten(x, facts));
   const [q4, k4, v4] = sources;
   if (q4 && k4 && v4) {
     const heads = headsOf(q4, 'bhtd', facts);
     if (!heads)
       return `query '${q4}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(q4))}]`;
-    const after = onlyReader(root.outputs[0]!, facts);
-    if (!after?.is('Reshape') || facts.rank(after.outputs[0]!) !== 4) {
+    // The scores may have got their heads back before Softmax.
+    const after = facts.rank(v) === 4 ? root : onlyReader(root.outputs[0]!, facts);
+    if (after !== root && (!after?.is('Reshape') || facts.rank(after.outputs[0]!) !== 4)) {
       return `'${root.outputs[0]}' [B*H,T,D] must go to a Reshape to [B,H,T,D], received ${after?.opType ?? 'several readers'}`;
     }
     return {

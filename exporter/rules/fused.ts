@@ -1,28 +1,27 @@
 import type { DTypeName, Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
+import { shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
-import type { Cache } from '../match/sdpa.js';
+import type { Cache, MaskStep } from '../match/sdpa.js';
 
-const OTHERS = new Set([
-  'Attention',
-  'DecoderAttention',
-  'DecoderMaskedMultiHeadAttention',
-  'DecoderMaskedSelfAttention',
-  'GroupQueryAttention',
-  'LongformerAttention',
-  'PackedAttention',
-  'PackedMultiHeadAttention',
-  'PagedAttention',
-  'QAttention',
-  'QOrderedAttention',
-  'SparseAttention',
-]);
+/** Fused attention of com.microsoft that is listed and left alone, and why. */
+const OTHERS: Readonly<Record<string, string>> = {
+  DecoderAttention: 'decides by its inputs between self- and cross-attention',
+  DecoderMaskedMultiHeadAttention: 'writes its cache in place, in an order of its own',
+  DecoderMaskedSelfAttention: 'writes its cache in place, in an order of its own',
+  LongformerAttention: 'sees a window and some global tokens',
+  PackedAttention: 'has the tokens of all rows in one',
+  PackedMultiHeadAttention: 'has the tokens of all rows in one',
+  PagedAttention: 'has its cache in pages',
+  QAttention: 'quantises its input with the scales of 8-bit weights',
+  QOrderedAttention: 'quantises its input with the scales of 8-bit weights',
+  SparseAttention: 'sees blocks of keys',
+};
 
-/** Fused attention of com.microsoft that is listed but not understood in this version. */
 export const otherFused: Rule = {
   name: 'com.microsoft',
-  anchors: (node) => node.domain === 'com.microsoft' && OTHERS.has(node.opType),
-  match: (node) => unsupported(`com.microsoft.${node.opType} is not understood in this version`),
+  anchors: (node) => node.domain === 'com.microsoft' && node.opType in OTHERS,
+  match: (node) => unsupported(`com.microsoft.${node.opType} ${OTHERS[node.opType]}`),
 };
 
 /** Is output `i` of a node read by anything? */
@@ -60,6 +59,24 @@ export function cacheOf(
     }
   }
   return { pastKey, pastValue, presentKey: presentKey!, presentValue: presentValue! };
+}
+
+/** The masks of com.microsoft's nodes: [B,Tk] or [B,Tq,Tk] with 0 for hidden keys, or the lengths [B] of rows. */
+export function maskIndex(
+  what: string,
+  value: string,
+  node: Node,
+  facts: Facts,
+): MaskStep | string {
+  const fill = node.float('mask_filter_value') ?? -10000;
+  const dims = facts.dims(value);
+  if (dims?.length === 2 || dims?.length === 3) return { kind: 'keys', value, fill };
+  if (!dims) facts.wanted.add(value);
+  const batch = facts.dims(node.inputs[0]!)?.[0];
+  if (dims?.length === 1 && dims[0] !== undefined && dims[0] === batch) {
+    return { kind: 'length', value, fill };
+  }
+  return `${what} must be [B,T], [B,Tq,Tk] or [B], received [${shown(dims)}]`;
 }
 
 /** What a masked score becomes: the lowest number, so that a row without visible keys is no NaN. */

@@ -4,7 +4,7 @@ import { headMismatch, headsOf, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Heads, MaskStep, RuleResult } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
-import { cacheOf, usedOutput } from './fused.js';
+import { cacheOf, maskIndex, usedOutput } from './fused.js';
 
 const NAME = 'com.microsoft.MultiHeadAttention';
 
@@ -137,9 +137,9 @@ function masksOf(node: Node, facts: Facts): MaskStep[] | string {
   if (bias) masks.push({ kind: 'add', value: bias });
   const padding = node.inputs[4];
   if (padding) {
-    const dims = facts.dims(padding);
-    if (dims?.length !== 2) return `key_padding_mask must be [B,T], received [${shown(dims)}]`;
-    masks.push({ kind: 'keys', value: padding, fill: node.float('mask_filter_value') ?? -10000 });
+    const step = maskIndex('key_padding_mask', padding, node, facts);
+    if (typeof step === 'string') return step;
+    masks.push(step);
   }
   if (node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
   return masks;

@@ -1,14 +1,19 @@
 import { BodyEmitter } from '../../ops/function/emitter.js';
 import type { DTypeName, Graph } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
-import type { Heads } from '../match/sdpa.js';
+import type { Heads, Rope } from '../match/sdpa.js';
+import type { Rows } from './rows.js';
 
 /** Writes the nodes that replace one site, in the model's version of the default domain. */
 export class SiteEmitter extends BodyEmitter {
+  private readonly products = new Map<string, string>();
+
   constructor(
     readonly graph: Graph,
     readonly facts: Facts,
     prefix: string,
+    /** For sites that are told the lengths of rows. */
+    public rows?: Rows,
   ) {
     super(graph.model.opset() ?? 1, (stem) => graph.fresh(`${prefix}/${stem}`));
   }
@@ -21,11 +26,17 @@ export class SiteEmitter extends BodyEmitter {
 
   /** Heads as [B,T,H*D]. */
   packed(h: Heads): string {
-    const { bias, ...bare } = h;
+    const { rope, norm, bias, weight, from, ...bare } = h;
+    if (rope) return this.rotate(this.packed({ ...h, rope: undefined }), h, rope);
+    if (norm) return this.normalise(this.packed({ ...h, norm: undefined }), h, norm);
     if (bias) {
       const part = this.slice(bias.value, 0, bias.from, bias.from + h.heads * h.dim);
-      return this.add(this.packed(bare), part);
+      return this.add(this.packed({ ...h, bias: undefined }), part);
     }
+    if (from !== undefined) {
+      return this.slice(this.packed({ ...h, from: undefined }), 2, from, from + h.heads * h.dim);
+    }
+    if (weight) return this.product(this.packed(bare), weight);
     const flat = (bthd: string) => this.reshape(bthd, [0, 0, h.heads * h.dim]);
     switch (h.layout) {
       case 'packed':
@@ -44,9 +55,57 @@ export class SiteEmitter extends BodyEmitter {
   /** Heads as [B,H,T,D]. */
   bhtd(h: Heads): string {
     const swap = (bthd: string) => this.transpose(bthd, [0, 2, 1, 3]);
-    if (h.layout === 'bhtd' && !h.bias) return h.value;
-    if (h.layout === 'bthd' && !h.bias) return swap(h.value);
+    const asIs = !(h.bias || h.norm || h.rope);
+    if (h.layout === 'bhtd' && asIs) return h.value;
+    if (h.layout === 'bthd' && asIs) return swap(h.value);
     return swap(this.reshape(this.packed(h), [0, 0, h.heads, h.dim]));
+  }
+
+  /** x W; q, k and v of one weight share the product. */
+  private product(x: string, weight: string): string {
+    const key = `${x}|${weight}`;
+    const product = this.products.get(key) ?? this.matmul(x, weight);
+    this.products.set(key, product);
+    return product;
+  }
+
+  /** x / sqrt(mean(x^2) + epsilon) * weight over each head, in float32; x is [B,T,H*D]. */
+  private normalise(
+    x: string,
+    { heads, dim }: Heads,
+    { weight, epsilon }: NonNullable<Heads['norm']>,
+  ): string {
+    const dtype = this.facts.dtype(weight) ?? 'float32';
+    const apart = this.as32(this.reshape(x, [0, 0, heads, dim]), dtype);
+    const square = this.sum(this.mul(apart, apart), 3);
+    const mean = this.div(square, this.scalar(dim));
+    const root = this.op('Sqrt', [this.add(mean, this.scalar(epsilon))]);
+    const scaled = this.mul(this.div(apart, root), this.as32(weight, dtype));
+    return this.reshape(dtype === 'float32' ? scaled : this.cast(scaled, dtype), [
+      0,
+      0,
+      heads * dim,
+    ]);
+  }
+  private as32(value: string, from: DTypeName): string {
+    return from === 'float32' ? value : this.cast(value, 'float32');
+  }
+
+  /** Rotary position embedding of [B,T,H*D]. */
+  private rotate(x: string, { heads }: Heads, rope: Rope): string {
+    const positions =
+      typeof rope.positions === 'string' ? rope.positions : this.rows!.positions(rope.positions);
+    this.graph.model.requireOpset('com.microsoft', 1);
+    return this.op(
+      'RotaryEmbedding',
+      [x, positions, rope.cos, rope.sin],
+      {
+        interleaved: rope.interleaved ? 1 : 0,
+        num_heads: heads,
+        rotary_embedding_dim: rope.rotary,
+      },
+      { domain: 'com.microsoft' },
+    );
   }
 
   /** A [B,T,H*D] value in the layout a site's output must have, under the output's name. */

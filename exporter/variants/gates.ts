@@ -1,7 +1,7 @@
 import { FlaError } from '../../ops/error.js';
 import { makeTensor } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
-import { projectionInputs } from '../match/sources.js';
+import { sourcesOf } from '../match/sources.js';
 import type { SiteEmitter } from './emit.js';
 import type { Gate, LayerGates, Variant } from './options.js';
 
@@ -103,8 +103,8 @@ function project(
 
 /** The hidden states [B,T,hidden] that queries and values are projected from. */
 function layerInput(e: SiteEmitter, sdpa: Sdpa, layer: number): string {
-  const ofQuery = projectionInputs(sdpa.q.value, e.facts);
-  const shared = [...projectionInputs(sdpa.v.value, e.facts)]
+  const ofQuery = sourcesOf(sdpa.q, e.facts);
+  const shared = [...sourcesOf(sdpa.v, e.facts)]
     .filter((x) => ofQuery.has(x))
     .map((x) => beforeFlattening(x, e));
   const [x] = shared.filter((s) => e.facts.rank(s) === 3);

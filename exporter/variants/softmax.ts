@@ -1,5 +1,5 @@
 import type { DTypeName } from '../ir/index.js';
-import type { MaskStep, Sdpa } from '../match/sdpa.js';
+import type { Cache, Lengths, MaskStep, Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
 
 /**
@@ -21,14 +21,17 @@ export type Handicap =
  */
 export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa, handicap?: Handicap): string {
   const q = e.as(e.bhtd(sdpa.q), sdpa.dtype);
-  const k = repeatHeads(e, e.as(allTokens(e, sdpa, 'Key'), sdpa.dtype), sdpa.k.dim, sdpa);
-  const v = repeatHeads(e, e.as(allTokens(e, sdpa, 'Value'), sdpa.dtype), sdpa.v.dim, sdpa);
+  const [keys, values] = sdpa.cache?.stacked
+    ? stackedTokens(e, sdpa, sdpa.cache)
+    : [allTokens(e, sdpa, 'Key'), allTokens(e, sdpa, 'Value')];
+  const k = repeatHeads(e, e.as(keys, sdpa.dtype), sdpa.k.dim, sdpa);
+  const v = repeatHeads(e, e.as(values, sdpa.dtype), sdpa.v.dim, sdpa);
   const precision = sdpa.scoreDtype;
   const product = e.matmul(q, e.transpose(k, [0, 1, 3, 2]));
   const scaled = sdpa.scale === 1 ? product : e.mul(product, e.scalar(sdpa.scale, sdpa.dtype));
   let scores = precision === sdpa.dtype ? scaled : e.cast(scaled, precision);
   for (const step of sdpa.masks) scores = applyMask(e, scores, step, precision);
-  if (handicap?.control === 'window') scores = hideFar(e, scores, handicap, precision);
+  if (handicap?.control === 'window') scores = hideFar(e, sdpa, scores, handicap, precision);
   const softmax = e.op('Softmax', [scores], { axis: 3 });
   let weights = precision === sdpa.dtype ? softmax : e.cast(softmax, sdpa.dtype);
   // Chosen, not multiplied: a row that sees nothing is not a number.
@@ -59,10 +62,51 @@ function allTokens(e: SiteEmitter, sdpa: Sdpa, what: 'Key' | 'Value'): string {
   if (!sdpa.cache) return e.bhtd(current);
   const past = sdpa.cache[`past${what}`];
   const present = sdpa.cache[`present${what}`];
+  if (sdpa.cache.lengths) {
+    return scattered(e, past, e.bhtd(current), sdpa.cache.lengths, current.dim, present);
+  }
   // Outside a fused node the concatenation is there already.
   const producer = e.graph.producer(present);
   if (producer && producer !== sdpa.anchor) return present;
   return e.op('Concat', [past, e.bhtd(current)], { axis: 2 }, { output: present || undefined });
+}
+
+/** Keys and values of cached and new tokens, when the cache holds both in one value. */
+function stackedTokens(e: SiteEmitter, sdpa: Sdpa, cache: Cache): [string, string] {
+  const entry = (i: number) => e.squeeze(e.slice(cache.pastKey, 0, i, i + 1), 0);
+  const both = [sdpa.k, sdpa.v].map((h, i) =>
+    e.op('Concat', [entry(i), e.bhtd(h)], { axis: 2 }),
+  ) as [string, string];
+  if (cache.presentKey) {
+    const apart = both.map((x) => e.unsqueeze(x, 0));
+    e.op('Concat', apart, { axis: 0 }, { output: cache.presentKey });
+  }
+  return both;
+}
+
+/**
+ * Cached tokens of each row and the new ones behind them, [B,H,L,D], L being the cache's length or the longest row's,
+ * whichever is larger. What lies beyond the end of a row is of no importance.
+ */
+function scattered(
+  e: SiteEmitter,
+  past: string,
+  current: string,
+  lengths: Lengths,
+  dim: number,
+  output: string,
+): string {
+  const all = e.op('Concat', [past, current], { axis: 2 });
+  const [room, tokens] = [e.dim(past, 2), e.dim(current, 2)];
+  const total = e.reshape(e.cast(lengths.total, 'int64'), [1]);
+  const places = e.positions(e.larger(room, total)); // [L]
+  const before = e.rows!.past(lengths); // [B,1]
+  const last = e.sub(e.add(room, tokens), e.ints(1));
+  const fresh = e.smaller(e.add(e.sub(places, before), room), last); // [B,L]
+  const index = e.op('Where', [e.op('Less', [places, before]), places, fresh]);
+  const wide = e.unsqueeze(e.unsqueeze(index, 1), 3);
+  const target = e.op('Expand', [wide, e.shape([e.dim(current, 0), e.dim(current, 1), 1, dim])]);
+  return e.op('GatherElements', [all, target], { axis: 2 }, { output: output || undefined });
 }
 
 /** [B,Hkv,T,D] to [B,Hq,T,D]: each head once for every query head of its group. */
@@ -84,9 +128,19 @@ function applyMask(e: SiteEmitter, scores: string, step: MaskStep, dtype: DTypeN
       return e.op('Where', [step.cond, ...(step.keep ? [scores, fill] : [fill, scores])]);
     }
     case 'keys': {
-      const keys = e.unsqueeze(e.unsqueeze(e.cast(step.value, 'bool'), 1), 2);
+      const seen = e.cast(step.value, 'bool');
+      const apart = e.facts.rank(step.value) === 3 ? seen : e.unsqueeze(seen, 1);
+      const keys = e.unsqueeze(apart, 1);
       return e.add(scores, e.op('Where', [keys, e.scalar(0, dtype), e.scalar(step.fill, dtype)]));
     }
+    case 'length': {
+      const places = e.positions(e.dim(scores, 3));
+      const ends = e.reshape(e.cast(step.value, 'int64'), [-1, 1, 1, 1]);
+      const seen = e.op('Less', [places, ends]);
+      return e.add(scores, e.op('Where', [seen, e.scalar(0, dtype), e.scalar(step.fill, dtype)]));
+    }
+    case 'rows':
+      return e.op('Where', [byRow(e, scores, step), scores, e.scalar(-Infinity, dtype)]);
     case 'causal':
       return e.op('Where', [causal(e, scores), scores, e.scalar(Number.NEGATIVE_INFINITY, dtype)]);
   }
@@ -95,25 +149,40 @@ function applyMask(e: SiteEmitter, scores: string, step: MaskStep, dtype: DTypeN
 /** [Tq,Tk], true where key j is no later than query i; cached keys come first. */
 function causal(e: SiteEmitter, scores: string): string {
   const [queries, keys] = [e.dim(scores, 2), e.dim(scores, 3)];
-  const range = (from: string, to: string) =>
-    e.op('Range', [e.squeeze(from, 0), e.squeeze(to, 0), e.constant('int64', [1], [])]);
-  const rows = e.unsqueeze(range(e.sub(keys, queries), keys), 1);
-  const columns = e.unsqueeze(range(e.ints(0), keys), 0);
+  const columns = e.positions(keys);
+  const rows = e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1);
   return e.op('Not', [e.op('Less', [rows, columns])]);
 }
 
 /** Scores with those of keys that are neither near nor sinks hidden. Bidirectional attention sees as far ahead as back. */
 function hideFar(
   e: SiteEmitter,
+  sdpa: Sdpa,
   scores: string,
   { window, sinks }: { window: number; sinks: number },
   dtype: DTypeName,
 ): string {
   const [queries, keys] = [e.dim(scores, 2), e.dim(scores, 3)];
-  const rows = e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1); // cached keys come first
+  const told = sdpa.masks.find((m) => m.kind === 'rows');
+  const rows = told
+    ? e.unsqueeze(e.unsqueeze(e.rows!.positions(told.lengths), 1), 3) // [B,1,T,1]
+    : e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1); // cached keys come first
   const columns = e.unsqueeze(e.positions(keys), 0);
   const less = (a: string, b: number) => e.op('Less', [a, e.ints(b)]);
   const near = less(e.op('Abs', [e.sub(rows, columns)]), window);
   const seen = sinks > 0 ? e.op('Or', [near, less(columns, sinks)]) : near;
   return e.op('Where', [seen, scores, e.scalar(Number.NEGATIVE_INFINITY, dtype)]);
+}
+
+/** [B,1,Tq,Tk], true where key j is no later than query i of the row, and not too early for the window. */
+function byRow(
+  e: SiteEmitter,
+  scores: string,
+  { lengths, window }: Extract<MaskStep, { kind: 'rows' }>,
+): string {
+  const rows = e.unsqueeze(e.unsqueeze(e.rows!.positions(lengths), 1), 3);
+  const columns = e.positions(e.dim(scores, 3));
+  const past = e.op('Not', [e.op('Less', [rows, columns])]);
+  if (window === undefined) return past;
+  return e.op('And', [past, e.op('Less', [e.sub(rows, columns), e.ints(window)])]);
 }

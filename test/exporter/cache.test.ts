@@ -9,7 +9,7 @@ import {
   rewriteModel,
   type StatePair,
 } from '../../exporter/index.js';
-import { type DecoderSpec, decoder, VOCABULARY } from './support/decoder.js';
+import { DECODERS, type DecoderSpec, decoder, VOCABULARY } from './support/decoder.js';
 import { distance, type Feeds, floats, ints, run, zeros } from './support/run.js';
 
 const BATCH = 2;
@@ -19,21 +19,6 @@ const LEFT = [
   [1, 1, 1, 1, 1, 1, 1, 1, 1],
   [0, 0, 0, 1, 1, 1, 1, 1, 1],
 ];
-
-const SPECS: DecoderSpec[] = [
-  { attention: 'decomposed', cache: true, positions: 'cache', padding: false },
-  { attention: 'decomposed', cache: true, positions: 'mask', padding: true },
-  { attention: 'decomposed', cache: true, positions: 'input', padding: true },
-  { attention: 'decomposed', cache: true, positions: 'none', padding: false },
-  { attention: 'Attention', cache: true, positions: 'none', padding: false },
-  { attention: 'Attention', cache: true, positions: 'mask', padding: true },
-  { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
-  { attention: 'MultiHeadAttention', cache: true, positions: 'none', padding: true },
-];
-const named = SPECS.map((spec) => ({
-  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
-  spec,
-}));
 
 /** A running text: what earlier calls left behind. */
 interface Stream {
@@ -100,15 +85,19 @@ const WHOLE = [TOKENS];
 const STEPS = Array.from({ length: TOKENS }, (_, i) => i + 1);
 const CHUNKS = [4, 5, 9];
 
-const cachePairs = ['key', 'value'].map((k) => ({
-  past: `past_key_values.0.${k}`,
-  present: `present.0.${k}`,
-}));
+const cachePairs = (model: Model) => {
+  const names = model.graph.inputs.map((i) => i.name).filter((n) => n.startsWith('past_'));
+  return names.map((past) => ({
+    past,
+    present: past.replace(/past_key_values|past/, 'present'),
+  }));
+};
 function emptyCache(model: Model): Feeds {
   return Object.fromEntries(
-    cachePairs.map(({ past }) => {
-      const dims = model.graph.dims(past)! as (number | string)[];
-      return [past, floats([BATCH, dims[1] as number, 0, dims[3] as number], () => 0)];
+    cachePairs(model).map(({ past }) => {
+      const dims = model.graph.dims(past)!.map((d) => (typeof d === 'number' ? d : BATCH));
+      dims[dims.length - 2] = 0;
+      return [past, floats(dims, () => 0)];
     }),
   );
 }
@@ -124,7 +113,7 @@ async function rewritten(spec: DecoderSpec, options: RewriteOptions) {
   return { model: reread(model), report };
 }
 
-describe.each(named)('$name', ({ spec }) => {
+describe.each(DECODERS)('$name', ({ spec }) => {
   it('is inspected as cached and causal', async () => {
     const { sites } = await inspectModel(decoder(spec));
     expect(sites).toMatchObject([
@@ -135,8 +124,8 @@ describe.each(named)('$name', ({ spec }) => {
   it('survives a round trip, step by step', async () => {
     const original = decoder(spec);
     const { model } = await rewritten(spec, { variant: 'none' });
-    const expected = await stream(original, cachePairs, emptyCache(original), CHUNKS);
-    const actual = await stream(model, cachePairs, emptyCache(model), CHUNKS);
+    const expected = await stream(original, cachePairs(original), emptyCache(original), CHUNKS);
+    const actual = await stream(model, cachePairs(model), emptyCache(model), CHUNKS);
     expect(distance(expected, actual)).toBeLessThan(2e-6);
   });
 
@@ -153,8 +142,8 @@ describe.each(named)('$name', ({ spec }) => {
     async (options) => {
       const { model, report } = await rewritten(spec, options);
       const { graph } = model;
-      expect(graph.inputs.some((i) => /\.(key|value)$/.test(i.name))).toBe(false);
-      expect(graph.outputs.some((o) => /\.(key|value)$/.test(o.name))).toBe(false);
+      expect(graph.inputs.some((i) => /\.(key|value)$|past_0$/.test(i.name))).toBe(false);
+      expect(graph.outputs.some((o) => /\.(key|value)$|present_0$/.test(o.name))).toBe(false);
       expect(report.attentionMask).toBe('current');
       const start = emptyState(report.state);
       const whole = await stream(model, report.state, start, WHOLE);
@@ -175,10 +164,11 @@ describe.each(named)('$name', ({ spec }) => {
     expect(model.metadata('onnx_fla.attention_mask')).toBe('current');
     expect(model.metadata('onnx_fla.rewind')).toBe('no');
     if (spec.padding) expect(model.graph.dims('attention_mask')).toEqual(['batch', 'sequence']);
+    const stacked = spec.attention === 'com.microsoft.Attention';
     expect(report.state[0]).toEqual({
-      past: 'past_key_values.0.state',
-      present: 'present.0.state',
-      shape: ['batch', spec.attention === 'MultiHeadAttention' ? 4 : 2, 3, 4],
+      past: stacked ? 'past_0.state' : 'past_key_values.0.state',
+      present: stacked ? 'present_0.state' : 'present.0.state',
+      shape: ['batch', stacked || spec.attention === 'MultiHeadAttention' ? 4 : 2, 3, 4],
       dtype: 'float32',
       in_place: true,
     });

@@ -22,7 +22,12 @@ afterAll(() => fs.rmSync(folder, { recursive: true }));
 
 const BATCH = 2;
 const TOKENS = 9;
-const MASK = [Array(TOKENS).fill(1), Array.from({ length: TOKENS }, (_, t) => (t < 2 ? 0 : 1))];
+const masked = (hidden: (t: number) => boolean): number[][] => [
+  Array(TOKENS).fill(1),
+  Array.from({ length: TOKENS }, (_, t) => (hidden(t) ? 0 : 1)),
+];
+const LEFT = masked((t) => t < 2);
+const RIGHT = masked((t) => t >= TOKENS - 2);
 
 /** A control of a family, and the layer computed from the definition with the keys that `near` admits. */
 async function compare(
@@ -33,24 +38,28 @@ async function compare(
   const layer = family.layer?.() ?? makeLayer();
   const model = family.build(new Writer(layer));
   const changed = await rewriteControl(model, options);
+  const mask = family.padding === 'right' ? RIGHT : LEFT;
   const next = random(5);
   const x = floats([BATCH, TOKENS, layer.hidden], () => next() * 2);
   const feeds = {
     x,
-    ...(family.padding && { attention_mask: ints([BATCH, TOKENS], MASK.flat()) }),
+    ...(model.graph.isInput('attention_mask') && {
+      attention_mask: ints([BATCH, TOKENS], mask.flat()),
+    }),
+    ...family.feeds?.(mask),
   };
   const { y } = await run(parseModel(modelBytes(model)), feeds);
   const { visible, padding } = family;
   const sees: Call['sees'] = (b, i, j) =>
     near(i, j) &&
-    !(padding && !MASK[b]![j]) &&
+    !(padding && !mask[b]![j]) &&
     (visible === 'all' || (j <= i && (visible === 'causal' || j > i - visible.window)));
   const data = x.data as Float32Array;
   const expected = evaluate(layer, { batch: BATCH, tokens: TOKENS, x: data, sees }, 'softmax');
   const keep = (values: ArrayLike<number>) =>
     Array.from(values).filter((_, i) => {
       const token = Math.floor(i / layer.hidden);
-      return !padding || MASK[Math.floor(token / TOKENS)]![token % TOKENS] === 1;
+      return !padding || mask[Math.floor(token / TOKENS)]![token % TOKENS] === 1;
     });
   return { changed, error: distance(keep(y!.data as Float32Array), keep(expected)) };
 }

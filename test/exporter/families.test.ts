@@ -10,6 +10,11 @@ const MASK = [
   [1, 1, 1, 1, 1, 1, 0],
   [0, 0, 1, 1, 1, 1, 1],
 ];
+const RIGHT = [
+  [1, 1, 1, 1, 1, 1, 0],
+  [1, 1, 1, 1, 1, 0, 0],
+];
+const maskOf = ({ padding }: Family) => (padding === 'right' ? RIGHT : MASK);
 
 function setUp(family: Family) {
   const layer = family.layer?.() ?? makeLayer();
@@ -17,9 +22,12 @@ function setUp(family: Family) {
   const next = random(3);
   const x = floats([BATCH, TOKENS, layer.hidden], () => next() * 2);
   const feeds: Feeds = { x };
-  if (family.padding) feeds.attention_mask = ints([BATCH, TOKENS], MASK.flat());
+  const mask = maskOf(family);
+  if (model.graph.isInput('attention_mask'))
+    feeds.attention_mask = ints([BATCH, TOKENS], mask.flat());
+  Object.assign(feeds, family.feeds?.(mask));
   const visible = (b: number, i: number, j: number) => {
-    if (family.padding && !MASK[b]![j]) return false;
+    if (family.padding && !mask[b]![j]) return false;
     if (family.visible === 'all') return true;
     return j <= i && (family.visible === 'causal' || j > i - family.visible.window);
   };
@@ -31,7 +39,7 @@ function setUp(family: Family) {
 function rows(y: ArrayLike<number>, family: Family, hidden: number): number[] {
   return Array.from(y).filter((_, i) => {
     const token = Math.floor(i / hidden);
-    return !family.padding || MASK[Math.floor(token / TOKENS)]![token % TOKENS] === 1;
+    return !family.padding || maskOf(family)[Math.floor(token / TOKENS)]![token % TOKENS] === 1;
   });
 }
 

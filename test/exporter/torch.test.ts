@@ -1,33 +1,17 @@
-import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
   inspectModel,
-  loadModel,
   modelBytes,
   parseModel,
   type RewriteOptions,
   rewriteModel,
 } from '../../exporter/index.js';
-import { ROOT } from '../support/models.js';
 import { distance, type Feeds, floats, ints, random, run, zeros } from './support/run.js';
+import { loadTorch as load, TORCH_EXPORTS } from './support/torch.js';
 
-// Made by test/fixtures/torch/export.py with PyTorch's exporter.
-const EXPORTS = [
-  { name: 'bert', mask: 'padding' },
-  { name: 'distilbert', mask: 'padding' },
-  { name: 'bart', mask: 'padding' },
-  { name: 'gpt2', mask: 'causal' },
-  { name: 'gpt2_cache', mask: 'causal', cache: true },
-  { name: 'vit', mask: 'bidirectional' },
-  { name: 'timm', mask: 'bidirectional' },
-  { name: 'multihead', mask: 'bidirectional' },
-  { name: 't5', mask: 'other' },
-];
 const BATCH = 2;
 const TOKENS = 8;
 const HIDDEN = 16;
-
-const load = (name: string) => loadModel(path.join(ROOT, 'test/fixtures/torch', `${name}.onnx`));
 
 function feedsOf(name: string, tokens = TOKENS): Feeds {
   const next = random(name.length);
@@ -49,7 +33,7 @@ async function rewritten(name: string, options: RewriteOptions) {
   return { model: parseModel(modelBytes(model)), report };
 }
 
-describe.each(EXPORTS)('$name', ({ name, mask, cache = false }) => {
+describe.each(TORCH_EXPORTS)('$name', ({ name, mask, cache = false }) => {
   it('is understood', async () => {
     const { sites } = await inspectModel(load(name));
     expect(sites).toMatchObject([

@@ -1,5 +1,14 @@
 import { DATA_TYPE, type Model } from '../../../exporter/index.js';
-import { causalPadding, repeat, scaled, transposed, Writer } from './families.js';
+import { type RopeSpec, ropeTable } from './families/rope.js';
+import {
+  causalPadding,
+  genaiLengths,
+  packedWeights,
+  repeat,
+  scaled,
+  transposed,
+  Writer,
+} from './families.js';
 import { makeLayer } from './layer.js';
 import { random } from './run.js';
 
@@ -7,22 +16,39 @@ export const VOCABULARY = 23;
 
 /** A decoder of one layer over token ids, with the KV cache that exporters give it or without one. */
 export interface DecoderSpec {
-  readonly attention: 'decomposed' | 'Attention' | 'MultiHeadAttention';
+  readonly attention:
+    | 'decomposed'
+    | 'Attention'
+    | 'MultiHeadAttention'
+    | 'com.microsoft.Attention'
+    | 'GroupQueryAttention';
   readonly cache: boolean;
   /** Where position embeddings come from: the cache's length, the cumulative mask, an input, or none. */
   readonly positions: 'cache' | 'mask' | 'input' | 'none';
-  readonly padding: boolean;
+  /** `right`: in the first call only, as GroupQueryAttention wants it. */
+  readonly padding: boolean | 'right';
+  /** GroupQueryAttention: rotary embedding inside. */
+  readonly rope?: RopeSpec;
+  /** GroupQueryAttention: seqlens_k and total_sequence_length are inputs, in place of the mask. */
+  readonly told?: boolean;
+  readonly window?: number;
 }
 
 export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float32'): Model {
-  const grouped = spec.attention !== 'MultiHeadAttention';
-  const w = new Writer(makeLayer(12, 4, grouped ? 2 : 4, 3), dtype);
+  const grouped = !/^(com|Multi)/.test(spec.attention);
+  const size = spec.attention === 'GroupQueryAttention' ? 16 : 3;
+  const w = new Writer(makeLayer(12, 4, grouped ? 2 : 4, size), dtype);
   const { heads, kvHeads, hidden, dim } = w.layer;
   delete w.inputs.x;
   w.inputs.input_ids = ['int64', ['batch', 'sequence']];
   if (spec.padding) w.maskInput(['batch', spec.cache ? 'total_sequence' : 'sequence']);
   if (spec.positions === 'input') w.inputs.position_ids = ['int64', ['batch', 'sequence']];
-  if (spec.cache) {
+  const stacked = spec.attention === 'com.microsoft.Attention';
+  if (spec.cache && stacked) {
+    const dims = (tokens: string) => [dtype, [2, 'batch', heads, tokens, dim]] as const;
+    w.inputs.past_0 = dims('past_sequence');
+    w.outputs.present_0 = dims('total_sequence');
+  } else if (spec.cache) {
     for (const what of ['key', 'value']) {
       const dims = (tokens: string) => [dtype, ['batch', kvHeads, tokens, dim]] as const;
       w.inputs[`past_key_values.0.${what}`] = dims('past_sequence');
@@ -32,6 +58,7 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
   const next = random(5);
   const table = (n: number) => Array.from({ length: n * hidden }, () => Math.fround(next()));
   const x = embed(w, spec, table);
+  if (stacked) return packedDecoder(w, spec, x);
   const q = w.linear('q', x);
   const [k, v] = [w.linear('k', x), w.linear('v', x)];
   if (spec.attention === 'decomposed') {
@@ -54,6 +81,10 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
     w.project('att');
     return w.build(23);
   }
+  if (spec.attention === 'GroupQueryAttention') {
+    groupQuery(w, spec, [q, k, v, ...past], present);
+    return w.project('att');
+  }
   const padding = spec.padding ? w.op('Cast', ['attention_mask'], { to: DATA_TYPE.int32 }) : '';
   const inputs = [q, k, v, '', padding, '', ...past];
   w.ops(
@@ -66,6 +97,53 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
     },
   );
   return w.project('att');
+}
+
+function packedDecoder(w: Writer, spec: DecoderSpec, x: string): Model {
+  const { weight, bias } = packedWeights(w);
+  const padding = spec.padding ? w.op('Cast', ['attention_mask'], { to: DATA_TYPE.int32 }) : '';
+  w.ops(
+    'Attention',
+    [x, weight, bias, padding, spec.cache ? 'past_0' : ''],
+    ['att', ...(spec.cache ? ['present_0'] : [])],
+    { num_heads: w.layer.heads, unidirectional: 1 },
+    { domain: 'com.microsoft' },
+  );
+  return w.project('att');
+}
+
+function groupQuery(
+  w: Writer,
+  { told, rope, window, padding }: DecoderSpec,
+  inputs: readonly string[],
+  present: readonly string[],
+): void {
+  const { heads, kvHeads } = w.layer;
+  if (told) {
+    w.inputs.seqlens_k = ['int32', ['batch']];
+    w.inputs.total_sequence_length = ['int32', []];
+  }
+  const lengths = told
+    ? ['seqlens_k', 'total_sequence_length']
+    : genaiLengths(w, padding ? 'attention_mask' : w.maskInput(['batch', 'total_sequence']));
+  const tables = rope
+    ? (['cos', 'sin'] as const).map((t) =>
+        w.weight(`${t}_cache`, [64, rope.rotary / 2], ropeTable(t, rope, 64)),
+      )
+    : [];
+  w.ops(
+    'GroupQueryAttention',
+    [...inputs, ...lengths, ...tables],
+    ['att', ...present.map((p, i) => p || `present_${i}`)],
+    {
+      num_heads: heads,
+      kv_num_heads: kvHeads,
+      do_rotary: rope ? 1 : 0,
+      rotary_interleaved: rope?.interleaved ? 1 : 0,
+      local_window_size: window ?? -1,
+    },
+    { domain: 'com.microsoft' },
+  );
 }
 
 function embed(w: Writer, spec: DecoderSpec, table: (n: number) => number[]): string {
@@ -98,8 +176,9 @@ function positions(w: Writer, spec: DecoderSpec): string {
 }
 
 function pastLength(w: Writer): string {
-  const shape = w.op('Shape', ['past_key_values.0.key']);
-  return w.op('Gather', [shape, w.constant('int64', [2], [])], { axis: 0 });
+  const stacked = 'past_0' in w.inputs;
+  const shape = w.op('Shape', [stacked ? 'past_0' : 'past_key_values.0.key']);
+  return w.op('Gather', [shape, w.constant('int64', [stacked ? 3 : 2], [])], { axis: 0 });
 }
 
 /** float [B|1,1,T,total]: causal behind the cache, padding hidden if there is any. */
@@ -118,3 +197,44 @@ function mask(w: Writer, spec: DecoderSpec): string {
   }
   return w.op('Where', [seen, w.scalar(0), w.scalar(-3.4028234663852886e38)]);
 }
+
+const SPECS: DecoderSpec[] = [
+  { attention: 'decomposed', cache: true, positions: 'cache', padding: false },
+  { attention: 'decomposed', cache: true, positions: 'mask', padding: true },
+  { attention: 'decomposed', cache: true, positions: 'input', padding: true },
+  { attention: 'decomposed', cache: true, positions: 'none', padding: false },
+  { attention: 'Attention', cache: true, positions: 'none', padding: false },
+  { attention: 'Attention', cache: true, positions: 'mask', padding: true },
+  { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
+  { attention: 'MultiHeadAttention', cache: true, positions: 'none', padding: true },
+  { attention: 'com.microsoft.Attention', cache: true, positions: 'cache', padding: false },
+  { attention: 'com.microsoft.Attention', cache: true, positions: 'mask', padding: true },
+];
+
+/** Decoders with a cache that grows. */
+export const DECODERS = SPECS.map((spec) => ({
+  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
+  spec,
+}));
+
+const base = { attention: 'GroupQueryAttention', cache: true, padding: 'right' } as const;
+/** GroupQueryAttention with its cache. */
+export const GROUPED: readonly { name: string; spec: DecoderSpec }[] = [
+  { name: 'lengths from the mask', spec: { ...base, positions: 'none' } },
+  {
+    name: 'rotary embedding, lengths from the mask',
+    spec: { ...base, positions: 'none', rope: { rotary: 16 } },
+  },
+  {
+    name: 'interleaved rotary embedding',
+    spec: { ...base, positions: 'none', rope: { rotary: 16, interleaved: true } },
+  },
+  {
+    name: 'rotary embedding, lengths as inputs',
+    spec: { ...base, padding: false, told: true, positions: 'none', rope: { rotary: 16 } },
+  },
+  {
+    name: 'rotary embedding, a window of 3',
+    spec: { ...base, positions: 'none', rope: { rotary: 16 }, window: 3 },
+  },
+];

@@ -21,8 +21,11 @@ import { FlaError } from '../../../ops/error.js';
 import { ROOT } from '../../support/models.js';
 import { mutate } from '../../support/mutate.js';
 import { EXTERNAL, mutateModel } from '../../support/mutate_model.js';
+import { DECODERS, decoder, GROUPED } from './decoder.js';
+import { QUANTISED, quantiser } from './families/quantised.js';
 import { FAMILIES, Writer } from './families.js';
 import { makeLayer } from './layer.js';
+import { conditional, functions, loop, masked, plain } from './nested.js';
 import { random } from './run.js';
 
 const [outer, seed, from, to] = process.argv.slice(2) as [string, string, string, string];
@@ -36,7 +39,12 @@ const SOURCES: Uint8Array[] = [
     .readdirSync(torch)
     .filter((f) => f.endsWith('.onnx'))
     .map((f) => fs.readFileSync(path.join(torch, f))),
-  ...FAMILIES.map((f) => encodeModel(f.build(new Writer(f.layer?.() ?? makeLayer())).proto)),
+  ...[
+    ...FAMILIES.map((f) => f.build(new Writer(f.layer?.() ?? makeLayer()))),
+    ...[...DECODERS, ...GROUPED].map(({ spec }) => decoder(spec)),
+    ...QUANTISED.map(({ build }) => build(quantiser())),
+    ...[conditional(plain(), masked()), loop(), functions(), functions()],
+  ].map((m) => encodeModel(m.proto)),
 ];
 
 /** Most mutations are about reading; a runner that refuses, as ONNX Runtime may, is faster. */

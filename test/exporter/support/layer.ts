@@ -13,6 +13,8 @@ export interface Layer {
   readonly bk: number[];
   readonly bv: number[];
   readonly wo: number[];
+  /** What happens to each head's queries and keys before they are compared: norms, rotary embedding. */
+  readonly turn?: (x: readonly number[], position: number, what: 'q' | 'k') => number[];
 }
 
 export function makeLayer(hidden = 12, heads = 4, kvHeads = heads, dim = 3, seed = 7): Layer {
@@ -56,8 +58,8 @@ const FEATURES: Record<Exclude<Weighing, 'softmax'>, (x: number) => number> = {
 /** The layer in float64, from the definition: every weight is written out, nothing is carried. */
 export function evaluate(layer: Layer, call: Call, weighing: Weighing): Float64Array {
   const { heads, kvHeads, dim, hidden } = layer;
-  const q = project(call, layer.wq, layer.bq, hidden, heads * dim);
-  const k = project(call, layer.wk, layer.bk, hidden, kvHeads * dim);
+  const q = turned(project(call, layer.wq, layer.bq, hidden, heads * dim), 'q', layer, call);
+  const k = turned(project(call, layer.wk, layer.bk, hidden, kvHeads * dim), 'k', layer, call);
   const v = project(call, layer.wv, layer.bv, hidden, kvHeads * dim);
   const out = new Float64Array(call.batch * call.tokens * heads * dim);
   const scale = call.scale ?? 1 / Math.sqrt(dim);
@@ -77,6 +79,16 @@ export function evaluate(layer: Layer, call: Call, weighing: Weighing): Float64A
       }
     }
   return matmul(out, layer.wo, call.batch * call.tokens, heads * dim, hidden);
+}
+
+function turned(x: Float64Array, what: 'q' | 'k', { turn, dim }: Layer, { batch, tokens }: Call) {
+  if (!turn) return x;
+  const heads = x.length / (batch * tokens * dim);
+  return Float64Array.from({ length: x.length / dim }, (_, row) => row).reduce((out, row) => {
+    const position = Math.floor(row / heads) % tokens;
+    out.set(turn([...x.subarray(row * dim, (row + 1) * dim)], position, what), row * dim);
+    return out;
+  }, new Float64Array(x.length));
 }
 
 function weigh(
