@@ -27,7 +27,10 @@ export { validateModel } from './validate.js';
 export type {
   FeatureMapName,
   Gate,
+  HybridFeatureMap,
+  HybridLayer,
   LayerGates,
+  Parameter,
   RewriteOptions,
   Variant,
 } from './variants/options.js';

@@ -7,10 +7,11 @@ import { partOfShape, replaceLengths } from './lengths.js';
 import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { SharedValues } from './shared_values.js';
-import { declareState, removeCaches, type StatePair } from './states.js';
+import { declareStates, removeCaches, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
 import { SiteEmitter } from './variants/emit.js';
-import { emitLinear, floatType, VARIANTS } from './variants/linear.js';
+import { emitWindowed, isWindowed } from './variants/hybrid.js';
+import { emitLinear, VARIANTS } from './variants/linear.js';
 import type { LayerGates, RewriteOptions, Variant } from './variants/options.js';
 import { Rows } from './variants/rows.js';
 import { emitSoftmax, type Handicap } from './variants/softmax.js';
@@ -85,13 +86,14 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
 
 function checkOptions(options: RewriteOptions): void {
   const { variant, normalize, featureMap, decay, gates } = options;
-  if (variant !== 'none' && !(variant in VARIANTS)) {
-    const known = ['none', ...Object.keys(VARIANTS)].join(', ');
+  if (variant !== 'none' && !isWindowed(variant) && !(variant in VARIANTS)) {
+    const known = ['none', ...Object.keys(VARIANTS), 'hybrid', 'window'].join(', ');
     throw new FlaError('invalid_argument', `variant must be one of ${known}, received ${variant}`);
   }
   if (variant === 'none' && (featureMap !== undefined || normalize !== undefined)) {
     throw new FlaError('invalid_argument', 'variant none takes no feature map and no normalize');
   }
+  checkWindow(options);
   if (decay && variant !== 'retention') {
     throw new FlaError('invalid_argument', `decay is for variant retention, received ${variant}`);
   }
@@ -106,6 +108,37 @@ function checkOptions(options: RewriteOptions): void {
       'invalid_argument',
       'normalize must be false for gated-delta: its weights have no sign',
     );
+  }
+}
+
+/** Options of the variants with an exact window. */
+function checkWindow(options: RewriteOptions): void {
+  const { variant, featureMap, normalize } = options;
+  const least = { window: 1, sinks: 0, cache: 0, features: 1 } as const;
+  for (const [name, low] of Object.entries(least)) {
+    const value = options[name as keyof typeof least];
+    if (value === undefined) continue;
+    const taken =
+      name === 'window' || name === 'sinks' ? isWindowed(variant) : variant === 'hybrid';
+    if (!taken) {
+      const which = name === 'window' || name === 'sinks' ? 'hybrid and window' : 'hybrid';
+      throw new FlaError('invalid_argument', `${name} is for ${which}, received ${variant}`);
+    }
+    if (!Number.isSafeInteger(value) || value < low) {
+      throw new FlaError(
+        'invalid_argument',
+        `${name} must be a whole number of at least ${low}, received ${value}`,
+      );
+    }
+  }
+  if (options.hybrid && variant !== 'hybrid') {
+    throw new FlaError('invalid_argument', `fitted features are for hybrid, received ${variant}`);
+  }
+  if (!isWindowed(variant)) return;
+  const maps = variant === 'hybrid' ? ['identity', 'elu1', 'relu', 'exp', 'softmax'] : [];
+  if (normalize !== undefined || (featureMap !== undefined && !maps.includes(featureMap))) {
+    const what = normalize !== undefined ? 'normalize' : `feature map ${featureMap}`;
+    throw new FlaError('invalid_argument', `variant ${variant} takes no ${what}`);
   }
 }
 
@@ -144,8 +177,8 @@ function whyKept(site: AnalysedSite, options: RewriteOptions): string | null {
   if (mask.kind === 'window' && !asked) {
     return `its cost is bounded already by a window of ${mask.window} keys; ask for layer ${layer} to convert it`;
   }
-  const { rule } = VARIANTS[options.variant];
-  if (mask.kind === 'bidirectional' && rule !== 'linear') {
+  const leftToRight = isWindowed(options.variant) || VARIANTS[options.variant].rule !== 'linear';
+  if (mask.kind === 'bidirectional' && leftToRight) {
     return `${options.variant} runs from left to right, and this attention is bidirectional`;
   }
   if (options.variant === 'gla' || options.variant === 'gated-delta') {
@@ -200,23 +233,27 @@ async function convert(
   const removed: Cache[] = [];
   for (const site of chosen) {
     const sdpa = site.sdpa!;
-    const pair =
-      sdpa.cache && declareState(graph, sdpa, sdpa.cache, floatType(sdpa, site.layer!), options);
-    if (pair) state.push(pair);
+    const layer = site.layer!;
+    const states = sdpa.cache ? declareStates(graph, sdpa, sdpa.cache, layer, options) : {};
+    state.push(...Object.values(states));
     if (sdpa.cache) removed.push(sdpa.cache);
     const { graph: place } = site.node;
     const e = new SiteEmitter(place, analysis.factsOf(place), site.node.name, shared.rows);
-    const gates = gatesFor(options, site.layer!);
-    const emitted = {
-      sdpa,
-      layer: site.layer!,
-      causal: site.mask!.kind !== 'bidirectional',
-      mask: shared.padding(site),
-      pastState: pair?.past ?? '',
-      presentState: pair?.present ?? '',
-      ...(gates && { gates }),
-    };
-    emitLinear(e, emitted, options);
+    const mask = shared.padding(site);
+    if (isWindowed(options.variant)) emitWindowed(e, { sdpa, layer, mask, ...states }, options);
+    else {
+      const gates = gatesFor(options, layer);
+      const emitted = {
+        sdpa,
+        layer,
+        causal: site.mask!.kind !== 'bidirectional',
+        mask,
+        pastState: states.state?.past ?? '',
+        presentState: states.state?.present ?? '',
+        ...(gates && { gates }),
+      };
+      emitLinear(e, emitted, options);
+    }
     place.remove(sdpa.replaced);
     place.insert(e.nodes);
   }

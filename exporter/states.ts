@@ -8,8 +8,10 @@ import {
   valueDims,
 } from './ir/index.js';
 import type { Cache, Sdpa } from './match/sdpa.js';
-import { type FloatDType, normalizes, stateType } from './variants/linear.js';
+import { carriedShapes, hybridShape, isWindowed } from './variants/hybrid.js';
+import { normalizes } from './variants/linear.js';
 import type { RewriteOptions } from './variants/options.js';
+import { type FloatDType, floatType, stateType } from './variants/types.js';
 
 /** A state carried from call to call: output `present` of one run is input `past` of the next; zeros start. */
 export interface StatePair {
@@ -22,33 +24,51 @@ export interface StatePair {
   in_place: boolean;
 }
 
-/** Names the state of a layer after its cache: past_key_values.3.key becomes past_key_values.3.state. */
-function stateName(graph: Graph, cacheName: string): string {
+/** Names a state of a layer after its cache: past_key_values.3.key becomes past_key_values.3.state. */
+function stateName(graph: Graph, cacheName: string, what: string): string {
   const at = cacheName.toLowerCase().lastIndexOf('key');
   const name =
-    at < 0 ? `${cacheName}.state` : `${cacheName.slice(0, at)}state${cacheName.slice(at + 3)}`;
+    at < 0 ? `${cacheName}.${what}` : `${cacheName.slice(0, at)}${what}${cacheName.slice(at + 3)}`;
   return graph.fresh(name);
 }
 
-/** Declares the state that takes the place of a site's cache, at the place of the cache among inputs and outputs. */
-export function declareState(
+/** What takes the place of one site's cache: `state`, and `window` for variants with exact keys. */
+export interface SiteStates {
+  readonly state?: StatePair;
+  readonly window?: StatePair;
+}
+
+/** Declares the states that take the place of a site's cache, at the place of the cache among inputs and outputs. */
+export function declareStates(
   graph: Graph,
   sdpa: Sdpa,
   cache: Cache,
-  dtype: FloatDType,
+  layer: number,
   options: RewriteOptions,
-): StatePair {
-  const columns = sdpa.v.dim + (normalizes(options) ? 1 : 0);
-  const batch = batchOfCache(graph, cache);
-  const pair = {
-    past: stateName(graph, cache.pastKey),
-    present: stateName(graph, cache.presentKey || `${cache.pastKey}.present`),
-    shape: [batch, sdpa.v.heads, sdpa.k.dim, columns],
-    dtype: stateType(dtype, options) as DTypeName,
-    in_place: true,
+): SiteStates {
+  const dtype = floatType(sdpa, layer);
+  const declare = (what: string, dims: readonly number[], type: FloatDType): StatePair => {
+    const pair = {
+      past: stateName(graph, cache.pastKey, what),
+      present: stateName(graph, cache.presentKey || `${cache.pastKey}.present`, what),
+      shape: [batchOfCache(graph, cache), ...dims],
+      dtype: type as DTypeName,
+      in_place: true,
+    };
+    addState(graph, pair, cache.pastKey, cache.presentKey);
+    return pair;
   };
-  addState(graph, pair, cache.pastKey, cache.presentKey);
-  return pair;
+  if (isWindowed(options.variant)) {
+    const shape = hybridShape(sdpa, layer, options);
+    const { window, state } = carriedShapes(sdpa, shape, options.variant);
+    return {
+      window: declare('window', window, dtype),
+      ...(state && { state: declare('state', state, 'float32') }),
+    };
+  }
+  const columns = sdpa.v.dim + (normalizes(options) ? 1 : 0);
+  const dims = [sdpa.v.heads, sdpa.k.dim, columns];
+  return { state: declare('state', dims, stateType(dtype, options)) };
 }
 
 /** Declares a pair, before the input and output of the given names or else at the end. */

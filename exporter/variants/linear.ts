@@ -1,18 +1,15 @@
-import { FlaError } from '../../ops/error.js';
 import { linearAttentionFunction } from '../../ops/linear_attention/function.js';
 import type { LinearAttentionAttributes, UpdateRule } from '../../ops/linear_attention/schema.js';
 import { type AttributeValue, type Model, toNumber } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
 import { constantGate, type EmittedGate, emitBeta, emitDecay } from './gates.js';
-import type { FeatureMapName, LayerGates, RewriteOptions, Variant } from './options.js';
+import type { FeatureMapName, LayerGates, LinearVariant, RewriteOptions } from './options.js';
+import { floatType, stateType } from './types.js';
 
 /** The recurrence of each variant, and what it does unless told otherwise. */
 export const VARIANTS: Readonly<
-  Record<
-    Exclude<Variant, 'none'>,
-    { rule: UpdateRule; featureMap: FeatureMapName; normalize: boolean }
-  >
+  Record<LinearVariant, { rule: UpdateRule; featureMap: FeatureMapName; normalize: boolean }>
 > = {
   linear: { rule: 'linear', featureMap: 'elu1', normalize: true },
   retention: { rule: 'gated', featureMap: 'identity', normalize: false },
@@ -33,12 +30,10 @@ export interface LinearSite {
   readonly gates?: LayerGates;
 }
 
-export type FloatDType = 'float32' | 'float16' | 'bfloat16';
-
 /** Replaces a site by com.fla.LinearAttention, with a function body for runtimes that lack the op. */
 export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOptions): void {
   const { sdpa, layer } = site;
-  const variant = options.variant as Exclude<Variant, 'none'>;
+  const variant = options.variant as LinearVariant;
   const dtype = floatType(sdpa, layer);
   const [query, key, value] = [sdpa.q, sdpa.k, sdpa.v].map((h) => e.as(e.packed(h), dtype));
   const { decay, beta } = gatesOf(e, site, options, query!);
@@ -85,23 +80,9 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
   }
 }
 
-/** The state's element type for a model of that type. */
-export function stateType(dtype: FloatDType, options: RewriteOptions): FloatDType {
-  return options.dtype === 'same' ? dtype : 'float32';
-}
-
-export function floatType(sdpa: Sdpa, layer: number): FloatDType {
-  const { dtype } = sdpa;
-  if (dtype === 'float32' || dtype === 'float16' || dtype === 'bfloat16') return dtype;
-  throw new FlaError(
-    'unsupported',
-    `layer ${layer}: attention must be in float32, float16 or bfloat16, received ${dtype}`,
-  );
-}
-
 /** Does the variant divide by the sum of weights (and carry it in the state)? */
 export function normalizes(options: RewriteOptions): boolean {
-  return options.normalize ?? VARIANTS[options.variant as Exclude<Variant, 'none'>].normalize;
+  return options.normalize ?? VARIANTS[options.variant as LinearVariant].normalize;
 }
 
 function attributesOf(
@@ -109,7 +90,7 @@ function attributesOf(
   causal: boolean,
   options: RewriteOptions,
 ): LinearAttentionAttributes {
-  const { rule, featureMap } = VARIANTS[options.variant as Exclude<Variant, 'none'>];
+  const { rule, featureMap } = VARIANTS[options.variant as LinearVariant];
   const delta = rule === 'gated_delta';
   return {
     q_num_heads: sdpa.q.heads,

@@ -1,7 +1,31 @@
 import type { Runner } from '../match/runner.js';
 
-export type Variant = 'none' | 'linear' | 'retention' | 'gla' | 'gated-delta';
+/** Variants that become com.fla.LinearAttention. */
+export type LinearVariant = 'linear' | 'retention' | 'gla' | 'gated-delta';
+export type Variant = 'none' | LinearVariant | 'hybrid' | 'window';
 export type FeatureMapName = 'elu1' | 'relu' | 'exp' | 'silu' | 'softmax' | 'l2norm' | 'identity';
+
+export type HybridFeatureMap = 'identity' | 'elu1' | 'relu' | 'exp' | 'softmax';
+
+/** Numbers of a shape, row by row. */
+export interface Parameter {
+  readonly dims: readonly number[];
+  readonly data: Float32Array;
+}
+
+/** The far part of one layer's HybridAttention, as calibration finds it. HQ query heads, HV key heads, F = M * signs. */
+export interface HybridLayer {
+  readonly featureMap: HybridFeatureMap;
+  readonly signs: 1 | 2;
+  /** Features are made of queries and keys before their rotary embedding. */
+  readonly unrotated?: boolean;
+  readonly queryWeight?: Parameter; // [HQ,K,M]
+  readonly keyWeight?: Parameter; // [HV,K,M]
+  readonly queryBias?: Parameter; // [HQ,F]
+  readonly keyBias?: Parameter; // [HV,F]
+  readonly alpha?: Parameter; // [HQ]
+  readonly keyMean?: Parameter; // [HV,K]
+}
 
 /** One gate of a layer: a projection of the layer's input, or a constant. */
 export type Gate =
@@ -25,9 +49,12 @@ export interface LayerGates {
 }
 
 export interface RewriteOptions {
-  /** `none` re-emits the matched softmax attention; the others replace it by com.fla.LinearAttention. */
+  /**
+   * `none` re-emits the matched softmax attention; `hybrid` replaces it by com.fla.HybridAttention, `window` by
+   * com.fla.WindowAttention (what far tokens say is lost then), the others by com.fla.LinearAttention.
+   */
   variant: Variant;
-  /** Default: elu1 for `linear`, identity for the others. */
+  /** Default: elu1 for `linear`, softmax for `hybrid`, identity for the others. */
   featureMap?: FeatureMapName;
   /** Divide by the sum of weights. Default: true for `linear`, false for the others. */
   normalize?: boolean;
@@ -41,6 +68,16 @@ export interface RewriteOptions {
   gates?: { readonly [layer: number]: LayerGates; readonly default?: LayerGates };
   /** For `retention`: log decay per head; default log(1 - 2^(-5-h)). */
   decay?: readonly number[];
+  /** `hybrid` and `window`: how many of the last tokens are seen exactly; default 64. */
+  window?: number;
+  /** `hybrid` and `window`: how many of the first tokens are seen exactly; default 4. */
+  sinks?: number;
+  /** `hybrid`: how many tokens in between are kept exact, because the state recalls them worst; default 0. */
+  cache?: number;
+  /** `hybrid` without calibration: features of a token; default: those of the heads themselves. */
+  features?: number;
+  /** `hybrid`: fitted feature maps by layer; see `calibrateModel`. */
+  hybrid?: { readonly [layer: number]: HybridLayer };
   /** What the function body calls: com.microsoft.LinearAttention where it fits (`auto`, the default), or standard ops. */
   body?: 'com.microsoft' | 'standard' | 'auto';
   /** Report what would be done; the model is left as it is. */

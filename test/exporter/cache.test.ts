@@ -136,6 +136,9 @@ describe.each(DECODERS)('$name', ({ spec }) => {
       variant: 'gated-delta',
       gates: { default: { decay: { constant: -0.1 }, beta: { constant: 0.5 } } },
     },
+    { variant: 'hybrid', window: 3, sinks: 1 },
+    { variant: 'hybrid', window: 2, sinks: 0, features: 8, featureMap: 'exp' },
+    { variant: 'window', window: 3, sinks: 1 },
   ];
   it.each(variants)(
     'carries a state: prefill = chunks = token by token = no cache ($variant)',
@@ -155,6 +158,29 @@ describe.each(DECODERS)('$name', ({ spec }) => {
       expect(
         distance(whole, await stream(model, report.state, start, STEPS, 'current')),
       ).toBeLessThan(2e-6);
+    },
+  );
+
+  it.each(['hybrid', 'window'] as const)(
+    'is the original while all fits the window (%s)',
+    async (variant) => {
+      const original = decoder(spec);
+      const { model, report } = await rewritten(spec, { variant, window: TOKENS });
+      const expected = await stream(original, cachePairs, emptyCache(original), WHOLE);
+      const actual = await stream(model, report.state, emptyState(report.state), CHUNKS);
+      expect(distance(expected, actual)).toBeLessThan(1e-5);
+      const heads = spec.attention === 'MultiHeadAttention' ? 4 : 2;
+      const pairs: [string, number[]][] = [['window', [heads, 4 + TOKENS + 1, 6]]];
+      if (variant === 'hybrid') pairs.push(['state', [heads, 6, 4]]);
+      for (const [name, shape] of pairs) {
+        expect(report.state).toContainEqual({
+          past: `past_key_values.0.${name}`,
+          present: `present.0.${name}`,
+          shape: ['batch', ...shape],
+          dtype: 'float32',
+          in_place: true,
+        });
+      }
     },
   );
 

@@ -169,6 +169,32 @@ describe('options', () => {
       },
       message: /normalize must be false for gated-delta/,
     },
+    { options: { variant: 'linear', window: 8 }, message: /window is for hybrid and window/ },
+    { options: { variant: 'window', cache: 8 }, message: /cache is for hybrid, received window/ },
+    {
+      options: { variant: 'hybrid', window: 0 },
+      message: /window must be a whole number of at least 1, received 0/,
+    },
+    {
+      options: { variant: 'hybrid', features: 7 },
+      message: /features must be a multiple of 2 for softmax, received 7/,
+    },
+    { options: { variant: 'hybrid', featureMap: 'silu' }, message: /takes no feature map silu/ },
+    { options: { variant: 'window', normalize: false }, message: /takes no normalize/ },
+    { options: { variant: 'linear', hybrid: {} }, message: /fitted features are for hybrid/ },
+    {
+      options: {
+        variant: 'hybrid',
+        hybrid: {
+          0: {
+            featureMap: 'exp',
+            signs: 2,
+            alpha: { dims: [3], data: new Float32Array(3) },
+          },
+        },
+      },
+      message: /hybrid\.0\.alpha must be \[4\], received \[3\]/,
+    },
   ];
   it.each(bad)('refuses $options.variant: $message', async ({ options, message }) => {
     await expect(rewriteModel(model(), options)).rejects.toMatchObject({

@@ -17,7 +17,7 @@ import {
 import { checkOutput } from '../files.js';
 import { loadGates } from '../gates.js';
 import { type Io, type Progress, printJson, withProgress } from '../io.js';
-import { parseLayers, parseNumbers, parsePositive } from '../options.js';
+import { parseCount, parseLayers, parseNumbers, parsePositive } from '../options.js';
 import { printReasons, printSites } from './inspect.js';
 import { type MemoryFlags, printMemory, refuseMemory, rewriteMemory } from './rewrite_memory.js';
 
@@ -25,7 +25,17 @@ interface Flags
   extends MemoryFlags,
     Pick<
       RewriteOptions,
-      'featureMap' | 'layers' | 'keepSoftmax' | 'decay' | 'body' | 'dtype' | 'dryRun'
+      | 'featureMap'
+      | 'layers'
+      | 'keepSoftmax'
+      | 'decay'
+      | 'body'
+      | 'dtype'
+      | 'dryRun'
+      | 'window'
+      | 'sinks'
+      | 'cache'
+      | 'features'
     > {
   variant: RewriteOptions['variant'] | 'rmt';
   output?: string;
@@ -44,7 +54,7 @@ export function addRewrite(program: Command, io: Io): void {
     .option('-o, --output <file>', 'where the rewritten model goes')
     .addOption(
       new Option('--variant <name>', 'what replaces softmax; none writes the same attention again')
-        .choices(['linear', 'retention', 'gla', 'gated-delta', 'rmt', 'none'])
+        .choices(['linear', 'retention', 'gla', 'gated-delta', 'hybrid', 'window', 'rmt', 'none'])
         .default('linear'),
     )
     .addOption(
@@ -66,6 +76,14 @@ export function addRewrite(program: Command, io: Io): void {
       parseLayers,
     )
     .option('--keep-softmax <list>', 'layers to leave alone', parseLayers)
+    .option(
+      '--window <n>',
+      'hybrid and window: last tokens seen exactly (default: 64)',
+      parsePositive,
+    )
+    .option('--sinks <n>', 'hybrid and window: first tokens seen exactly (default: 4)', parseCount)
+    .option('--cache <n>', 'hybrid: tokens in between kept exact (default: 0)', parseCount)
+    .option('--features <n>', 'hybrid, uncalibrated: random features of a token', parsePositive)
     .addOption(new Option('--dtype <type>', 'of carried states').choices(['float32', 'same']))
     .option('--decay <list>', 'retention: log decay per head, as in -0.03,-0.01', parseNumbers)
     .option('--memory-tokens <m>', 'rmt: vectors that go from segment to segment', parsePositive)
