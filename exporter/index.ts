@@ -8,6 +8,7 @@ import { type RewriteReport, rewriteModel as rewrite } from './rewrite.js';
 import type { RewriteOptions } from './variants/options.js';
 
 export * from './browser.js';
+export * from './calibrate/index.js';
 export * from './ir/file.js';
 export { nodeRunner } from './node_runner.js';
 

@@ -1,0 +1,350 @@
+import type * as Ort from 'onnxruntime-node';
+import { FlaError } from '../../ops/error.js';
+import { type Analysis, analyse } from '../analysis.js';
+import { tensorInputs } from '../compare/feeds.js';
+import type { SessionChoice } from '../compare/session.js';
+import type { Model } from '../ir/index.js';
+import { nodeRunner } from '../node_runner.js';
+import { type RewriteReport, rewriteModel } from '../rewrite.js';
+import type { HybridLayer } from '../variants/options.js';
+import { loadCheckpoint, saveCheckpoint } from './checkpoint.js';
+import { copyModel, replaceWeight } from './copy.js';
+import { type CalibrationData, makeBatch, type Part } from './data/index.js';
+import { distil } from './distil.js';
+import { type FitOptions, LayerFit, type LayerState } from './fit.js';
+import { outputProjection } from './projection.js';
+import { type Batches, type Projection, refitProjection, TEACHER } from './refit.js';
+import { type HeadSizes, type HybridForm, parameterShapes } from './student.js';
+import { type TappedHeads, Taps } from './taps.js';
+import type { Values } from './training.js';
+
+export interface CalibrateOptions extends SessionChoice {
+  /** Last tokens seen exactly; default 64. */
+  window?: number;
+  /** First tokens seen exactly; default 4. */
+  sinks?: number;
+  /** Tokens in between kept exact; default 0. */
+  cache?: number;
+  /** Features of a token in a head; default twice the head dimension. */
+  features?: number;
+  /** `exp`: exp([x W; -x W] + b), as Hedgehog has it; `softmax`: softmax(x W + b), a soft hash. Default `exp`. */
+  featureMap?: 'exp' | 'softmax';
+  /**
+   * Features of queries and keys before their rotary embedding, where one is found; the window then also carries these keys.
+   * Default false.
+   */
+  unrotated?: boolean;
+  /** Layers to convert; default: every causal one that can be. */
+  layers?: readonly number[];
+  keepSoftmax?: readonly number[];
+  /** Steps of Adam; default 300. */
+  steps?: number;
+  /** Learning rate; default 0.01. */
+  rate?: number;
+  seed?: number;
+  /** Queries that a step looks at, per sequence; default 128. */
+  rows?: number;
+  /** Share of the steps, at the end, that fit outputs rather than weights; default 0.3. */
+  outputShare?: number;
+  /** How much queries count that look up a few far tokens, against all alike: 0 (default) to 1. */
+  focus?: number;
+  /** How sharp features are at the start. Default 1 for exp, 3 for softmax. */
+  sharpness?: number;
+  /** Refit the matrices that mix heads; default true. */
+  refit?: boolean;
+  /** Batches that these are refit on; default 32. */
+  refitBatches?: number;
+  /** Steps of training the whole model to predict what the original predicts; default 0. Language models only. */
+  distil?: number;
+  /** Learning rate of these; default 0.002. */
+  distilRate?: number;
+  /** A file to go on from after an interruption. */
+  checkpoint?: string;
+  onProgress?: (stage: string, done: number, total: number) => void;
+  signal?: AbortSignal;
+}
+
+/** Fitted parameters, from which models with any of the layers converted can be made. */
+export interface Calibration {
+  readonly options: CalibrateOptions;
+  readonly layers: ReadonlyMap<number, HybridLayer>;
+  /** New numbers of matrices that mix heads, by initializer, and the layer they belong to. */
+  readonly projections: ReadonlyMap<string, { layer: number; data: Float32Array }>;
+  /** Mean losses of each layer at the start and the end of the fit: of all weights, of far ones, of the output. */
+  readonly losses: ReadonlyMap<number, { first: number[]; last: number[] }>;
+  readonly sizes: ReadonlyMap<number, HeadSizes>;
+}
+
+const OBSERVED = 24;
+const SAMPLES = 4;
+const CHECKPOINT_STEPS = 20;
+
+/**
+ * Fits the far part of HybridAttention to the attention of a model, layer by layer, on activations of the original.
+ *
+ * @throws FlaError `aborted` when `signal` fires (what is done lies in `checkpoint`), `invalid_argument` for a model without
+ * causal attention
+ */
+export async function calibrate(
+  model: Model,
+  data: CalibrationData,
+  options: CalibrateOptions = {},
+): Promise<Calibration> {
+  const analysis = await analyse(copyModel(model), {
+    ...options,
+    runner: nodeRunner,
+    onProgress: undefined,
+  });
+  const layers = chosenLayers(analysis, options);
+  const { window = 64, sinks = 4 } = options;
+  if (data.tokens <= window + sinks) {
+    throw new FlaError(
+      'invalid_argument',
+      `sequences must be longer than window and sinks together (${window + sinks} tokens), received ${data.tokens}`,
+    );
+  }
+  const state = await fitLayers(model, data, layers, options);
+  const projections = new Map<string, { layer: number; data: Float32Array }>();
+  const calibration: Calibration = { options, ...state, projections };
+  const ways = new Map(layers.map((l) => [l, projectionOf(analysis, l)]));
+  if (options.refit !== false) await refit(model, data, calibration, ways);
+  if (options.distil) await distil(model, data, calibration, ways, options);
+  return calibration;
+}
+
+/** The rewritten model, with the layers of a calibration converted, those of `keep` excepted. */
+export async function assemble(
+  model: Model,
+  calibration: Calibration,
+  keep: readonly number[] = [],
+): Promise<{ model: Model; report: RewriteReport }> {
+  const { options, layers, projections } = calibration;
+  const copy = copyModel(model);
+  const converted = [...layers.keys()].filter((l) => !keep.includes(l));
+  for (const [name, { layer, data }] of projections) {
+    if (converted.includes(layer)) replaceWeight(copy.graph, name, data);
+  }
+  const report = await rewriteModel(copy, {
+    variant: 'hybrid',
+    window: options.window,
+    sinks: options.sinks,
+    cache: options.cache,
+    hybrid: Object.fromEntries(layers),
+    layers: converted,
+    runner: nodeRunner,
+  });
+  return { model: copy, report };
+}
+
+function chosenLayers({ sites }: Analysis, options: CalibrateOptions): number[] {
+  const causal = sites.filter((s) => s.sdpa && s.mask?.kind === 'causal').map((s) => s.layer!);
+  for (const layer of [...(options.layers ?? []), ...(options.keepSoftmax ?? [])]) {
+    if (!causal.includes(layer)) {
+      const known = causal.join(', ') || 'none';
+      throw new FlaError(
+        'invalid_argument',
+        `layer must be one of the causal ones (${known}), received ${layer}`,
+      );
+    }
+  }
+  const wanted = (options.layers ?? causal).filter((l) => !options.keepSoftmax?.includes(l));
+  if (wanted.length === 0) {
+    throw new FlaError('unsupported', 'model must have causal attention to convert, received none');
+  }
+  return [...wanted].sort((a, b) => a - b);
+}
+
+function projectionOf(analysis: Analysis, layer: number): Projection | undefined {
+  const sdpa = analysis.sites.find((s) => s.layer === layer)!.sdpa!;
+  return outputProjection(analysis.facts.graph, sdpa);
+}
+
+interface SavedFit {
+  step: number;
+  layers: [number, LayerState][];
+  losses: [number, number[][]][];
+}
+
+async function fitLayers(
+  model: Model,
+  data: CalibrationData,
+  layers: readonly number[],
+  options: CalibrateOptions,
+): Promise<Pick<Calibration, 'layers' | 'losses' | 'sizes'>> {
+  const { featureMap = 'exp', steps = 300, seed = 0, checkpoint, signal, threads } = options;
+  const taps = await Taps.open(model, layers, { ...options, runner: nodeRunner });
+  const fits = taps.layers.map((tapped) => {
+    const { HQ, HV, K, V, scale } = tapped;
+    const form: HybridForm = {
+      window: options.window ?? 64,
+      sinks: options.sinks ?? 4,
+      scale,
+      featureMap,
+      signs: featureMap === 'exp' ? 2 : 1,
+    };
+    const M = (options.features ?? 2 * K) / form.signs;
+    if (!Number.isInteger(M) || M < 1) {
+      throw new FlaError(
+        'invalid_argument',
+        `features must be a multiple of ${form.signs} for ${featureMap}, received ${options.features}`,
+      );
+    }
+    const fit: FitOptions = {
+      steps,
+      rate: options.rate ?? (featureMap === 'exp' ? 0.01 : 0.003),
+      seed,
+      rows: options.rows ?? 128,
+      sharpness: options.sharpness ?? (featureMap === 'exp' ? 0.5 : 3),
+      concentration: 3,
+      outputShare: options.outputShare ?? 0.3,
+      focus: options.focus ?? 0,
+    };
+    return new LayerFit(tapped, { HQ, HV, K, V, D: K, M }, form, fit);
+  });
+  const heads = async (index: number) => {
+    signal?.throwIfAborted();
+    return taps.run(await makeBatch(taps.inputs, data, 'fit', index));
+  };
+  const key = JSON.stringify([
+    layers,
+    options.window,
+    options.sinks,
+    options.features,
+    featureMap,
+    options.unrotated,
+    steps,
+    options.rate,
+    options.focus,
+    options.outputShare,
+    options.sharpness,
+    options.rows,
+    seed,
+    data.batch,
+    data.tokens,
+  ]);
+  try {
+    const saved = checkpoint ? loadCheckpoint<SavedFit>(checkpoint, key) : undefined;
+    let done = 0;
+    if (saved) {
+      done = saved.step;
+      for (const [layer, state] of saved.layers)
+        fits.find((f) => f.layer.layer === layer)!.load(state);
+      for (const [layer, l] of saved.losses)
+        fits.find((f) => f.layer.layer === layer)!.losses.push(...l);
+    } else await observe(fits, heads, options);
+    for (let step = done + 1; step <= steps; step++) {
+      const now = await heads(step);
+      for (const fit of fits) await fit.train(now.get(fit.layer.layer)!, step, threads);
+      if (checkpoint && (step % CHECKPOINT_STEPS === 0 || step === steps)) {
+        const content: SavedFit = {
+          step,
+          layers: fits.map((f) => [f.layer.layer, f.save()]),
+          losses: fits.map((f) => [f.layer.layer, f.losses]),
+        };
+        saveCheckpoint(checkpoint, key, content);
+      }
+      options.onProgress?.('steps of the fit', step, steps);
+    }
+  } finally {
+    await taps.release();
+    for (const fit of fits) await fit.release();
+  }
+  return {
+    layers: new Map(fits.map((f) => [f.layer.layer, fittedLayer(f)])),
+    sizes: new Map(fits.map((f) => [f.layer.layer, f.sizes])),
+    losses: new Map(
+      fits.map((f) => {
+        const part = Math.max(1, Math.ceil(f.losses.length / 10));
+        return [
+          f.layer.layer,
+          { first: means(f.losses.slice(0, part)), last: means(f.losses.slice(-part)) },
+        ];
+      }),
+    ),
+  };
+}
+
+async function observe(
+  fits: readonly LayerFit[],
+  heads: (index: number) => Promise<Map<number, TappedHeads>>,
+  { onProgress }: CalibrateOptions,
+): Promise<void> {
+  const samples: Map<number, TappedHeads>[] = [];
+  for (let i = 0; i < OBSERVED; i++) {
+    const now = await heads(1_000_000 + i);
+    if (i < SAMPLES) samples.push(now);
+    for (const fit of fits) fit.observe(now.get(fit.layer.layer)!, i);
+    onProgress?.('batches looked at', i + 1, OBSERVED);
+  }
+  for (const fit of fits) fit.begin(samples.map((s) => s.get(fit.layer.layer)!));
+}
+
+function means(rows: readonly number[][]): number[] {
+  return [0, 1, 2].map((i) => rows.reduce((sum, r) => sum + r[i]!, 0) / Math.max(rows.length, 1));
+}
+
+function fittedLayer(fit: LayerFit): HybridLayer {
+  const { form, sizes, layer } = fit;
+  return asLayer(fit.values!, form, parameterShapes(sizes, form), layer.unrotated);
+}
+
+/** Values as the rewriter takes them. */
+export function asLayer(
+  values: Values,
+  { featureMap, signs }: Pick<HybridForm, 'featureMap' | 'signs'>,
+  shapes: ReturnType<typeof parameterShapes>,
+  unrotated: boolean,
+): HybridLayer {
+  const of = (name: keyof Values) => ({ dims: shapes[name], data: values[name] });
+  return {
+    featureMap,
+    signs,
+    unrotated,
+    queryWeight: of('query_weight'),
+    keyWeight: of('key_weight'),
+    queryBias: of('query_bias'),
+    keyBias: of('key_bias'),
+    alpha: of('alpha'),
+    keyMean: of('key_mean'),
+  };
+}
+
+/** One pass from the first layer to the last: each matrix is refit on what the student's heads are by then. */
+async function refit(
+  model: Model,
+  data: CalibrationData,
+  calibration: Calibration,
+  ways: ReadonlyMap<number, Projection | undefined>,
+): Promise<void> {
+  const { options } = calibration;
+  const count = options.refitBatches ?? 32;
+  const projections = calibration.projections as Map<string, { layer: number; data: Float32Array }>;
+  const layers = [...calibration.layers.keys()];
+  for (const [n, layer] of layers.entries()) {
+    const way = ways.get(layer);
+    if (!way) continue;
+    const later = layers.slice(n + 1);
+    const { model: student } = await assemble(model, calibration, later);
+    const batches: Batches = {
+      count,
+      async feeds(session, index) {
+        options.signal?.throwIfAborted();
+        options.onProgress?.('batches of the refit', n * count + index + 1, layers.length * count);
+        return batchFor(session, data, 'fit', 2_000_000 + index);
+      },
+    };
+    const refitted = await refitProjection(model, student, way, batches, options);
+    projections.set(way.weight, { layer, data: refitted });
+  }
+}
+
+/** Feeds of a session for one batch of data. */
+export function batchFor(
+  session: Ort.InferenceSession,
+  data: CalibrationData,
+  part: Part,
+  index: number,
+): Promise<Record<string, Ort.Tensor>> {
+  const inputs = tensorInputs(session.inputMetadata).filter((i) => i.name !== TEACHER);
+  return makeBatch(inputs, data, part, index);
+}

@@ -1,0 +1,125 @@
+import type { SessionChoice } from '../compare/session.js';
+import type { Model } from '../ir/index.js';
+import { tokenInterface } from '../text/token_interface.js';
+import { assemble, batchFor, type Calibration } from './calibrate.js';
+import type { CalibrationData } from './data/index.js';
+import { measure, type Quality } from './measure.js';
+import { openModel } from './student_session.js';
+
+/** What keeping K layers as softmax gives and costs. */
+export interface ParetoRow extends Quality {
+  /** Layers that stay softmax, in the order in which they were chosen. */
+  kept: number[];
+  /** Bytes carried whatever the length, and bytes a token that the softmax layers' caches grow by. */
+  state_bytes: number;
+  cache_bytes_per_token: number;
+  /** Time of the original over that of the rewritten model, on one held-out batch. */
+  speed: number;
+}
+
+/** Where to stop: at so many softmax layers, or as soon as the mean KL divergence is small enough. */
+export interface ChoiceGoal {
+  keep?: number;
+  kl?: number;
+}
+
+export interface ChooseOptions extends SessionChoice {
+  /** Held-out batches that a choice is measured on; default 4. */
+  batches?: number;
+  onProgress?: (stage: string, done: number, total: number) => void;
+  signal?: AbortSignal;
+}
+
+/**
+ * Chooses layers to keep as softmax, one after the other: each time the one that brings the predictions nearest to the original's,
+ * by the KL divergence on text plus that on tokens that repeat an earlier segment (text alone misses the layers that recall).
+ *
+ * @returns a row for every number of layers from 0 on; the last one meets the goal, if any does
+ */
+export async function chooseLayers(
+  model: Model,
+  calibration: Calibration,
+  data: CalibrationData,
+  goal: ChoiceGoal,
+  options: ChooseOptions = {},
+): Promise<ParetoRow[]> {
+  const layers = [...calibration.layers.keys()];
+  const teacher = await openModel(model, options);
+  const { logits } = tokenInterface(teacher.session);
+  const most = Math.min(goal.keep ?? layers.length, layers.length);
+  const total =
+    1 + Array.from({ length: most }, (_, i) => layers.length - i).reduce((a, b) => a + b, 0);
+  let done = 0;
+  const look = async (kept: number[]): Promise<ParetoRow> => {
+    options.signal?.throwIfAborted();
+    const student = await openModel(
+      kept.length === layers.length ? model : (await assemble(model, calibration, kept)).model,
+      options,
+    );
+    try {
+      const quality = await measure(teacher.session, student.session, logits, data, {
+        ...options,
+        window: calibration.options.window ?? 64,
+      });
+      const feeds = [teacher.session, student.session].map((s) => batchFor(s, data, 'held-out', 0));
+      const [own, others] = await Promise.all(feeds);
+      const before = await fastest(() => teacher.session.run(own!));
+      const after = await fastest(() => student.session.run(others!));
+      options.onProgress?.('choices measured', ++done, total);
+      return { kept, ...quality, ...bytes(calibration, kept), speed: before / after };
+    } finally {
+      await student.session.release();
+    }
+  };
+  try {
+    const rows = [await look([])];
+    while (rows.length <= most && !reached(rows.at(-1)!, goal)) {
+      const { kept } = rows.at(-1)!;
+      const candidates: ParetoRow[] = [];
+      for (const layer of layers.filter((l) => !kept.includes(l))) {
+        candidates.push(await look([...kept, layer]));
+      }
+      rows.push(candidates.reduce((best, c) => (loss(c) < loss(best) ? c : best)));
+    }
+    return rows;
+  } finally {
+    await teacher.session.release();
+  }
+}
+
+function reached(row: ParetoRow, { keep, kl }: ChoiceGoal): boolean {
+  return kl !== undefined ? row.kl <= kl : row.kept.length >= (keep ?? 0);
+}
+
+function loss({ kl, kl_repeated }: Quality): number {
+  return kl + (kl_repeated ?? 0);
+}
+
+function bytes(
+  { layers, options, sizes }: Calibration,
+  kept: readonly number[],
+): Pick<ParetoRow, 'state_bytes' | 'cache_bytes_per_token'> {
+  const { window = 64, sinks = 4, cache = 0 } = options;
+  let [fixed, perToken] = [0, 0];
+  for (const [layer, { queryBias, unrotated }] of layers) {
+    const { HV, K, V } = sizes.get(layer)!;
+    const features = queryBias!.dims[1]!;
+    if (kept.includes(layer)) perToken += HV * (K + V) * 4;
+    else
+      fixed +=
+        HV *
+        4 *
+        ((window + sinks + cache + 1) * (K + V + (unrotated ? K : 0)) + features * (V + 1));
+  }
+  return { state_bytes: fixed, cache_bytes_per_token: perToken };
+}
+
+async function fastest(run: () => Promise<unknown>): Promise<number> {
+  let best = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < 3; i++) {
+    const start = performance.now();
+    await run();
+    best = Math.min(best, performance.now() - start);
+  }
+  return best;
+}
