@@ -79,7 +79,11 @@ export class Progress {
 
   private begin(stage: string, total: number): cliProgress.SingleBar {
     const bar = new cliProgress.SingleBar(
-      { format: `{bar} {value}/{total} ${stage}`, clearOnComplete: true, stream: process.stderr },
+      {
+        format: `{bar} {value}/{total} ${stage}, {eta_formatted} left`,
+        clearOnComplete: true,
+        stream: process.stderr,
+      },
       cliProgress.Presets.shades_classic,
     );
     bar.start(total, 0);

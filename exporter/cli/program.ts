@@ -1,5 +1,6 @@
 import { Command } from 'commander';
 import { packageVersion } from '../package_version.js';
+import { addCalibrate } from './commands/calibrate.js';
 import { addCompare } from './commands/compare.js';
 import { addGenerate } from './commands/generate.js';
 import { addInspect } from './commands/inspect.js';
@@ -24,6 +25,7 @@ export function buildProgram(io: Io): Command {
 Examples:
   onnx-fla inspect model.onnx
   onnx-fla rewrite model.onnx -o linear.onnx --feature-map elu1
+  onnx-fla calibrate model.onnx --data book.txt --tokenizer tokenizer.json -o hybrid.onnx
   onnx-fla compare model.onnx linear.onnx --text book.txt --tokenizer tokenizer.json
   onnx-fla generate linear.onnx --tokenizer tokenizer.json --prompt "Call me"
 
@@ -32,6 +34,7 @@ Ctrl-C stops any command; files appear only when they are complete.
     );
   addInspect(program, io);
   addRewrite(program, io);
+  addCalibrate(program, io);
   addCompare(program, io);
   addGenerate(program, io);
   addRaise(program, io);

@@ -15,7 +15,16 @@ import { runCli, runJson, startCli } from './run_cli.js';
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-cli-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
 const at = (name: string) => path.join(folder, name);
-const COMMANDS = ['inspect', 'rewrite', 'compare', 'generate', 'raise', 'lower', 'ops'];
+const COMMANDS = [
+  'inspect',
+  'rewrite',
+  'calibrate',
+  'compare',
+  'generate',
+  'raise',
+  'lower',
+  'ops',
+];
 
 /** How the outputs of two models differ. */
 async function outputsOf(original: string, rewritten: string) {
