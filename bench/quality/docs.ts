@@ -106,6 +106,7 @@ const text = [
   '<!-- Made by `npm run bench:docs` from bench/results/quality; do not edit. -->',
   'Measured by `npm run bench:quality` with the same code as `onnx-fla compare` ([how to read it](compare.md)). Every table has the controls beside it: the same softmax attention written again (must not differ), attention zeroed, a window and sinks only (what a linear branch adds is measured from here), and the naive swap.',
   `KL(original || row) in nats a token. For scale, what llama.cpp reports of quantised models, mean KL divergence and same top token: ${yardsticks}; \`like\` names the finest of these that differs more.`,
+  '[Calibration](calibration.md) has numbers of its own.',
   ...SETS.map(section),
   ocr(),
   embeddings(),
