@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { afterAll, expect, it } from 'vitest';
+import { afterAll, expect, it, vi } from 'vitest';
 import { measure } from '../../../exporter/calibrate/measure.js';
 import { Random } from '../../../exporter/calibrate/random.js';
 import { openModel } from '../../../exporter/calibrate/student_session.js';
@@ -28,6 +28,8 @@ const ids = Float64Array.from(
 );
 const data = arrayData(new Map([['input_ids', { dims: [COUNT, T], data: ids }]]), { batch: 2 });
 const model = loadModel(FILE);
+vi.setConfig({ testTimeout: 180_000 }); // several fits a test
+
 const options = {
   window: 32,
   sinks: 2,
