@@ -210,6 +210,8 @@ if (flags.only.includes('tinylm')) {
   });
   const more = { steps: 2 * steps, features: 256, refitBatches: 16 };
   await calibrated(subject, 'hybrid, calibrated, 256 features', more, 1);
+  const distilled = { steps, refitBatches: 16, distil: Math.ceil(steps / 2) };
+  await calibrated(subject, 'hybrid, calibrated, then distilled', distilled);
 }
 
 if (flags.only.includes('recall')) {
