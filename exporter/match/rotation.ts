@@ -6,7 +6,9 @@ import type { Heads } from './sdpa.js';
  * `rotated` is made of slices of x, in whichever way.
  */
 export function beforeRotation(graph: Graph, heads: Heads): Heads | undefined {
-  if (heads.bias || heads.layout === 'stacked') return undefined;
+  const { rope, ...before } = heads;
+  if (rope) return before;
+  if (heads.bias || heads.norm || heads.weight || heads.layout === 'stacked') return undefined;
   const node = graph.producer(heads.value);
   if (node?.is('RotaryEmbedding') || node?.is('RotaryEmbedding', 'com.microsoft')) {
     return { ...heads, value: node.inputs[0]! };

@@ -166,16 +166,17 @@ describe.each(DECODERS)('$name', ({ spec }) => {
     async (variant) => {
       const original = decoder(spec);
       const { model, report } = await rewritten(spec, { variant, window: TOKENS });
-      const expected = await stream(original, cachePairs, emptyCache(original), WHOLE);
+      const expected = await stream(original, cachePairs(original), emptyCache(original), WHOLE);
       const actual = await stream(model, report.state, emptyState(report.state), CHUNKS);
       expect(distance(expected, actual)).toBeLessThan(1e-5);
-      const heads = spec.attention === 'MultiHeadAttention' ? 4 : 2;
-      const pairs: [string, number[]][] = [['window', [heads, 4 + TOKENS + 1, 6]]];
-      if (variant === 'hybrid') pairs.push(['state', [heads, 6, 4]]);
+      const stacked = spec.attention === 'com.microsoft.Attention';
+      const { kv_num_heads: heads, head_dim: dim } = report.sites[0]!;
+      const pairs: [string, number[]][] = [['window', [heads!, 4 + TOKENS + 1, 2 * dim!]]];
+      if (variant === 'hybrid') pairs.push(['state', [heads!, 2 * dim!, dim! + 1]]);
       for (const [name, shape] of pairs) {
         expect(report.state).toContainEqual({
-          past: `past_key_values.0.${name}`,
-          present: `present.0.${name}`,
+          past: stacked ? `past_0.${name}` : `past_key_values.0.${name}`,
+          present: stacked ? `present_0.${name}` : `present.0.${name}`,
           shape: ['batch', ...shape],
           dtype: 'float32',
           in_place: true,
