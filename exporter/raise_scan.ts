@@ -3,11 +3,11 @@ import { linearAttentionFunction } from '../ops/linear_attention/function.js';
 import type { LinearAttentionAttributes, UpdateRule } from '../ops/linear_attention/schema.js';
 import { linearAttention } from '../ops/linear_attention/schema.js';
 import { declareFunction } from './calls.js';
-import { seededRandom } from './compare/random.js';
 import { type DTypeName, type Model, makeAttribute, type Node } from './ir/index.js';
 import { Facts } from './match/facts.js';
 import type { Runner, RunTensor } from './match/runner.js';
 import { cutOut } from './match/submodel.js';
+import { seededRandom } from './random.js';
 
 /** How a Scan, one token a step, is a LinearAttention. Indices are those of its scan inputs. */
 interface Recurrence {

@@ -1,9 +1,9 @@
 // Runs in a process of its own, so that its peak memory is one model's. Speaks with cost.ts.
 import fs from 'node:fs';
+import { seededRandom } from '../random.js';
 import { LanguageModel } from '../text/language_model.js';
 import type { CostJob, CostReply, CostRequest } from './cost.js';
 import { feedsFor } from './outputs.js';
-import { seededRandom } from './random.js';
 import { openSession } from './session.js';
 import { median } from './statistics.js';
 

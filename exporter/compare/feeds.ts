@@ -2,7 +2,7 @@ import { Float16Array } from '@petamoriken/float16';
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
 import type { Model } from '../ir/index.js';
-import { normal, seededRandom } from './random.js';
+import { normal, seededRandom } from '../random.js';
 
 /** A model input as ONNX Runtime describes it; named dimensions are strings. */
 export interface TensorInput {

@@ -1,4 +1,4 @@
-import { seededRandom } from '../compare/random.js';
+import { seededRandom } from '../random.js';
 import { logitsRow } from './engine.js';
 import type { LanguageModel } from './language_model.js';
 import { type SamplingOptions, sampleToken } from './sample.js';

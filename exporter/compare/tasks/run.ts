@@ -1,7 +1,7 @@
 import { FlaError } from '../../../ops/error.js';
+import { hashText, seededRandom } from '../../random.js';
 import { logitsRow } from '../../text/engine.js';
 import type { TokenReader } from '../language.js';
-import { hashText, seededRandom } from '../random.js';
 import type { TaskScore } from '../report/schema.js';
 import { argmax, logSoftmax, mean, shareEstimate, sum } from '../statistics.js';
 import type { Material } from './material.js';

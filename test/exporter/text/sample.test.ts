@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { seededRandom } from '../../../exporter/compare/random.js';
+import { seededRandom } from '../../../exporter/random.js';
 import { sampleToken } from '../../../exporter/text/sample.js';
 
 const logits = [0.1, 0.4, 0.2, 0.3].map(Math.log);

@@ -1,5 +1,5 @@
 /** Both models continue a text: each reads a piece or writes a token, then it is the other's turn. */
-import { seededRandom } from '../../../../exporter/compare/random.js';
+import { seededRandom } from '../../../../exporter/random.js';
 import { sampleToken } from '../../../../exporter/text/sample.js';
 import { TextStream } from '../../../../exporter/text/tokens.js';
 import { FlaError } from '../../../../ops/error.js';

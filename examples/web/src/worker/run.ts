@@ -1,6 +1,6 @@
 /** Models of any kind, on random input. */
 import type { Tensor } from 'onnxruntime-web';
-import { seededRandom } from '../../../../exporter/compare/random.js';
+import { seededRandom } from '../../../../exporter/random.js';
 import { FlaError } from '../../../../ops/error.js';
 import type { FlaSession } from '../../../../runtime/web/exports.js';
 import type { Progress, RunFacts, RunRequest } from '../protocol.js';

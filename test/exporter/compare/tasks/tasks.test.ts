@@ -1,6 +1,5 @@
 import fs from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { seededRandom } from '../../../../exporter/compare/random.js';
 import {
   chooseTasks,
   fits,
@@ -12,6 +11,7 @@ import {
   TextMaterial,
   TokenMaterial,
 } from '../../../../exporter/compare/tasks/index.js';
+import { seededRandom } from '../../../../exporter/random.js';
 import { loadTokenizer } from '../../../../exporter/text/tokenizer.js';
 import { TINYLM } from '../../../support/models.js';
 import { induction, RuleReader } from '../support.js';
