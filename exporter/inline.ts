@@ -126,13 +126,13 @@ function expand(
     const fn = wanted.get(callKey(node));
     if (!fn) return [node];
     changed = true;
-    return body(fn, node, model);
+    return inlinedCall(fn, node, model);
   });
   return changed;
 }
 
-/** What a call computes, its inner values renamed. */
-function body(fn: FunctionProto, call: NodeProto, model: Model): NodeProto[] {
+/** What a call computes, its inner values renamed; the model imports what that needs. */
+export function inlinedCall(fn: FunctionProto, call: NodeProto, model: Model): NodeProto[] {
   for (const { domain, version } of fn.opsetImport) {
     model.requireOpset(domain ?? '', toNumber(version));
   }

@@ -1,15 +1,8 @@
 import { FlaError } from '../ops/error.js';
 import type { FunctionTarget } from '../ops/function/define.js';
 import { callOf } from './calls.js';
-import {
-  type FunctionProto,
-  type Graph,
-  type GraphProto,
-  type Model,
-  type Node,
-  type NodeProto,
-  toNumber,
-} from './ir/index.js';
+import { inlinedCall } from './inline.js';
+import type { FunctionProto, Graph, Model, Node } from './ir/index.js';
 import { Facts } from './match/facts.js';
 import { missingRunner, type Runner } from './match/runner.js';
 import { askShapes, graphsOf, type MovedNode, nameOf } from './raise.js';
@@ -72,14 +65,9 @@ function lower(
   const target: FunctionTarget = to === 'standard' ? 'standard' : 'com.microsoft';
   const body = bodyFor(model, node, facts, opset, target);
   if (typeof body === 'string') return { node: node.name, from, to: null, reason: body };
-  const nodes = inlined(model, node, body);
+  const nodes = inlinedCall(body, node.proto, model);
   if (to === 'ai.onnx') {
     for (const n of nodes) if (n.domain === 'com.microsoft') n.domain = '';
-  }
-  for (const { domain, version } of body.opsetImport) {
-    if (to !== 'ai.onnx' || domain !== 'com.microsoft') {
-      model.requireOpset(domain ?? '', toNumber(version));
-    }
   }
   graph.insert(nodes, node);
   graph.remove([node]);
@@ -112,43 +100,6 @@ function bodyFor(
   }
 }
 
-/** The nodes of a function in place of a call of it. */
-function inlined(model: Model, call: Node, fn: FunctionProto): NodeProto[] {
-  const names = new Map<string, string>([['', '']]);
-  for (const [i, name] of fn.input.entries()) names.set(name, call.inputs[i] ?? '');
-  for (const [i, name] of fn.output.entries()) {
-    if (call.outputs[i]) names.set(name, call.outputs[i]!);
-  }
-  const renamed = (name: string) => {
-    const known = names.get(name);
-    if (known !== undefined) return known;
-    const fresh = model.fresh(`${call.name}/${name}`);
-    names.set(name, fresh);
-    return fresh;
-  };
-  const copied = (node: NodeProto): NodeProto => ({
-    ...node,
-    attribute: node.attribute.map((a) => ({ ...a, ...(a.g && { g: nested(a.g) }) })),
-    ...(node.name && { name: model.fresh(`${call.name}/${node.name}`) }),
-    input: node.input.map(renamed),
-    output: node.output.map(renamed),
-  });
-  // Names are unique in a function, those of its nested graphs included.
-  const nested = (graph: GraphProto): GraphProto => {
-    const own = <T extends { name?: string }>(list: readonly T[]) =>
-      list.map((v) => ({ ...v, name: renamed(v.name ?? '') }));
-    return {
-      ...graph,
-      input: own(graph.input),
-      output: own(graph.output),
-      valueInfo: own(graph.valueInfo),
-      initializer: own(graph.initializer),
-      node: graph.node.map(copied),
-    };
-  };
-  return fn.node.map(copied);
-}
-
 /** Functions and imports that nothing calls any more. */
 function tidy(model: Model): void {
   const calls = new Set(
@@ -161,7 +112,9 @@ function tidy(model: Model): void {
   model.proto.functions = model.proto.functions.filter(
     (f) => f.domain !== DOMAIN || calls.has(`${f.name} ${f.overload ?? ''}`),
   );
-  if (calls.size === 0) {
-    model.proto.opsetImport = model.proto.opsetImport.filter((o) => o.domain !== DOMAIN);
-  }
+  const domains = new Set(graphsOf(model.graph).flatMap((g) => g.nodes.map((n) => n.domain)));
+  for (const fn of model.functions) for (const n of fn.node) domains.add(n.domain ?? '');
+  model.proto.opsetImport = model.proto.opsetImport.filter(
+    ({ domain }) => !['com.fla', 'com.microsoft'].includes(domain ?? '') || domains.has(domain!),
+  );
 }

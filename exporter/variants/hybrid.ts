@@ -6,7 +6,8 @@ import {
 } from '../../ops/hybrid_attention/function.js';
 import { hybridAttention } from '../../ops/hybrid_attention/schema.js';
 import { windowAttentionFunction } from '../../ops/window_attention/function.js';
-import { type AttributeValue, makeTensor, toNumber } from '../ir/index.js';
+import { declareFunction } from '../calls.js';
+import { type AttributeValue, makeTensor } from '../ir/index.js';
 import { beforeRotation } from '../match/rotation.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { StatePair } from '../states.js';
@@ -164,13 +165,8 @@ function write(
   attributes: Record<string, AttributeValue>,
   body: OpFunction | undefined,
 ): void {
-  const { model } = e.graph;
-  model.requireOpset('com.fla', 1);
-  for (const [domain, version] of Object.entries(body?.opsets ?? {})) {
-    model.requireOpset(domain, version);
-  }
-  if (body) model.addFunction(body.fn);
-  if (toNumber(model.proto.irVersion) < 10) model.proto.irVersion = 10;
+  if (body) declareFunction(e.graph.model, body);
+  else e.graph.model.requireOpset('com.fla', 1);
   e.ops(op, inputs, outputs, attributes, { domain: 'com.fla', overload: body?.overload });
 }
 

@@ -1,6 +1,7 @@
 import { linearAttentionFunction } from '../../ops/linear_attention/function.js';
 import type { LinearAttentionAttributes, UpdateRule } from '../../ops/linear_attention/schema.js';
-import { type AttributeValue, type Model, toNumber } from '../ir/index.js';
+import { declareFunction } from '../calls.js';
+import type { AttributeValue } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
 import { constantGate, type EmittedGate, emitBeta, emitDecay } from './gates.js';
@@ -58,7 +59,7 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
     },
     { target: options.body ?? 'auto' },
   );
-  declare(e.graph.model, body);
+  declareFunction(e.graph.model, body);
   const inputs = [
     query!,
     key!,
@@ -139,11 +140,4 @@ function gatesOf(
 /** RetNet's log decay per head: log(1 - 2^(-5-h)). */
 function retentionDecay(heads: number): number[] {
   return Array.from({ length: heads }, (_, h) => Math.log1p(-(2 ** (-5 - h))));
-}
-
-function declare(model: Model, body: ReturnType<typeof linearAttentionFunction>): void {
-  for (const [domain, version] of Object.entries(body.opsets)) model.requireOpset(domain, version);
-  model.addFunction(body.fn);
-  // Overloads came with IR version 10.
-  if (toNumber(model.proto.irVersion) < 10) model.proto.irVersion = 10;
 }
