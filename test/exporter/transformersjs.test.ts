@@ -47,15 +47,17 @@ async function publish(name: string, options?: RewriteOptions) {
   return { file, report };
 }
 
-describe.each<[string, RewriteOptions]>([
+describe.each<[string, RewriteOptions, number?]>([
   ['all-linear', { variant: 'linear' }],
   ['two-linear', { variant: 'linear', layers: [0, 2] }],
   ['retention', { variant: 'retention' }],
-])('%s', (name, options) => {
+  // Two states a layer, and the length of the text in those of a fifth.
+  ['hybrid', { variant: 'hybrid', window: 8 }, 5],
+])('%s', (name, options, layers) => {
   it('writes under the pipeline what it writes under onnx-fla, alone and padded in a batch', async () => {
     const { file, report } = await publish(name, options);
     for (const { past } of report.state) expect(past).toMatch(/^past_key_values\.\d\.(key|value)$/);
-    expect(report.config).toBeNull();
+    expect(report.config).toEqual(layers ? { num_hidden_layers: layers } : null);
     const expected = await Promise.all(PROMPTS.map((prompt) => written(file, prompt)));
 
     const writer = await pipeline('text-generation', name, { dtype: 'fp32' });
