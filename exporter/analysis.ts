@@ -6,6 +6,7 @@ import { Prober } from './match/probe.js';
 import { missingRunner, type Runner } from './match/runner.js';
 import type { Sdpa } from './match/sdpa.js';
 import { findSites, type Site } from './match/sites.js';
+import { roleOf } from './match/situation.js';
 import { RULES } from './rules/index.js';
 import { validateModel } from './validate.js';
 
@@ -44,6 +45,10 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
     if (options.signal?.aborted) throw new FlaError('aborted', 'interrupted');
     if (!site.sdpa) {
       sites.push(site);
+    } else if (besideCache(site.node.graph)) {
+      const reason = 'it lies in a nested graph, and the model has a KV cache';
+      const { sdpa: _, ...rest } = site;
+      sites.push({ ...rest, refusal: { reason, attention: true } });
     } else {
       // Layers mostly share one mask.
       const key = maskKey(site.sdpa);
@@ -57,6 +62,11 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
     options.onProgress?.(sites.length, found.length);
   }
   return { sites, factsOf, facts: factsOf(model.graph), prober: proberOf(model.graph) };
+}
+
+/** Calls may go to one branch first and to another later, which must agree on what is carried from one to the next. */
+function besideCache({ parent, root }: Graph): boolean {
+  return parent !== undefined && root.inputs.some(({ name }) => roleOf(root, name) === 'past');
 }
 
 function sortAll(graph: Graph): void {

@@ -2,7 +2,9 @@ import { FlaError } from '../ops/error.js';
 import { analyse } from './analysis.js';
 import type { Model } from './ir/index.js';
 import type { Runner } from './match/runner.js';
+import { openUp } from './open_up.js';
 import { reEmit } from './rewrite.js';
+import { validateModel } from './validate.js';
 import type { Handicap } from './variants/softmax.js';
 
 /**
@@ -28,6 +30,8 @@ export async function rewriteControl(model: Model, options: ControlOptions): Pro
       `window must be at least 1 and sinks at least 0, received ${options.window} and ${options.sinks}`,
     );
   }
+  validateModel(model);
+  openUp(model);
   const analysis = await analyse(model, options);
   const chosen = analysis.sites.filter((s) => s.sdpa && s.mask && s.mask.kind !== 'other');
   for (const site of chosen) reEmit(site, analysis, options);

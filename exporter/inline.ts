@@ -4,7 +4,7 @@ import {
   type FunctionProto,
   Graph,
   type GraphProto,
-  Model,
+  type Model,
   type NodeProto,
   toNumber,
 } from './ir/index.js';
@@ -15,10 +15,12 @@ const NODE_LIMIT = 1_000_000;
 /**
  * Replaces calls of the model-local functions that hold attention by what is in them, in place, as the newer exporter of
  * PyTorch writes one function per module. Functions that are never called any more are dropped, others stay.
+ *
+ * @returns whether there were any
  */
-export function inlineAttention(model: Model): void {
+export function inlineAttention(model: Model): boolean {
   const wanted = holders(model);
-  if (wanted.size === 0) return;
+  if (wanted.size === 0) return false;
   // Functions call no deeper than there are functions, unless one calls itself.
   for (let depth = 0; expand(model.graph.proto, model, wanted); depth++) {
     model.graph.touch();
@@ -38,6 +40,7 @@ export function inlineAttention(model: Model): void {
     (fn) => !wanted.has(functionKey(fn)) || called.has(functionKey(fn)),
   );
   model.graph.touch();
+  return true;
 }
 
 function tooMuch(why: string): FlaError {
@@ -49,38 +52,6 @@ function countNodes(graph: GraphProto): number {
     (sum, node) => sum + subgraphs(node).reduce((n, sub) => n + countNodes(sub), 1),
     0,
   );
-}
-
-/** The model with attention out of its functions; the model itself where there is none in them. Tensors are shared. */
-export function withAttentionInlined(model: Model): Model {
-  if (holders(model).size === 0) return model;
-  const { proto } = model;
-  const copied = new Model(
-    {
-      ...proto,
-      graph: ownNodes(proto.graph),
-      opsetImport: proto.opsetImport.map((o) => ({ ...o })),
-      functions: [...proto.functions],
-    },
-    model.external,
-  );
-  inlineAttention(copied);
-  return copied;
-}
-
-/** A copy of a graph whose list of nodes, and those of the graphs nested in it, may be changed. */
-function ownNodes(graph: GraphProto): GraphProto {
-  const attribute = (a: AttributeProto): AttributeProto => ({
-    ...a,
-    ...(a.g && { g: ownNodes(a.g) }),
-    ...(a.graphs && { graphs: a.graphs.map(ownNodes) }),
-  });
-  return {
-    ...graph,
-    node: graph.node.map((node) =>
-      subgraphs(node).length > 0 ? { ...node, attribute: node.attribute.map(attribute) } : node,
-    ),
-  };
 }
 
 /** Functions with attention in them, or in what they call, that can be written into the main graph. */

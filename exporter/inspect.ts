@@ -1,8 +1,8 @@
 import { type AnalysedSite, analyse } from './analysis.js';
-import { withAttentionInlined } from './inline.js';
 import type { Model } from './ir/index.js';
 import { maskName } from './match/mask.js';
 import type { Runner } from './match/runner.js';
+import { openedUp } from './open_up.js';
 
 /** What `inspectModel` says about one Softmax or fused attention node. Keys are those of `inspect --json`. */
 export interface SiteReport {
@@ -44,7 +44,7 @@ export async function inspectModel(
   model: Model,
   options: InspectOptions = {},
 ): Promise<InspectReport> {
-  const { sites } = await analyse(withAttentionInlined(model), options);
+  const { sites } = await analyse(openedUp(model), options);
   return { sites: sites.map(siteReport) };
 }
 

@@ -1,11 +1,11 @@
 import { FlaError } from '../ops/error.js';
 import { type AnalysedSite, type Analysis, analyse } from './analysis.js';
-import { inlineAttention, withAttentionInlined } from './inline.js';
 import { type SiteReport, siteReport } from './inspect.js';
 import type { Graph, Model } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
 import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
+import { openedUp, openUp } from './open_up.js';
 import { SharedValues } from './shared_values.js';
 import { declareStates, removeCaches, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
@@ -48,14 +48,12 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
   checkOptions(options);
   validateModel(model);
   const before = new Set(model.graph.nodes.map((n) => n.proto));
-  if (!options.dryRun) inlineAttention(model);
-  const analysis = await analyse(options.dryRun ? withAttentionInlined(model) : model, options);
-  checkLayers(analysis, options);
-  const sites = analysis.sites.map((site): RewrittenSite => {
-    const kept = whyKept(site, options);
-    return { ...siteReport(site), rewritten: kept === null, kept };
-  });
-  const chosen = analysis.sites.filter((_, i) => sites[i]!.rewritten);
+  const opened = openedUp(model);
+  let { analysis, sites, chosen } = await choose(opened, options);
+  if (opened !== model && chosen.length > 0 && !options.dryRun) {
+    openUp(model);
+    ({ analysis, sites, chosen } = await choose(model, options));
+  }
   const report: RewriteReport = {
     variant: options.variant,
     sites,
@@ -82,6 +80,17 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
     describe(model, report);
   }
   return report;
+}
+
+/** The sites of a model, and those among them that the options ask for. */
+async function choose(model: Model, options: RewriteOptions) {
+  const analysis = await analyse(model, options);
+  checkLayers(analysis, options);
+  const sites = analysis.sites.map((site): RewrittenSite => {
+    const kept = whyKept(site, options);
+    return { ...siteReport(site), rewritten: kept === null, kept };
+  });
+  return { analysis, sites, chosen: analysis.sites.filter((_, i) => sites[i]!.rewritten) };
 }
 
 function checkOptions(options: RewriteOptions): void {

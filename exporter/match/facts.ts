@@ -29,7 +29,7 @@ const SAME_SHAPE = new Set(
     'Abs Cast Ceil Clip Cos CumSum DequantizeLinear Dropout DynamicQuantizeLinear Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsNaN ' +
     'LayerNormalization LeakyRelu Log LogSoftmax Neg Not QuantizeLinear Reciprocal Relu Round RMSNormalization Selu Sigmoid ' +
     'SimplifiedLayerNormalization Sin Softmax Softplus Sqrt Tanh Trilu BatchNormalization QuickGelu FastGelu ' +
-    'RotaryEmbedding ScatterElements ScatterND Sign SkipLayerNormalization SkipSimplifiedLayerNormalization BiasGelu'
+    'RotaryEmbedding ScatterElements ScatterND Sign BiasGelu'
   ).split(' '),
 );
 const BROADCAST = new Set(
@@ -178,6 +178,11 @@ export class Facts {
     switch (node.opType) {
       case 'Shape':
         return [[x?.length]];
+      case 'SkipLayerNormalization':
+      case 'SkipSimplifiedLayerNormalization': {
+        const same = merge(x, b ? this.dims(b) : undefined);
+        return [same, undefined, undefined, same];
+      }
       case 'Conv':
         return [x && [x[0], b ? this.dims(b)?.[0] : undefined, ...x.slice(2).map(() => undefined)]];
       case 'AveragePool':

@@ -2,7 +2,7 @@ import { BodyEmitter } from '../../ops/function/emitter.js';
 import type { DTypeName, Graph } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import type { Heads, Rope } from '../match/sdpa.js';
-import type { Rows } from './rows.js';
+import { Rows } from './rows.js';
 
 /** Writes the nodes that replace one site, in the model's version of the default domain. */
 export class SiteEmitter extends BodyEmitter {
@@ -91,10 +91,18 @@ export class SiteEmitter extends BodyEmitter {
     return from === 'float32' ? value : this.cast(value, 'float32');
   }
 
+  /** Whoever writes no more than queries and keys need not make them. */
+  private rowsOf(x: string): Rows {
+    this.rows ??= new Rows(this, () => this.dim(x, 1));
+    return this.rows;
+  }
+
   /** Rotary position embedding of [B,T,H*D]. */
   private rotate(x: string, { heads }: Heads, rope: Rope): string {
     const positions =
-      typeof rope.positions === 'string' ? rope.positions : this.rows!.positions(rope.positions);
+      typeof rope.positions === 'string'
+        ? rope.positions
+        : this.rowsOf(x).positions(rope.positions);
     this.graph.model.requireOpset('com.microsoft', 1);
     return this.op(
       'RotaryEmbedding',

@@ -1,15 +1,17 @@
-import type * as ort from 'onnxruntime-node';
+import * as ort from 'onnxruntime-node';
 import { describe, expect, it } from 'vitest';
 import {
+  DATA_TYPE,
   inspectModel,
   type Model,
+  makeValueInfo,
   modelBytes,
   parseModel,
   type RewriteOptions,
   rewriteModel,
   type StatePair,
 } from '../../exporter/index.js';
-import { DECODERS, type DecoderSpec, decoder, VOCABULARY } from './support/decoder.js';
+import { DECODERS, type DecoderSpec, decoder, merged, VOCABULARY } from './support/decoder.js';
 import { distance, type Feeds, floats, ints, run, zeros } from './support/run.js';
 
 const BATCH = 2;
@@ -211,4 +213,63 @@ describe.each(DECODERS)('$name', ({ spec }) => {
       expect(model.graph.dims(pair.present)).toEqual(pair.shape);
     }
   });
+});
+
+describe.each(DECODERS.filter(({ spec }) => spec.attention === 'decomposed'))(
+  'merged with its twin without a cache: $name',
+  ({ spec }) => {
+    const twice = () => reread(merged(spec));
+
+    it('is found once', async () => {
+      const { sites } = await inspectModel(twice());
+      expect(sites).toMatchObject([{ layer: 0, cache: true, rewritable: true }]);
+    });
+
+    it('becomes what the branch with the cache becomes', async () => {
+      for (const options of [{ variant: 'none' }, { variant: 'linear' }] as const) {
+        const model = twice();
+        await rewriteModel(model, options);
+        expect(model.graph.inputs.map((i) => i.name)).not.toContain('use_cache_branch');
+        expect(model.graph.nodes.some((n) => n.is('If'))).toBe(false);
+        const single = await rewritten(spec, options);
+        const { report } = single;
+        const pairs = options.variant === 'none' ? cachePairs(model) : report.state;
+        const start = options.variant === 'none' ? emptyCache(model) : emptyState(report.state);
+        const expected = await stream(single.model, pairs, start, CHUNKS);
+        expect(distance(expected, await stream(reread(model), pairs, start, CHUNKS))).toBe(0);
+      }
+    });
+
+    it('says the same as both branches did', async () => {
+      const model = twice();
+      await rewriteModel(model, { variant: 'none' });
+      const ids = { input_ids: ints([BATCH, TOKENS], IDS) };
+      const more = {
+        ...(spec.padding && { attention_mask: ints([BATCH, TOKENS], LEFT.flat()) }),
+        ...(spec.positions === 'input' && {
+          position_ids: ints([BATCH, TOKENS], Array(BATCH * TOKENS).fill(1)),
+        }),
+      };
+      const feeds = { ...ids, ...more, ...emptyCache(model) };
+      const { y } = await run(reread(model), feeds);
+      for (const used of [0, 1]) {
+        const flag = { use_cache_branch: new ort.Tensor('bool', [used === 1], [1]) };
+        const original = await run(twice(), { ...feeds, ...flag });
+        const [a, b] = [original.y!, y!].map((t) => t.data as Float32Array);
+        const seen = (x: Float32Array) =>
+          [...x].filter((_, i) => !spec.padding || LEFT.flat()[Math.floor(i / 12)] === 1);
+        expect(distance(seen(a!), seen(b!))).toBeLessThan(2e-6);
+      }
+    });
+  },
+);
+
+it('leaves a merged decoder alone whose other branch needs an encoder', async () => {
+  const model = merged(DECODERS[0]!.spec);
+  model.graph.addInput(makeValueInfo('encoder_hidden_states', DATA_TYPE.float32, ['batch', 3, 12]));
+  const { sites } = await inspectModel(reread(model));
+  expect(sites).toMatchObject([
+    { rewritable: false, reason: expect.stringContaining('which is not a graph input') },
+    { rewritable: false, reason: 'it lies in a nested graph, and the model has a KV cache' },
+  ]);
 });

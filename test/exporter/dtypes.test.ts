@@ -38,9 +38,15 @@ function numbers(t: ort.Tensor): number[] {
   return Array.from({ length }, (_, i) => getFloat16(view, i * 2, true));
 }
 
-const named = ['ViT: separate', 'GPT-2: packed', 'scaled_dot'].map(
-  (start) => FAMILIES.find((f) => f.name.startsWith(start))!,
-);
+const named = [
+  'ViT: separate',
+  'GPT-2: packed',
+  'scaled_dot',
+  'Qwen3',
+  'Llama: Expand',
+  'com.microsoft.GroupQueryAttention: rotary embedding',
+  'com.microsoft.GroupQueryAttention: q and k norms',
+].map((start) => FAMILIES.find((f) => f.name.startsWith(start))!);
 const upcast: Family = {
   name: 'mask and Softmax in float32',
   visible: 'causal',
@@ -67,7 +73,7 @@ const upcast: Family = {
 };
 
 describe.each([...named, upcast])('$name, in float16', (family) => {
-  const layer = makeLayer();
+  const layer = family.layer?.() ?? makeLayer();
   const next = random(17);
   const x = Array.from({ length: BATCH * TOKENS * layer.hidden }, () => next());
   const call: Call = {
@@ -81,7 +87,12 @@ describe.each([...named, upcast])('$name, in float16', (family) => {
     const model = family.build(new Writer(layer, 'float16'));
     const report = await rewriteModel(model, options);
     expect(report.sites).toMatchObject([{ rewritten: true }]);
-    const feeds = { x: halves([BATCH, TOKENS, layer.hidden], x) };
+    const feeds = {
+      x: halves([BATCH, TOKENS, layer.hidden], x),
+      ...(model.graph.isInput('attention_mask') && {
+        attention_mask: ints([BATCH, TOKENS], Array(BATCH * TOKENS).fill(1)),
+      }),
+    };
     const { y } = await run(parseModel(modelBytes(model)), feeds);
     const expected = evaluate(layer, call, options.variant === 'none' ? 'softmax' : 'elu1');
     return distance(numbers(y!), expected) / Math.max(...expected.map(Math.abs));

@@ -9,6 +9,7 @@ import {
   rewriteModel,
 } from '../../exporter/index.js';
 import { type DecoderSpec, decoder, GROUPED, VOCABULARY } from './support/decoder.js';
+import { genaiModel } from './support/genai.js';
 import { distance, type Feeds, floats, ints, run, zeros } from './support/run.js';
 
 // GroupQueryAttention with its cache, as onnxruntime-genai runs it: a first call with rows padded on the right, then one
@@ -145,6 +146,78 @@ describe.each(GROUPED)('GroupQueryAttention with a cache: $name', ({ spec }) => 
       expect(report.attentionMask).toBe('current');
       const rotations = model.graph.nodes.filter((n) => n.is('RotaryEmbedding', 'com.microsoft'));
       expect(rotations).toHaveLength(spec.rope ? 2 : 0);
+    },
+  );
+});
+
+describe('a decoder of onnxruntime-genai, two layers', () => {
+  const pairsOf = (layers: readonly number[]) =>
+    layers.flatMap((i) =>
+      ['key', 'value'].map((k) => [`past_key_values.${i}.${k}`, `present.${i}.${k}`] as const),
+    );
+  const empty = (layers: readonly number[], room: number): Feeds =>
+    Object.fromEntries(
+      pairsOf(layers).map(([past]) => [past, floats([BATCH, 2, room, 16], () => 7)]),
+    );
+  const change = async (options: RewriteOptions) => {
+    const model = genaiModel();
+    const report = await rewriteModel(model, options);
+    return { model: parseModel(modelBytes(model)), report };
+  };
+  /** Each row in one call without padding, as a text of its own. */
+  const rowByRow = async (model: Model, carry: (batch: number) => Feeds) => {
+    const said: number[] = [];
+    for (const [row, n] of PROMPT.entries()) {
+      const count = n + STEPS;
+      const ids = Array.from({ length: count }, (_, t) => id(row, t));
+      const { y } = await run(model, {
+        input_ids: ints([1, count], ids),
+        attention_mask: ints([1, count], Array(count).fill(1)),
+        ...carry(1),
+      });
+      said.push(...(y!.data as Float32Array));
+    }
+    return said;
+  };
+
+  it('is understood', async () => {
+    const { sites } = await inspectModel(genaiModel());
+    const expected = { mask: 'causal+padding', cache: true, rewritable: true };
+    expect(sites).toMatchObject([
+      { layer: 0, ...expected },
+      { layer: 1, ...expected },
+    ]);
+  });
+
+  it.each([0, ROOM])('survives a round trip, with room for %d tokens', async (room) => {
+    const expected = await flow(genaiModel(), empty([0, 1], room), pairsOf([0, 1]));
+    const { model } = await change({ variant: 'none' });
+    const actual = await flow(model, empty([0, 1], room), pairsOf([0, 1]));
+    expect(distance(expected, actual) / Math.max(...expected.map(Math.abs))).toBeLessThan(4e-6);
+  });
+
+  it.each([{ keepSoftmax: [] }, { keepSoftmax: [0] }])(
+    'streams what it says of a whole text, softmax kept in layers $keepSoftmax',
+    async ({ keepSoftmax }) => {
+      const { model, report } = await change({ variant: 'linear', keepSoftmax });
+      const start = (batch: number): Feeds => ({
+        ...Object.fromEntries(
+          pairsOf(keepSoftmax).map(([past]) => [past, floats([batch, 2, 0, 16], () => 0)]),
+        ),
+        ...Object.fromEntries(report.state.map((s) => [s.past, zeros(s.dtype, s.shape, batch)])),
+      });
+      const pairs = [
+        ...pairsOf(keepSoftmax),
+        ...report.state.map((s) => [s.past, s.present] as const),
+      ];
+      const mask = keepSoftmax.length > 0 ? 'total' : 'current';
+      expect(report.attentionMask).toBe(mask);
+      const whole = await rowByRow(model, start);
+      const streamed = await flow(model, start(BATCH), pairs, mask);
+      expect(distance(whole, streamed) / Math.max(...whole.map(Math.abs))).toBeLessThan(4e-6);
+      const kinds = model.graph.nodes.map((n) => n.opType);
+      expect(kinds.filter((k) => k === 'GroupQueryAttention')).toHaveLength(keepSoftmax.length);
+      expect(kinds.filter((k) => k === 'MatMulNBits')).toHaveLength(10);
     },
   );
 });

@@ -98,8 +98,8 @@ ${await table([
 |---|---|---|
 ${(await Promise.all(NEAR_MISSES.map(refusal))).join('\n')}
 
-Attention in the bodies of If, Loop and Scan and in model-local functions (of the model's opset) is rewritten like any other; a KV cache
-inside If, as in merged decoders, is not.
+Attention in the bodies of If, Loop and Scan and in model-local functions (of the model's opset) is rewritten like any other. Merged decoders
+(Optimum's \`use_cache_branch\`) are taken apart, unless they have an encoder. Other models with a KV cache and nested graphs are left alone there.
 `;
 }
 

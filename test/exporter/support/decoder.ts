@@ -1,4 +1,11 @@
-import { DATA_TYPE, type Model } from '../../../exporter/index.js';
+import {
+  DATA_TYPE,
+  Model,
+  makeNode,
+  makeTensor,
+  makeValueInfo,
+  type NodeProto,
+} from '../../../exporter/index.js';
 import { type RopeSpec, ropeTable } from './families/rope.js';
 import {
   causalPadding,
@@ -238,3 +245,47 @@ export const GROUPED: readonly { name: string; spec: DecoderSpec }[] = [
     spec: { ...base, positions: 'none', rope: { rotary: 16 }, window: 3 },
   },
 ];
+
+/** A decoder with a cache as Optimum merged it: an If decides by an input whether the cache is used. */
+export function merged(spec: DecoderSpec): Model {
+  const { graph, proto } = decoder(spec);
+  const outputs = graph.outputs.map((o) => o.name);
+  const branch = (nodes: readonly NodeProto[], suffix: string) => {
+    const own = new Set(nodes.flatMap((n) => n.output));
+    const name = (v: string) => (own.has(v) ? `${v}${suffix}` : v);
+    return {
+      graph: {
+        name: suffix,
+        node: nodes.map((n) => ({
+          ...n,
+          name: `${n.name}${suffix}`,
+          input: n.input.map(name),
+          output: n.output.map(name),
+        })),
+        initializer: [],
+        input: [],
+        output: outputs.map((o) => ({ name: name(o) })),
+        valueInfo: [],
+      },
+    };
+  };
+  // Without a cache: what is concatenated with it is taken as it is, and its length is 0.
+  const bare = graph.proto.node.map((n) => {
+    const [past] = n.input;
+    if (!past?.startsWith('past_key_values')) return n;
+    const dims = [1, 1, 0, 1];
+    return n.opType === 'Concat'
+      ? makeNode('Identity', [n.input[1]!], n.output, {}, { name: n.name ?? '' })
+      : makeNode('Constant', [], n.output, { value: makeTensor('', 'int64', [4], dims) });
+  });
+  const nodes = [...graph.proto.node];
+  graph.proto.node = [
+    makeNode('If', ['use_cache_branch'], outputs, {
+      then_branch: branch(nodes, '_with_past'),
+      else_branch: branch(bare, '_without'),
+    }),
+  ];
+  graph.proto.input.push(makeValueInfo('use_cache_branch', DATA_TYPE.bool, [1]));
+  graph.touch();
+  return new Model(proto);
+}

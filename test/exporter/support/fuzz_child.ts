@@ -21,7 +21,7 @@ import { FlaError } from '../../../ops/error.js';
 import { ROOT } from '../../support/models.js';
 import { mutate } from '../../support/mutate.js';
 import { EXTERNAL, mutateModel } from '../../support/mutate_model.js';
-import { DECODERS, decoder, GROUPED } from './decoder.js';
+import { DECODERS, decoder, GROUPED, merged } from './decoder.js';
 import { QUANTISED, quantiser } from './families/quantised.js';
 import { FAMILIES, Writer } from './families.js';
 import { makeLayer } from './layer.js';
@@ -43,7 +43,7 @@ const SOURCES: Uint8Array[] = [
     ...FAMILIES.map((f) => f.build(new Writer(f.layer?.() ?? makeLayer()))),
     ...[...DECODERS, ...GROUPED].map(({ spec }) => decoder(spec)),
     ...QUANTISED.map(({ build }) => build(quantiser())),
-    ...[conditional(plain(), masked()), loop(), functions(), functions()],
+    ...[conditional(plain(), masked()), loop(), functions(), merged(DECODERS[0]!.spec)],
   ].map((m) => encodeModel(m.proto)),
 ];
 
