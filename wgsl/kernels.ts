@@ -1,8 +1,6 @@
 /** Runs com.fla operators on a WebGPU device: plans calls, keeps pipelines, uniforms and scratch memory, encodes the dispatches. */
-import { causalConvWithState } from '../ops/causal_conv_with_state/schema.js';
-import { checkCall, type DType, type OpSchema } from '../ops/define.js';
+import { checkCall, type DType } from '../ops/define.js';
 import { FlaError } from '../ops/error.js';
-import { linearAttention } from '../ops/linear_attention/schema.js';
 import { sizeOf } from '../ops/tensor64.js';
 import { causalConvShapes, planCausalConvWithState } from './causal_conv_with_state.js';
 import { type ShaderName, shaders } from './gen/shaders.js';
@@ -14,6 +12,7 @@ import {
 } from './linear_attention.js';
 import { PARAMS_STRIDE, packParams, paramFields } from './params.js';
 import type { Copy, Dispatch, Plan, Range, Traits } from './plan.js';
+import { KERNEL_SCHEMAS, type KernelOp } from './schemas.js';
 
 /** A tensor in GPU memory. The buffer may be larger than the tensor; its usage must include STORAGE and COPY_SRC. */
 export interface GpuTensor {
@@ -25,7 +24,7 @@ export interface GpuTensor {
 }
 
 export interface KernelCall {
-  readonly op: 'LinearAttention' | 'CausalConvWithState';
+  readonly op: KernelOp;
   readonly attributes: Readonly<Record<string, number | string>>;
   /** By the schema's names; absent optional inputs are undefined or missing. */
   readonly inputs: Readonly<Record<string, GpuTensor | undefined>>;
@@ -52,10 +51,6 @@ export interface KernelMemory {
   readonly pipelines: number;
 }
 
-const schemas: Record<KernelCall['op'], OpSchema> = {
-  LinearAttention: linearAttention,
-  CausalConvWithState: causalConvWithState,
-};
 /** Plans kept; a model has a few different calls, twice as many while its prompt is read in pieces. */
 const MAX_PLANS = 256;
 /** Sets of buffers whose bind groups a plan remembers: states go back and forth between two. */
@@ -193,11 +188,11 @@ export class Kernels {
   // --- Calls to plans ---
 
   private check(call: KernelCall): Checked {
-    const schema = schemas[call.op];
+    const schema = KERNEL_SCHEMAS[call.op];
     if (!schema) {
       throw new FlaError(
         'unsupported',
-        `Kernels: op must be one of ${Object.keys(schemas).join(', ')}, received ${call.op}`,
+        `Kernels: op must be one of ${Object.keys(KERNEL_SCHEMAS).join(', ')}, received ${call.op}`,
       );
     }
     const { inputs, outputs } = call;
@@ -220,13 +215,19 @@ export class Kernels {
       (inputs.past_state.offset ?? 0) === (outputs.present_state?.offset ?? 0);
     const rest = { shapes, offsets, inPlace, outputs: wanted };
     if (call.op === 'CausalConvWithState') {
-      const checked = { ...checkCall(causalConvWithState, call.attributes, inputs), ...rest };
+      const checked = {
+        ...checkCall(KERNEL_SCHEMAS.CausalConvWithState, call.attributes, inputs),
+        ...rest,
+      };
       return {
         plan: () => planCausalConvWithState(checked, this.traits),
         shapes: causalConvShapes(checked),
       };
     }
-    const checked = { ...checkCall(linearAttention, call.attributes, inputs), ...rest };
+    const checked = {
+      ...checkCall(KERNEL_SCHEMAS.LinearAttention, call.attributes, inputs),
+      ...rest,
+    };
     return {
       plan: () => planLinearAttention(checked, this.traits),
       shapes: linearAttentionShapes(checked),

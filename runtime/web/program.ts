@@ -1,6 +1,7 @@
+import { checkAttributes, type OpSchema } from '../../ops/define.js';
 import { FlaError } from '../../ops/error.js';
-import { checkAttributes, ops } from '../../ops/index.js';
 import type { GpuTensor, KernelCall } from '../../wgsl/kernels.js';
+import { KERNEL_SCHEMAS } from '../../wgsl/schemas.js';
 import { dtypeName } from '../common/dtypes.js';
 import type { OnnxModel } from './onnx/model.js';
 import { scalarAttributes } from './onnx/model.js';
@@ -85,10 +86,12 @@ export interface Program {
   readonly inputs: readonly string[];
 }
 
+const SCHEMAS: Readonly<Record<string, OpSchema>> = KERNEL_SCHEMAS;
+
 /** The model's calls of operators that kernels may compute. */
 export function kernelNodes(model: OnnxModel): KernelNode[] {
   return model.nodes.flatMap((node) => {
-    const schema = node.domain === DOMAIN ? ops[node.op] : undefined;
+    const schema = node.domain === DOMAIN ? SCHEMAS[node.op] : undefined;
     if (!schema) return [];
     const named = (names: readonly { name: string }[], values: readonly string[]) =>
       Object.fromEntries(

@@ -43,6 +43,7 @@ describeInBrowser('onnx-fla/web in Chromium', () => {
   beforeAll(async () => {
     await rewriteTinylm(folder, 'tinylm.onnx');
     await rewriteTinylm(folder, 'kept.onnx', { variant: 'linear', keepSoftmax: [0] });
+    await rewriteTinylm(folder, 'hybrid.onnx', { variant: 'hybrid', window: 4, sinks: 1 });
     fs.writeFileSync(path.join(folder, 'hard.onnx'), modelBytes(hardModel()));
     fs.writeFileSync(path.join(folder, 'tied.onnx'), modelBytes(tiedModel()));
     fs.writeFileSync(path.join(folder, 'gpu.onnx'), modelBytes(gpuOnlyModel()));
@@ -53,6 +54,23 @@ describeInBrowser('onnx-fla/web in Chromium', () => {
   afterAll(async () => {
     await site?.close();
     fs.rmSync(folder, { recursive: true });
+  });
+
+  it('hybrid attention, which has no kernel here, runs by its function body', async () => {
+    const node = await onNode(path.join(folder, 'hybrid.onnx'));
+    const got = await page.evaluate(async (ids) => {
+      const session = await fla.StatefulSession.create('/models/hybrid.onnx');
+      const numbers = (tensor: { data: unknown }) => [...(tensor.data as Float32Array)];
+      const prefill = numbers((await session.prefill(ids, { chunk: 7 })).logits);
+      const steps = [];
+      for (const token of [7, 11]) steps.push(numbers((await session.step(token)).logits));
+      const facts = { device: session.session.device, calls: session.session.kernelCalls };
+      await session.dispose();
+      return { prefill, steps, facts };
+    }, IDS);
+    expect(got.facts).toEqual({ device: 'webgpu', calls: 0 });
+    expectClose(got.prefill, node.prefill);
+    for (const [i, step] of got.steps.entries()) expectClose(step, node.steps[i]!);
   });
 
   it('prefill at once, in chunks, and token by token: what Node computes', async () => {
