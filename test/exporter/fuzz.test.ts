@@ -121,7 +121,7 @@ function nested(depth: number): Buffer {
   return Buffer.concat([field(7, graph), field(8, Buffer.from([0x10, 17]))]);
 }
 
-it.each([10, 100, 10_000])('graphs nested %d deep', (depth) => {
+it.each([10, 100, 2000])('graphs nested %d deep', (depth) => {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-nested-'));
   const file = path.join(folder, 'deep.onnx');
   fs.writeFileSync(file, nested(depth));
