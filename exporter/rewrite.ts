@@ -143,6 +143,12 @@ function checkWindow(options: RewriteOptions): void {
   if (options.hybrid && variant !== 'hybrid') {
     throw new FlaError('invalid_argument', `fitted features are for hybrid, received ${variant}`);
   }
+  if (options.fitted && variant !== 'linear') {
+    throw new FlaError(
+      'invalid_argument',
+      `fitted feature maps are for linear, received ${variant}`,
+    );
+  }
   if (!isWindowed(variant)) return;
   const maps = variant === 'hybrid' ? ['identity', 'elu1', 'relu', 'exp', 'softmax'] : [];
   if (normalize !== undefined || (featureMap !== undefined && !maps.includes(featureMap))) {

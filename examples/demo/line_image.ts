@@ -1,10 +1,19 @@
 import fs from 'node:fs';
+import path from 'node:path';
 import { createCanvas, GlobalFonts } from '@napi-rs/canvas';
 import { FONT } from './paths.js';
 
 const HEIGHT = 48; // pixels, what the recogniser takes
 const MARGIN = 16;
-const FONT_CSS = '28px "DejaVu Sans"';
+
+export interface DrawOptions {
+  /** A TrueType file; default DejaVu Sans. */
+  font?: string;
+  /** Pixels; default 28. */
+  size?: number;
+  /** White is added on the right up to this width. */
+  width?: number;
+}
 
 /** A line of text as a picture. */
 export interface LineImage {
@@ -16,17 +25,22 @@ export interface LineImage {
 }
 
 /** Draws a line of text, black on white. */
-export function drawLine(text: string): LineImage {
-  if (!GlobalFonts.has('DejaVu Sans')) GlobalFonts.registerFromPath(FONT, 'DejaVu Sans');
+export function drawLine(
+  text: string,
+  { font = FONT, size = 28, width: least = 0 }: DrawOptions = {},
+): LineImage {
+  const family = path.basename(font, '.ttf');
+  if (!GlobalFonts.has(family)) GlobalFonts.registerFromPath(font, family);
+  const css = `${size}px "${family}"`;
   const ruler = createCanvas(1, 1).getContext('2d');
-  ruler.font = FONT_CSS;
-  const width = Math.ceil(ruler.measureText(text).width) + 2 * MARGIN;
+  ruler.font = css;
+  const width = Math.max(Math.ceil(ruler.measureText(text).width) + 2 * MARGIN, least);
   const canvas = createCanvas(width, HEIGHT);
   const context = canvas.getContext('2d');
   context.fillStyle = 'white';
   context.fillRect(0, 0, width, HEIGHT);
   context.fillStyle = 'black';
-  context.font = FONT_CSS;
+  context.font = css;
   context.textBaseline = 'middle';
   context.fillText(text, MARGIN, HEIGHT / 2);
   const rgba = context.getImageData(0, 0, width, HEIGHT).data;

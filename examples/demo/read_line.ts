@@ -74,7 +74,7 @@ export async function readLineDemo(): Promise<void> {
 
 /** A feature map and the share of characters it gets wrong. */
 async function scoreMaps(original: Reader, alphabet: readonly string[]) {
-  const images = CHOOSING.map(drawLine);
+  const images = CHOOSING.map((line) => drawLine(line));
   const truth: string[] = [];
   for (const image of images) truth.push(await original.read(image));
   const scores: { map: FeatureMapName; wrong: number }[] = [];

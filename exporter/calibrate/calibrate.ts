@@ -67,6 +67,8 @@ export interface CalibrateOptions extends SessionChoice {
 /** Fitted parameters, from which models with any of the layers converted can be made. */
 export interface Calibration {
   readonly options: CalibrateOptions;
+  /** Causal attention becomes HybridAttention, bidirectional attention LinearAttention with these features. */
+  readonly bidirectional: boolean;
   readonly layers: ReadonlyMap<number, HybridLayer>;
   /** New numbers of matrices that mix heads, by initializer, and the layer they belong to. */
   readonly projections: ReadonlyMap<string, { layer: number; data: Float32Array }>;
@@ -80,10 +82,11 @@ const SAMPLES = 4;
 const CHECKPOINT_STEPS = 20;
 
 /**
- * Fits the far part of HybridAttention to the attention of a model, layer by layer, on activations of the original.
+ * Fits feature maps to the attention of a model, layer by layer, on activations of the original: those of the far part of
+ * HybridAttention, or, for a model without causal attention, those of a LinearAttention that sees everything through them.
  *
- * @throws FlaError `aborted` when `signal` fires (what is done lies in `checkpoint`), `invalid_argument` for a model without
- * causal attention
+ * @throws FlaError `aborted` when `signal` fires (what is done lies in `checkpoint`), `invalid_argument` for options or data that
+ * do not fit the model, `unsupported` for a model without attention to convert
  */
 export async function calibrate(
   model: Model,
@@ -95,17 +98,23 @@ export async function calibrate(
     runner: nodeRunner,
     onProgress: undefined,
   });
-  const layers = chosenLayers(analysis, options);
+  const { layers, bidirectional } = chosenLayers(analysis, options);
+  if (bidirectional && (options.cache || options.distil || options.unrotated)) {
+    throw new FlaError(
+      'invalid_argument',
+      'cache, distil and unrotated are for causal attention, received a bidirectional model',
+    );
+  }
   const { window = 64, sinks = 4 } = options;
-  if (data.tokens <= window + sinks) {
+  if (!bidirectional && data.tokens <= window + sinks) {
     throw new FlaError(
       'invalid_argument',
       `sequences must be longer than window and sinks together (${window + sinks} tokens), received ${data.tokens}`,
     );
   }
-  const state = await fitLayers(model, data, layers, options);
+  const state = await fitLayers(model, data, layers, bidirectional, options);
   const projections = new Map<string, { layer: number; data: Float32Array }>();
-  const calibration: Calibration = { options, ...state, projections };
+  const calibration: Calibration = { options, bidirectional, ...state, projections };
   const ways = new Map(layers.map((l) => [l, projectionOf(analysis, l)]));
   if (options.refit !== false) await refit(model, data, calibration, ways);
   if (options.distil) await distil(model, data, calibration, ways, options);
@@ -118,40 +127,52 @@ export async function assemble(
   calibration: Calibration,
   keep: readonly number[] = [],
 ): Promise<{ model: Model; report: RewriteReport }> {
-  const { options, layers, projections } = calibration;
+  const { options, bidirectional, layers, projections } = calibration;
   const copy = copyModel(model);
   const converted = [...layers.keys()].filter((l) => !keep.includes(l));
   for (const [name, { layer, data }] of projections) {
     if (converted.includes(layer)) replaceWeight(copy.graph, name, data);
   }
-  const report = await rewriteModel(copy, {
-    variant: 'hybrid',
-    window: options.window,
-    sinks: options.sinks,
-    cache: options.cache,
-    hybrid: Object.fromEntries(layers),
-    layers: converted,
-    runner: nodeRunner,
-  });
+  const common = { layers: converted, runner: nodeRunner };
+  const fitted = Object.fromEntries(layers);
+  const report = bidirectional
+    ? await rewriteModel(copy, { variant: 'linear', fitted, ...common })
+    : await rewriteModel(copy, {
+        variant: 'hybrid',
+        window: options.window,
+        sinks: options.sinks,
+        cache: options.cache,
+        hybrid: fitted,
+        ...common,
+      });
   return { model: copy, report };
 }
 
-function chosenLayers({ sites }: Analysis, options: CalibrateOptions): number[] {
-  const causal = sites.filter((s) => s.sdpa && s.mask?.kind === 'causal').map((s) => s.layer!);
+/** The causal layers of a model, or all bidirectional ones when it has no causal ones; those that were asked for. */
+function chosenLayers(
+  { sites }: Analysis,
+  options: CalibrateOptions,
+): { layers: number[]; bidirectional: boolean } {
+  const of = (kind: string) =>
+    sites.filter((s) => s.sdpa && s.mask?.kind === kind).map((s) => s.layer!);
+  const causal = of('causal');
+  const bidirectional = causal.length === 0;
+  const all = bidirectional ? of('bidirectional') : causal;
+  const what = bidirectional ? 'bidirectional' : 'causal';
   for (const layer of [...(options.layers ?? []), ...(options.keepSoftmax ?? [])]) {
-    if (!causal.includes(layer)) {
-      const known = causal.join(', ') || 'none';
+    if (!all.includes(layer)) {
+      const known = all.join(', ') || 'none';
       throw new FlaError(
         'invalid_argument',
-        `layer must be one of the causal ones (${known}), received ${layer}`,
+        `layer must be one of the ${what} ones (${known}), received ${layer}`,
       );
     }
   }
-  const wanted = (options.layers ?? causal).filter((l) => !options.keepSoftmax?.includes(l));
+  const wanted = (options.layers ?? all).filter((l) => !options.keepSoftmax?.includes(l));
   if (wanted.length === 0) {
-    throw new FlaError('unsupported', 'model must have causal attention to convert, received none');
+    throw new FlaError('unsupported', 'model must have attention to convert, received none');
   }
-  return [...wanted].sort((a, b) => a - b);
+  return { layers: [...wanted].sort((a, b) => a - b), bidirectional };
 }
 
 function projectionOf(analysis: Analysis, layer: number): Projection | undefined {
@@ -169,6 +190,7 @@ async function fitLayers(
   model: Model,
   data: CalibrationData,
   layers: readonly number[],
+  bidirectional: boolean,
   options: CalibrateOptions,
 ): Promise<Pick<Calibration, 'layers' | 'losses' | 'sizes'>> {
   const { featureMap = 'exp', steps = 300, seed = 0, checkpoint, signal, threads } = options;
@@ -176,8 +198,9 @@ async function fitLayers(
   const fits = taps.layers.map((tapped) => {
     const { HQ, HV, K, V, scale } = tapped;
     const form: HybridForm = {
-      window: options.window ?? 64,
-      sinks: options.sinks ?? 4,
+      bidirectional,
+      window: bidirectional ? 0 : (options.window ?? 64),
+      sinks: bidirectional ? 0 : (options.sinks ?? 4),
       scale,
       featureMap,
       signs: featureMap === 'exp' ? 2 : 1,

@@ -30,7 +30,7 @@ export function weightOf(
   value: string,
 ): { dims: number[]; numbers: () => Float64Array } | undefined {
   const node = graph.producer(value);
-  const tensor = graph.initializer(node?.is('Cast') ? node.inputs[0]! : value);
+  const tensor = graph.constant(node?.is('Cast') ? node.inputs[0]! : value);
   return (
     tensor && {
       dims: tensorDims(tensor),

@@ -36,7 +36,7 @@ export class LayerFit {
   readonly losses: number[][] = [];
   private readonly adams: Record<string, Adam>;
   private readonly pairs: PairMoments;
-  private step: TrainingStep | undefined;
+  private readonly made = new Map<string, Promise<TrainingStep>>();
 
   constructor(
     readonly layer: TappedLayer,
@@ -60,6 +60,8 @@ export class LayerFit {
     const random = new Random(this.options.seed, 12, this.layer.layer);
     this.values = initialValues(this.pairs, this.sizes, this.form, random, this.options);
     balance(this.values, samples, this.sizes, this.form);
+    // Where all keys are seen through features, alpha cancels out.
+    if (this.form.bidirectional) return;
     initialAlpha(this.values, samples[0]!, this.sizes, this.form, random);
   }
 
@@ -67,22 +69,32 @@ export class LayerFit {
   async train(heads: TappedHeads, t: number, threads?: number): Promise<void> {
     const { steps, rate, rows: wanted, seed } = this.options;
     const [batch, , tokens] = heads.query.dims as [number, number, number];
-    const first = this.form.window + this.form.sinks;
+    const first = this.form.bidirectional ? 0 : this.form.window + this.form.sinks;
     const rows = Math.min(wanted, tokens - first);
     if (rows < 1) return;
-    this.step ??= await TrainingStep.create(
-      this.form,
-      { ...this.sizes, batch, tokens, rows, focus: this.options.focus },
-      threads === undefined ? {} : { threads },
-    );
+    const step = await this.stepFor(batch, tokens, rows, threads);
     const chosen = new Random(seed, 13, this.layer.layer, t).choose(rows, first, tokens);
-    const { losses, gradients } = await this.step.run(this.values!, heads, chosen, this.weights(t));
+    const { losses, gradients } = await step.run(this.values!, heads, chosen, this.weights(t));
     this.losses.push([...losses]);
     const now = rate * (0.05 + 0.95 * 0.5 * (1 + Math.cos((Math.PI * t) / steps)));
     for (const name of PARAMETER_NAMES) {
       const own = name === 'alpha' ? 5 * now : now;
       this.adams[name]!.step(this.values![name], gradients[name], own, t);
     }
+  }
+
+  /** Steps are made for one shape each; data may come in several. */
+  private stepFor(batch: number, tokens: number, rows: number, threads?: number) {
+    const key = `${batch},${tokens}`;
+    const step =
+      this.made.get(key) ??
+      TrainingStep.create(
+        this.form,
+        { ...this.sizes, batch, tokens, rows, focus: this.options.focus },
+        threads === undefined ? {} : { threads },
+      );
+    this.made.set(key, step);
+    return step;
   }
 
   private weights(t: number): LossWeights {
@@ -103,7 +115,7 @@ export class LayerFit {
   }
 
   async release(): Promise<void> {
-    await this.step?.release();
-    this.step = undefined;
+    for (const step of this.made.values()) await (await step).release();
+    this.made.clear();
   }
 }

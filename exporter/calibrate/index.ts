@@ -9,6 +9,7 @@ export { type ChoiceGoal, type ChooseOptions, chooseLayers, type ParetoRow } fro
 export {
   arrayData,
   type CalibrationData,
+  mixedData,
   type Repeat,
   type TokenDataOptions,
   tokenData,

@@ -279,30 +279,38 @@ interface FarRow {
 function* farRows(
   heads: TappedHeads,
   { HQ, HV, K }: HeadSizes,
-  { window, sinks, scale }: HybridForm,
+  { window, sinks, scale, bidirectional }: HybridForm,
   random: Random,
   rows: number,
 ): Generator<FarRow> {
   const [B, , T] = heads.query.dims as [number, number, number];
-  const first = window + sinks;
+  const first = bidirectional ? 0 : window + sinks;
+  const visible = heads.visible?.data as Float32Array | undefined;
   for (let b = 0; b < B; b++) {
     for (let h = 0; h < HQ; h++) {
       const g = Math.floor(h / (HQ / HV));
       for (let r = 0; r < rows && first < T; r++) {
         const t = first + random.below(T - first);
+        if (visible && !visible[b * T + t]) continue;
         const q = vector(heads.query, b * HQ + h, t, K);
-        const scores = new Float64Array(t + 1);
-        for (let j = 0; j <= t; j++) {
+        const seen = bidirectional ? T : t + 1;
+        const scores = new Float64Array(seen);
+        for (let j = 0; j < seen; j++) {
+          if (visible && !visible[b * T + j]) {
+            scores[j] = -Infinity;
+            continue;
+          }
           const k = vector(heads.key, b * HV + g, j, K);
           for (let i = 0; i < K; i++) scores[j]! += scale * q[i]! * k[i]!;
         }
         const top = scores.reduce((a, s) => Math.max(a, s), -Infinity);
         const exps = scores.map((s) => Math.exp(s - top));
         const total = exps.reduce((a, e) => a + e, 0);
-        const far = exps.subarray(sinks, t - window + 1);
+        const far = bidirectional ? exps : exps.subarray(sinks, t - window + 1);
         const sumFar = far.reduce((a, e) => a + e, 0);
         const logFar = Math.log(Math.max(sumFar, 1e-30)) + top;
-        yield { b, h, g, t, from: sinks, weights: far.map((e) => e / total), logFar };
+        const from = bidirectional ? 0 : sinks;
+        yield { b, h, g, t, from, weights: far.map((e) => e / total), logFar };
       }
     }
   }

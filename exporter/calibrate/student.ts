@@ -2,6 +2,8 @@ import type { BodyEmitter } from '../../ops/function/emitter.js';
 
 /** The form of a hybrid attention: what is exact, and what its features are made of. */
 export interface HybridForm {
+  /** Queries see all keys, every one through features. */
+  readonly bidirectional?: boolean;
   readonly window: number;
   readonly sinks: number;
   readonly scale: number;

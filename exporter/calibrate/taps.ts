@@ -7,6 +7,7 @@ import { type Model, makeValueInfo, modelBytes } from '../ir/index.js';
 import { beforeRotation } from '../match/rotation.js';
 import type { Runner } from '../match/runner.js';
 import type { Sdpa } from '../match/sdpa.js';
+import { SharedValues } from '../shared_values.js';
 import { SiteEmitter } from '../variants/emit.js';
 import { copyModel } from './copy.js';
 
@@ -30,6 +31,8 @@ export interface TappedHeads {
   /** What features are made of. */
   readonly queryFeatures: Ort.Tensor; // [B,HQ,T,D]
   readonly keyFeatures: Ort.Tensor; // [B,HV,T,D]
+  /** 1 where there is no padding, of bidirectional attention: [B,T]. All is seen where it is absent. */
+  readonly visible?: Ort.Tensor;
 }
 
 /** A model that yields queries, keys and values of its attention instead of its own outputs. */
@@ -39,7 +42,7 @@ export class Taps {
     readonly layers: readonly TappedLayer[],
   ) {}
 
-  /** @param layers which ones; each must be causal attention that can be rewritten */
+  /** @param layers which ones; each must be attention that can be rewritten */
   static async open(
     model: Model,
     layers: readonly number[],
@@ -48,15 +51,17 @@ export class Taps {
     const copy = copyModel(model);
     const analysis = await analyse(copy, options);
     const tapped = layers.map((layer) => {
-      const sdpa = analysis.sites.find((s) => s.layer === layer)?.sdpa;
+      const site = analysis.sites.find((s) => s.layer === layer);
+      const sdpa = site?.sdpa;
       if (!sdpa) throw new FlaError('invalid_argument', `layer ${layer} is no known attention`);
       const q = options.unrotated ? beforeRotation(copy.graph, sdpa.q) : undefined;
       const k = options.unrotated ? beforeRotation(copy.graph, sdpa.k) : undefined;
-      return { layer, sdpa, unrotated: q && k ? { q, k } : undefined };
+      return { layer, site, sdpa, unrotated: q && k ? { q, k } : undefined };
     });
     const { graph } = copy;
     graph.proto.output = [];
-    for (const { layer, sdpa, unrotated } of tapped) {
+    const shared = new SharedValues(graph, analysis, tapped[0]!.sdpa);
+    for (const { layer, site, sdpa, unrotated } of tapped) {
       const e = new SiteEmitter(graph, analysis.facts, `tap.${layer}`);
       for (const [name, heads] of Object.entries({
         query: sdpa.q,
@@ -67,8 +72,14 @@ export class Taps {
         e.op('Cast', [e.bhtd(heads)], { to: 1 }, { output: `tap.${layer}.${name}` });
         graph.addOutput(makeValueInfo(`tap.${layer}.${name}`, 1));
       }
+      const seen = site.mask?.kind === 'bidirectional' ? shared.padding(site) : '';
+      if (seen) {
+        e.op('Cast', [seen], { to: 1 }, { output: `tap.${layer}.visible` });
+        graph.addOutput(makeValueInfo(`tap.${layer}.visible`, 1));
+      }
       graph.insert(e.nodes);
     }
+    shared.insert();
     graph.removeDead();
     graph.sort();
     const ort = await loadOnnxRuntime();
@@ -96,7 +107,9 @@ export class Taps {
         const of = (name: string) => results[`tap.${layer}.${name}`]!;
         const [query, key, value] = [of('query'), of('key'), of('value')];
         const [queryFeatures, keyFeatures] = unrotated ? [of('q'), of('k')] : [query, key];
-        return [layer, { query, key, value, queryFeatures, keyFeatures }];
+        const visible = results[`tap.${layer}.visible`];
+        const heads = { query, key, value, queryFeatures, keyFeatures };
+        return [layer, visible ? { ...heads, visible } : heads];
       }),
     );
   }

@@ -74,7 +74,12 @@ async function stepModel(form: HybridForm, shape: StepShape): Promise<Model> {
     ParameterName,
     string
   >;
-  const { near, far } = emitNearAndFar(e, form, inputs);
+  const { near, far } = form.bidirectional
+    ? {
+        near: e.constant('bool', [0]),
+        far: e.op('Reshape', [e.op('Greater', ['visible', e.scalar(0.5)]), e.ints(B, 1, 1, 1, T)]),
+      }
+    : emitNearAndFar(e, form, inputs);
   const student = emitStudent(e, form, shape, inputs, names, { near, far });
   const grouped = e.reshape(query, [B, HV, G, R, K]);
   const keys = e.transpose(e.unsqueeze('key', 2), [0, 1, 2, 4, 3]);
@@ -95,9 +100,19 @@ async function stepModel(form: HybridForm, shape: StepShape): Promise<Model> {
   // Rows that look up a few far keys may count more than those that look around.
   const lookup = e.sum(e.mul(e.mul(A, A), isFar), 4);
   const average = e.op('Max', [e.op('ReduceMean', [lookup], { keepdims: 0 }), e.scalar(1e-6)]);
-  const rowWeight = e.add(
-    e.mul(e.div(lookup, average), e.scalar(shape.focus)),
-    e.scalar(1 - shape.focus),
+  // Padding asks for nothing.
+  const asks = (x: string) =>
+    form.bidirectional
+      ? e.mul(
+          x,
+          e.op('Reshape', [
+            e.op('Gather', ['visible', 'rows'], { axis: 1 }),
+            e.ints(B, 1, 1, R, 1),
+          ]),
+        )
+      : x;
+  const rowWeight = asks(
+    e.add(e.mul(e.div(lookup, average), e.scalar(shape.focus)), e.scalar(1 - shape.focus)),
   );
   const ce = scalar(e.mul(rowWeight, kl(A, only(visible, scores), student)), count);
   const farTeacher = only(far, scores);
@@ -107,8 +122,8 @@ async function stepModel(form: HybridForm, shape: StepShape): Promise<Model> {
     count,
   );
   const v = e.unsqueeze('value', 2);
-  const Y = e.matmul(A, v);
-  const error = e.sub(e.matmul(softmax(student), v), Y);
+  const Y = asks(e.matmul(A, v));
+  const error = e.sub(asks(e.matmul(softmax(student), v)), Y);
   const square = (x: string) => e.op('ReduceSum', [e.mul(x, x)], { keepdims: 0 });
   const mse = e.div(square(error), square(Y));
   const losses = e.op(
@@ -127,6 +142,7 @@ async function stepModel(form: HybridForm, shape: StepShape): Promise<Model> {
       query_features: ['float32', [B, HQ, T, D]],
       key_features: ['float32', [B, HV, T, D]],
       rows: ['int64', [R]],
+      ...(form.bidirectional && { visible: ['float32', [B, T]] as const }),
       loss_weights: ['float32', [3]],
     },
     outputs: { [LOSS]: ['float32', []], losses: ['float32', [3]] },
@@ -201,6 +217,7 @@ export class TrainingStep {
   private constructor(
     private readonly ort: typeof Ort,
     private readonly session: Ort.InferenceSession,
+    private readonly form: HybridForm,
     private readonly shapes: Record<ParameterName, readonly number[]>,
     private readonly gradientNames: readonly string[],
   ) {}
@@ -214,7 +231,7 @@ export class TrainingStep {
     const ort = await loadOnnxRuntime();
     const session = await ort.InferenceSession.create(modelBytes(model), sessionOptions(options));
     const names = session.outputNames.slice(2);
-    return new TrainingStep(ort, session, parameterShapes(shape, form), names);
+    return new TrainingStep(ort, session, form, parameterShapes(shape, form), names);
   }
 
   async run(
@@ -233,6 +250,11 @@ export class TrainingStep {
       rows: new Tensor('int64', BigInt64Array.from(rows, BigInt), [rows.length]),
       loss_weights: new Tensor('float32', [weights.weights, weights.far, weights.output], [3]),
     };
+    if (this.form.bidirectional) {
+      const [B, , T] = heads.key.dims as [number, number, number];
+      feeds.visible =
+        heads.visible ?? new Tensor('float32', new Float32Array(B * T).fill(1), [B, T]);
+    }
     for (const name of PARAMETER_NAMES) {
       feeds[name] = new Tensor('float32', values[name], this.shapes[name]);
     }

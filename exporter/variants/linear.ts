@@ -4,6 +4,7 @@ import { declareFunction } from '../calls.js';
 import type { AttributeValue } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
+import { fittedInputs } from './fitted.js';
 import { constantGate, type EmittedGate, emitBeta, emitDecay } from './gates.js';
 import type { FeatureMapName, LayerGates, LinearVariant, RewriteOptions } from './options.js';
 import { floatType, stateType } from './types.js';
@@ -35,10 +36,19 @@ export interface LinearSite {
 export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOptions): void {
   const { sdpa, layer } = site;
   const variant = options.variant as LinearVariant;
-  const dtype = floatType(sdpa, layer);
-  const [query, key, value] = [sdpa.q, sdpa.k, sdpa.v].map((h) => e.as(e.packed(h), dtype));
+  const own = floatType(sdpa, layer);
+  const fitted = variant === 'linear' ? options.fitted?.[layer] : undefined;
+  // Features are exponentials: half precision holds too few of them.
+  const dtype = fitted ? 'float32' : own;
+  const packed = [sdpa.q, sdpa.k, sdpa.v].map((h) => e.as(e.packed(h), own));
+  const [query, key, value] = fitted
+    ? fittedInputs(e, sdpa, layer, packed as [string, string, string], own, fitted)
+    : packed;
   const { decay, beta } = gatesOf(e, site, options, query!);
-  const attributes = attributesOf(sdpa, site.causal, options);
+  const attributes = {
+    ...attributesOf(sdpa, site.causal, options),
+    ...(fitted && { feature_map: fitted.featureMap, scale: 1 }),
+  };
   const body = linearAttentionFunction(
     {
       attributes,
@@ -54,7 +64,7 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
       // Without past_state nothing but the inputs' own type decides that of present_state.
       stateDtype: site.pastState === '' ? dtype : stateType(dtype, options),
       opset: e.opset,
-      headDimK: sdpa.k.dim,
+      headDimK: fitted?.keyWeight ? fitted.keyWeight.dims[2]! * fitted.signs : sdpa.k.dim,
       headDimV: sdpa.v.dim,
     },
     { target: options.body ?? 'auto' },
@@ -71,13 +81,18 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
   ];
   const { output } = sdpa;
   const packedOutput =
-    output.layout === 'packed' ? output.value : e.graph.fresh(`${sdpa.anchor.name}/${variant}`);
+    output.layout === 'packed' && dtype === own
+      ? output.value
+      : e.graph.fresh(`${sdpa.anchor.name}/${variant}`);
   e.ops('LinearAttention', inputs, [packedOutput, site.presentState], written(attributes), {
     domain: 'com.fla',
     overload: body.overload,
   });
-  if (output.layout !== 'packed') {
-    e.fromPacked(packedOutput, sdpa.q.heads, sdpa.v.dim, { ...output, layout: output.layout });
+  if (output.layout === 'packed') {
+    if (dtype !== own) e.cast(packedOutput, own, output.value);
+  } else {
+    const result = dtype === own ? packedOutput : e.cast(packedOutput, own);
+    e.fromPacked(result, sdpa.q.heads, sdpa.v.dim, { ...output, layout: output.layout });
   }
 }
 

@@ -13,16 +13,23 @@ export interface Parameter {
   readonly data: Float32Array;
 }
 
-/** The far part of one layer's HybridAttention, as calibration finds it. HQ query heads, HV key heads, F = M * signs. */
-export interface HybridLayer {
+/**
+ * Feature maps of one layer, as calibration finds them: featureMap([x W, -x W] + b), without -x W for one sign. HQ query heads,
+ * HV key heads, F = M * signs.
+ */
+export interface FittedFeatures {
   readonly featureMap: HybridFeatureMap;
   readonly signs: 1 | 2;
-  /** Features are made of queries and keys before their rotary embedding. */
-  readonly unrotated?: boolean;
   readonly queryWeight?: Parameter; // [HQ,K,M]
   readonly keyWeight?: Parameter; // [HV,K,M]
   readonly queryBias?: Parameter; // [HQ,F]
   readonly keyBias?: Parameter; // [HV,F]
+}
+
+/** The far part of one layer's HybridAttention, as calibration finds it. */
+export interface HybridLayer extends FittedFeatures {
+  /** Features are made of queries and keys before their rotary embedding. */
+  readonly unrotated?: boolean;
   readonly alpha?: Parameter; // [HQ]
   readonly keyMean?: Parameter; // [HV,K]
 }
@@ -78,6 +85,8 @@ export interface RewriteOptions {
   features?: number;
   /** `hybrid`: fitted feature maps by layer; see `calibrateModel`. */
   hybrid?: { readonly [layer: number]: HybridLayer };
+  /** `linear`: fitted feature maps by layer, computed by nodes before the operator; see `calibrateModel`. */
+  fitted?: { readonly [layer: number]: FittedFeatures };
   /** What the function body calls: com.microsoft.LinearAttention where it fits (`auto`, the default), or standard ops. */
   body?: 'com.microsoft' | 'standard' | 'auto';
   /** Report what would be done; the model is left as it is. */

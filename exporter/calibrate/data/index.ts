@@ -17,6 +17,8 @@ export interface CalibrationData {
   inputs(part: Part, index: number): Promise<Readonly<Record<string, readonly number[]>>>;
   /** Shapes of those. */
   shape(input: string): readonly number[] | undefined;
+  /** The part of the data that a batch is from, where examples differ in shape. */
+  at?(part: Part, index: number): CalibrationData;
   /** Is the tail of a sequence, from this token on, a repetition? Null where that is not known. */
   repeats(part: Part, index: number): readonly (Repeat | null)[];
 }
@@ -137,6 +139,28 @@ export function arrayData(
   };
 }
 
+/** Batches of several sources, which may differ in shape: each from one of them, by their numbers of examples. */
+export function mixedData(
+  sources: readonly { data: CalibrationData; examples: number }[],
+  seed = 0,
+): CalibrationData {
+  const [first] = sources;
+  if (!first) throw new FlaError('invalid_argument', 'data must have a source, received none');
+  const total = sources.reduce((sum, s) => sum + s.examples, 0);
+  const at = (part: Part, index: number): CalibrationData => {
+    let pick = new Random(seed, part === 'fit' ? 4 : 5, index).next() * total;
+    return (sources.find((s) => (pick -= s.examples) < 0) ?? first).data;
+  };
+  return {
+    batch: first.data.batch,
+    tokens: Math.min(...sources.map((s) => s.data.tokens)),
+    at,
+    inputs: (part, index) => at(part, index).inputs(part, index),
+    shape: (input) => first.data.shape(input),
+    repeats: (part, index) => at(part, index).repeats(part, index),
+  };
+}
+
 /** The longest segment of at least 16 tokens that comes a second time, or null. */
 export function findRepeat(ids: readonly number[]): Repeat | null {
   let best: Repeat | null = null;
@@ -168,11 +192,12 @@ export async function makeBatch(
   index: number,
 ): Promise<Record<string, Ort.Tensor>> {
   const ort = await loadOnnxRuntime();
-  const given = await data.inputs(part, index);
+  const source = data.at?.(part, index) ?? data;
+  const given = await source.inputs(part, index);
   const feeds: Record<string, Ort.Tensor> = {};
   for (const input of inputs) {
     const name = given[input.name] ? input.name : isTokens(input) && given.ids ? 'ids' : undefined;
-    const [values, dims] = name ? [given[name]!, data.shape(name)!] : madeUp(input, data);
+    const [values, dims] = name ? [given[name]!, source.shape(name)!] : madeUp(input, source);
     feeds[input.name] = numberTensor(ort, input.type, values, dims);
   }
   return feeds;

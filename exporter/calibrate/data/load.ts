@@ -3,7 +3,13 @@ import path from 'node:path';
 import { FlaError } from '../../../ops/error.js';
 import { readText } from '../../text/read_text.js';
 import { loadTokenizer } from '../../text/tokenizer.js';
-import { arrayData, type CalibrationData, type TokenDataOptions, tokenData } from './index.js';
+import {
+  arrayData,
+  type CalibrationData,
+  mixedData,
+  type TokenDataOptions,
+  tokenData,
+} from './index.js';
 import { type NpyArray, readNpz } from './npz.js';
 
 /**
@@ -18,7 +24,7 @@ export function loadData(
 ): CalibrationData {
   const files = filesOf(file);
   const arrays = files.filter((f) => f.endsWith('.npz'));
-  if (arrays.length > 0) return arrayData(arrays.map(readNpz).reduce(joined), options);
+  if (arrays.length > 0) return byShape(arrays, options);
   if (!tokenizer) {
     throw new FlaError('invalid_argument', `${file}: is text, which needs a tokenizer`);
   }
@@ -39,14 +45,35 @@ function filesOf(file: string): string[] {
   return chosen.map((n) => path.join(file, n));
 }
 
+/** Examples of all files; those of one shape together. */
+function byShape(files: readonly string[], options: TokenDataOptions): CalibrationData {
+  const groups = new Map<string, { arrays: Map<string, NpyArray>; file: string }>();
+  for (const file of files) {
+    const arrays = readNpz(file);
+    const key = [...arrays].map(([name, a]) => `${name} [${a.dims.slice(1)}]`).sort();
+    const known = groups.get(`${key}`);
+    groups.set(`${key}`, { arrays: known ? joined(known.arrays, arrays) : arrays, file });
+  }
+  const sources = [...groups.values()].map(({ arrays, file }) => {
+    const [first] = arrays.values();
+    try {
+      return { data: arrayData(arrays, options), examples: first!.dims[0] ?? 0 };
+    } catch (error) {
+      throw groups.size > 1 ? prefixed(error, file) : error;
+    }
+  });
+  return sources.length === 1 ? sources[0]!.data : mixedData(sources, options.seed);
+}
+
+function prefixed(error: unknown, file: string): unknown {
+  return error instanceof FlaError ? new FlaError(error.code, `${file}: ${error.message}`) : error;
+}
+
 /** Examples of two files, one after the other. */
 function joined(a: Map<string, NpyArray>, b: Map<string, NpyArray>): Map<string, NpyArray> {
   return new Map(
     [...a].map(([name, x]) => {
       const y = b.get(name);
-      if (`${y?.dims.slice(1)}` !== `${x.dims.slice(1)}`) {
-        throw new FlaError('invalid_argument', `array ${name} must have one shape in all files`);
-      }
       const data = new Float64Array(x.data.length + y!.data.length);
       data.set(x.data as Float64Array);
       data.set(y!.data as Float64Array, x.data.length);
