@@ -47,11 +47,7 @@ export async function chooseLayers(
   const teacher = await openModel(model, options);
   const { logits } = tokenInterface(teacher.session);
   const most = Math.min(goal.keep ?? layers.length, layers.length);
-  const total =
-    1 + Array.from({ length: most }, (_, i) => layers.length - i).reduce((a, b) => a + b, 0);
-  let done = 0;
   const look = async (kept: number[]): Promise<ParetoRow> => {
-    options.signal?.throwIfAborted();
     const student = await openModel(
       kept.length === layers.length ? model : (await assemble(model, calibration, kept)).model,
       options,
@@ -65,26 +61,46 @@ export async function chooseLayers(
       const [own, others] = await Promise.all(feeds);
       const before = await fastest(() => teacher.session.run(own!));
       const after = await fastest(() => student.session.run(others!));
-      options.onProgress?.('choices measured', ++done, total);
       return { kept, ...quality, ...bytes(calibration, kept), speed: before / after };
     } finally {
       await student.session.release();
     }
   };
   try {
-    const rows = [await look([])];
-    while (rows.length <= most && !reached(rows.at(-1)!, goal)) {
-      const { kept } = rows.at(-1)!;
-      const candidates: ParetoRow[] = [];
-      for (const layer of layers.filter((l) => !kept.includes(l))) {
-        candidates.push(await look([...kept, layer]));
-      }
-      rows.push(candidates.reduce((best, c) => (loss(c) < loss(best) ? c : best)));
-    }
-    return rows;
+    return await greedy(layers, most, look, loss, options, (row) => reached(row, goal));
   } finally {
     await teacher.session.release();
   }
+}
+
+/** Keeps one layer more at a time, each time the best of all, until `most` are kept or enough is reached. */
+export async function greedy<Row extends { kept: number[] }>(
+  layers: readonly number[],
+  most: number,
+  look: (kept: number[]) => Promise<Row>,
+  loss: (row: Row) => number,
+  { onProgress, signal }: ChooseOptions,
+  enough: (row: Row) => boolean = () => false,
+): Promise<Row[]> {
+  const total =
+    1 + Array.from({ length: most }, (_, i) => layers.length - i).reduce((a, b) => a + b, 0);
+  let done = 0;
+  const measured = async (kept: number[]) => {
+    signal?.throwIfAborted();
+    const row = await look(kept);
+    onProgress?.('choices measured', ++done, total);
+    return row;
+  };
+  const rows = [await measured([])];
+  while (rows.length <= most && !enough(rows.at(-1)!)) {
+    const { kept } = rows.at(-1)!;
+    const candidates: Row[] = [];
+    for (const layer of layers.filter((l) => !kept.includes(l))) {
+      candidates.push(await measured([...kept, layer]));
+    }
+    rows.push(candidates.reduce((best, c) => (loss(c) < loss(best) ? c : best)));
+  }
+  return rows;
 }
 
 function reached(row: ParetoRow, { keep, kl }: ChoiceGoal): boolean {
@@ -114,7 +130,7 @@ function bytes(
   return { state_bytes: fixed, cache_bytes_per_token: perToken };
 }
 
-async function fastest(run: () => Promise<unknown>): Promise<number> {
+export async function fastest(run: () => Promise<unknown>): Promise<number> {
   let best = Number.POSITIVE_INFINITY;
   for (let i = 0; i < 3; i++) {
     const start = performance.now();

@@ -22,14 +22,15 @@ export function readNpz(file: string): Map<string, NpyArray> {
   return arrays;
 }
 
-/** Writes arrays of 64-bit integers as .npz, uncompressed. */
+/** Writes arrays of 64-bit integers or float32 as .npz, uncompressed. */
 export function writeNpz(
   file: string,
-  arrays: Readonly<Record<string, { dims: readonly number[]; data: BigInt64Array }>>,
+  arrays: Readonly<Record<string, { dims: readonly number[]; data: BigInt64Array | Float32Array }>>,
 ): void {
   const entries = Object.entries(arrays).map(([name, { dims, data }]) => {
     const shape = dims.length === 1 ? `(${dims[0]},)` : `(${dims.join(', ')})`;
-    const text = `{'descr': '<i8', 'fortran_order': False, 'shape': ${shape}, }`;
+    const type = data instanceof Float32Array ? '<f4' : '<i8';
+    const text = `{'descr': '${type}', 'fortran_order': False, 'shape': ${shape}, }`;
     const length = Math.ceil((10 + text.length + 1) / 64) * 64 - 10;
     const head = Buffer.from(`\x93NUMPY\x01\x00\0\0${text.padEnd(length - 1)}\n`, 'latin1');
     head.writeUInt16LE(length, 8);

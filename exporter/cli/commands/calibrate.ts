@@ -6,6 +6,7 @@ import {
   type CalibrationReport,
   calibrateModel,
   loadData,
+  type OutputRow,
   type ParetoRow,
 } from '../../calibrate/index.js';
 import { namingFile } from '../../compare/session.js';
@@ -45,8 +46,10 @@ export function addCalibrate(program: Command, io: Io): void {
   const positive = parseWithin(0, Number.MAX_VALUE);
   program
     .command('calibrate')
-    .description('rewrite to hybrid attention, its features fitted to the attention of the model')
-    .argument('<model>', 'ONNX file of a causal language model')
+    .description(
+      'rewrite to hybrid attention (bidirectional: linear), its features fitted to the attention of the model',
+    )
+    .argument('<model>', 'ONNX file of a language model, an encoder or an image model')
     .requiredOption('--data <path>', 'text, .npz of inputs, or a folder of either')
     .requiredOption('-o, --output <file>', 'where the calibrated model goes')
     .option('--tokenizer <file>', 'tokenizer.json of the model, for text')
@@ -111,6 +114,7 @@ export function addCalibrate(program: Command, io: Io): void {
 Examples:
   onnx-fla calibrate model.onnx --data book.txt --tokenizer tokenizer.json -o hybrid.onnx
   onnx-fla calibrate model.onnx --data tokens.npz -o hybrid.onnx --keep-softmax auto:1
+  onnx-fla calibrate encoder.onnx --data images.npz -o linear.onnx --features 64
   onnx-fla calibrate model.onnx --data texts/ --tokenizer tokenizer.json -o hybrid.onnx --budget kl=0.02
 
 Stopped with Ctrl-C, the same command goes on where it was: what is done lies in <output>.calibration until the end.
@@ -164,8 +168,23 @@ function printReport(io: Io, report: CalibrationReport, output: string): void {
       ...[first[0], last[0], first[1], last[1]].map((x) => formatNumber(x!, 3)),
     ]),
   );
-  printPareto(io, report.pareto);
+  if (report.pareto.length > 0) printPareto(io, report.pareto);
+  else printOutputs(io, report.outputs);
   io.out(`written to ${output}\n`);
+}
+
+/** The same for models that predict no next token. */
+function printOutputs(io: Io, rows: readonly OutputRow[]): void {
+  printTable(
+    io,
+    ['softmax layers', 'relative error of outputs', 'cosine', 'speed'],
+    rows.map((r) => [
+      r.kept.length === 0 ? 'none' : r.kept.join(', '),
+      formatNumber(r.relative_error, 3),
+      formatNumber(r.cosine, 4),
+      `${formatNumber(r.speed, 3)}x`,
+    ]),
+  );
 }
 
 /** What keeping more and more layers as softmax gives and costs. */
