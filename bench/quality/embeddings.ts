@@ -5,9 +5,9 @@ import path from 'node:path';
 import { numberTensor, tensorValues } from '../../exporter/compare/feeds.js';
 import { loadOnnxRuntime, openSession } from '../../exporter/compare/session.js';
 import { cosine, mean, rankCorrelation } from '../../exporter/compare/statistics.js';
-import { saveModel } from '../../exporter/index.js';
+import { type CalibrationData, mixedData, saveModel, tokenData } from '../../exporter/index.js';
 import { TINYLM } from '../../test/support/models.js';
-import { ENCODER_WAYS, type Way } from './controls.js';
+import { calibratedWay, ENCODER_WAYS, type Way } from './controls.js';
 import { LONGEST, useLite, useLiteTokenizer } from './use_lite.js';
 
 export interface EmbeddingRow extends Pick<Way, 'name' | 'role'> {
@@ -30,16 +30,38 @@ const TEXTS = 48;
 const EVERY = 2; // paragraphs between two that are taken
 const SHORTEST = 40; // tokens
 
-/** Paragraphs spread over the held-out text, as ids, cut where the encoder cuts. */
-function texts(): number[][] {
+/** Every other paragraph, as ids; those between them are for calibration. */
+function paragraphs(which: 'measured' | 'fit'): number[][] {
   const tokenizer = useLiteTokenizer();
-  const paragraphs = fs.readFileSync(TINYLM.text, 'utf8').split(/\n\s*\n/);
-  const long = paragraphs
-    .filter((_, i) => i % EVERY === 0)
-    .map((p) => tokenizer.encode(p.replace(/\s+/g, ' ').trim()).slice(0, LONGEST))
+  const all = fs.readFileSync(TINYLM.text, 'utf8').split(/\n\s*\n/);
+  return all
+    .filter((_, i) => (i % EVERY === 0) === (which === 'measured'))
+    .map((p) => tokenizer.encode(p.replace(/\s+/g, ' ').trim()));
+}
+
+/** Paragraphs cut where the encoder cuts. */
+function texts(): number[][] {
+  const long = paragraphs('measured')
+    .map((ids) => ids.slice(0, LONGEST))
     .filter((ids) => ids.length >= SHORTEST);
   return long.slice(0, TEXTS);
 }
+
+/** Pieces of the other paragraphs, of several lengths. */
+function fitData(): CalibrationData {
+  const ids = paragraphs('fit').flat();
+  const sources = [LONGEST, LONGEST, 96, 64].map((length) => ({
+    data: tokenData(ids, { length, repeated: 0 }),
+    examples: 1,
+  }));
+  return mixedData(sources);
+}
+
+const WAYS: Way[] = [
+  ...ENCODER_WAYS,
+  calibratedWay('calibrated, 256 features', fitData, { features: 256, steps: 1000 }),
+  calibratedWay('calibrated, 512 features', fitData, { features: 512, steps: 1000 }),
+];
 
 async function embed(file: string, all: readonly number[][]): Promise<Float32Array[]> {
   const ort = await loadOnnxRuntime();
@@ -64,9 +86,9 @@ export async function measureEmbeddings(): Promise<EmbeddingResult> {
   const rows: EmbeddingRow[] = [];
   let original: Float32Array[] = [];
   try {
-    for (const [i, { name, role, make }] of ENCODER_WAYS.entries()) {
-      const model = useLite();
-      await make(model);
+    for (const [i, { name, role, make }] of WAYS.entries()) {
+      let model = useLite();
+      model = (await make(model)) ?? model;
       const file = path.join(folder, `${i}.onnx`);
       saveModel(model, file);
       const embeddings = await embed(file, all);
