@@ -26,6 +26,7 @@ export { retarget, TARGETS, type Target, type TargetReport } from './target.js';
 export { validateModel } from './validate.js';
 export type {
   FeatureMapName,
+  FittedFeatures,
   Gate,
   HybridFeatureMap,
   HybridLayer,

@@ -59,8 +59,7 @@ function fitData(): CalibrationData {
 
 const WAYS: Way[] = [
   ...ENCODER_WAYS,
-  calibratedWay('calibrated, 256 features', fitData, { features: 256, steps: 1000 }),
-  calibratedWay('calibrated, 512 features', fitData, { features: 512, steps: 1000 }),
+  calibratedWay('calibrated, 512 features', fitData, { features: 512, steps: 1500 }),
 ];
 
 async function embed(file: string, all: readonly number[][]): Promise<Float32Array[]> {

@@ -27,7 +27,6 @@ export const LINES = 120;
 
 const WAYS: Way[] = [
   ...ENCODER_WAYS,
-  calibratedWay('calibrated, 64 features', () => lineData(240, 4), { features: 64, steps: 80 }),
   calibratedWay('calibrated, 128 features', () => lineData(240, 4), { features: 128, steps: 160 }),
 ];
 

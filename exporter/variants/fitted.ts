@@ -2,10 +2,20 @@ import { FlaError } from '../../ops/error.js';
 import { type DTypeName, makeTensor } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
-import type { FittedFeatures, Parameter } from './options.js';
+import type { FittedFeatures, Parameter, RewriteOptions } from './options.js';
 
 /** Largest exponent of a feature: the product of two such features is still a float32. */
 const LARGEST = 40;
+
+/** The feature maps of a layer, where it is given some. */
+export function fittedFor(layer: number, options: RewriteOptions): FittedFeatures | undefined {
+  return options.variant === 'linear' ? options.fitted?.[layer] : undefined;
+}
+
+/** Features of a token in a head. */
+export function featureCount({ k }: Sdpa, { keyWeight, signs }: FittedFeatures): number {
+  return (keyWeight?.dims[2] ?? k.dim) * signs;
+}
 
 /**
  * What LinearAttention gets when feature maps were fitted, in float32: what its own feature map makes features of, [x W, -x W] + b
@@ -29,20 +39,22 @@ export function fittedInputs(
 
 function exponents(
   e: SiteEmitter,
-  { anchor, k: { dim } }: Sdpa,
+  sdpa: Sdpa,
   packed: string,
   of: 'query' | 'key',
   heads: number,
-  { featureMap, signs }: FittedFeatures,
+  fitted: FittedFeatures,
   weight: Parameter | undefined,
   bias: Parameter | undefined,
 ): string {
+  const { anchor, k } = sdpa;
+  const { featureMap, signs } = fitted;
+  const F = featureCount(sdpa, fitted);
   const constant = (name: string, dims: readonly number[], data: Float32Array) =>
     e.graph.addInitializer(
       makeTensor(e.graph.fresh(`${anchor.name}/${of}_${name}`), 'float32', dims, data),
     );
-  const F = (weight?.dims[2] ?? dim) * signs;
-  let x = e.transpose(e.reshape(packed, [0, 0, heads, dim]), [0, 2, 1, 3]);
+  let x = e.transpose(e.reshape(packed, [0, 0, heads, k.dim]), [0, 2, 1, 3]);
   if (weight) x = e.matmul(x, constant('weight', weight.dims, weight.data));
   if (signs === 2) x = e.op('Concat', [x, e.op('Neg', [x])], { axis: 3 });
   if (bias) x = e.add(x, constant('bias', [heads, 1, F], bias.data));

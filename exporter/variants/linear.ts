@@ -4,7 +4,7 @@ import { declareFunction } from '../calls.js';
 import type { AttributeValue } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
-import { fittedInputs } from './fitted.js';
+import { featureCount, fittedFor, fittedInputs } from './fitted.js';
 import { constantGate, type EmittedGate, emitBeta, emitDecay } from './gates.js';
 import type { FeatureMapName, LayerGates, LinearVariant, RewriteOptions } from './options.js';
 import { floatType, stateType } from './types.js';
@@ -37,7 +37,7 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
   const { sdpa, layer } = site;
   const variant = options.variant as LinearVariant;
   const own = floatType(sdpa, layer);
-  const fitted = variant === 'linear' ? options.fitted?.[layer] : undefined;
+  const fitted = fittedFor(layer, options);
   // Features are exponentials: half precision holds too few of them.
   const dtype = fitted ? 'float32' : own;
   const packed = [sdpa.q, sdpa.k, sdpa.v].map((h) => e.as(e.packed(h), own));
@@ -64,7 +64,7 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
       // Without past_state nothing but the inputs' own type decides that of present_state.
       stateDtype: site.pastState === '' ? dtype : stateType(dtype, options),
       opset: e.opset,
-      headDimK: fitted?.keyWeight ? fitted.keyWeight.dims[2]! * fitted.signs : sdpa.k.dim,
+      headDimK: fitted ? featureCount(sdpa, fitted) : sdpa.k.dim,
       headDimV: sdpa.v.dim,
     },
     { target: options.body ?? 'auto' },

@@ -3,6 +3,7 @@ import * as ort from 'onnxruntime-node';
 import { describe, expect, it } from 'vitest';
 import {
   DATA_TYPE,
+  type FittedFeatures,
   modelBytes,
   parseModel,
   type RewriteOptions,
@@ -19,7 +20,7 @@ import {
   transposed,
   Writer,
 } from './support/families.js';
-import { type Call, evaluate, makeLayer } from './support/layer.js';
+import { type Call, evaluate, type Layer, makeLayer } from './support/layer.js';
 import { distance, ints, random, run } from './support/run.js';
 
 const BATCH = 2;
@@ -36,6 +37,24 @@ function numbers(t: ort.Tensor): number[] {
   const { buffer, byteOffset, length } = t.data as Uint16Array;
   const view = new DataView(buffer, byteOffset, length * 2);
   return Array.from({ length }, (_, i) => getFloat16(view, i * 2, true));
+}
+
+/** elu+1 as fitted features: x times the identity, and no bias. */
+function elu1({ heads, kvHeads, dim }: Layer): FittedFeatures {
+  const eye = (_: unknown, i: number) => +((i % (dim * dim)) % (dim + 1) === 0);
+  const weight = (h: number) => ({
+    dims: [h, dim, dim],
+    data: Float32Array.from({ length: h * dim * dim }, eye),
+  });
+  const bias = (h: number) => ({ dims: [h, dim], data: new Float32Array(h * dim) });
+  return {
+    featureMap: 'elu1',
+    signs: 1,
+    queryWeight: weight(heads),
+    keyWeight: weight(kvHeads),
+    queryBias: bias(heads),
+    keyBias: bias(kvHeads),
+  };
 }
 
 const named = [
@@ -103,8 +122,12 @@ describe.each([...named, upcast])('$name, in float16', (family) => {
     { variant: 'none' },
     { variant: 'linear' },
     { variant: 'linear', body: 'standard' },
+    { variant: 'linear', fitted: { 0: { featureMap: 'elu1', signs: 1 } } },
   ])('%j', async (options) => {
     expect(await error(options)).toBeLessThan(5e-3);
+  });
+  it('with fitted features', async () => {
+    expect(await error({ variant: 'linear', fitted: { 0: elu1(layer) } })).toBeLessThan(5e-3);
   });
 });
 

@@ -18,7 +18,9 @@ import {
   saveModel,
   writeNpz,
 } from '../../../exporter/index.js';
+import { nodeRunner } from '../../../exporter/node_runner.js';
 import { runCli, runJson } from '../cli/run_cli.js';
+import { decoder } from '../support/decoder.js';
 import { bertBlock } from '../support/families/block.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-bidirectional-'));
@@ -166,4 +168,41 @@ it('says what does not fit', async () => {
   await expect(rewriteModel(bertBlock(), { variant: 'hybrid', fitted })).rejects.toThrow(
     'fitted feature maps are for linear, received hybrid',
   );
+});
+
+it('fitted features serve a decoder with a cache too', async () => {
+  const spec = { attention: 'decomposed', cache: true, positions: 'none', padding: false } as const;
+  const model = decoder(spec);
+  const [heads, dim, M] = [2, 3, 5];
+  const weight = (h: number) => ({
+    dims: [h, dim, M],
+    data: Float32Array.from({ length: h * dim * M }, (_, i) => Math.sin(3 * i)),
+  });
+  const [queryWeight, keyWeight] = [weight(2 * heads), weight(heads)];
+  const layer = { featureMap: 'exp', signs: 2, queryWeight, keyWeight } as const;
+  const { state } = await rewriteModel(model, {
+    variant: 'linear',
+    fitted: { 0: layer },
+    runner: nodeRunner,
+  });
+  expect(state[0]!.shape.slice(1)).toEqual([heads, 2 * M, 4]);
+  const session = await ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 3 });
+  const call = (ids: number[], past: ort.Tensor) =>
+    session.run({
+      input_ids: new ort.Tensor('int64', BigInt64Array.from(ids, BigInt), [1, ids.length]),
+      [state[0]!.past]: past,
+    });
+  const empty = new ort.Tensor('float32', new Float32Array(heads * 2 * M * 4), [
+    1,
+    heads,
+    2 * M,
+    4,
+  ]);
+  const whole = await call([3, 10, 17, 1], empty);
+  const first = await call([3, 10], empty);
+  const rest = await call([17, 1], first[state[0]!.present]!);
+  const parts = [first, rest].flatMap((r) => [...(r.y!.data as Float32Array)]);
+  [...(whole.y!.data as Float32Array)].forEach((y, i) => {
+    expect(parts[i]).toBeCloseTo(y, 4);
+  });
 });
