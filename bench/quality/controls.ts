@@ -17,7 +17,8 @@ export interface Way {
   make(model: Model): Promise<Model | undefined>;
 }
 
-function inPlace(change: (model: Model) => Promise<unknown>): Way['make'] {
+/** A way that changes the model in place. */
+export function inPlace(change: (model: Model) => Promise<unknown>): Way['make'] {
   return async (model) => {
     await change(model);
     return undefined;

@@ -28,9 +28,10 @@ function markdown({ head, rows }: Table): string {
   return [line(head), line(head.map(() => '---')), ...rows.map(line)].join('\n');
 }
 
-/** A table with a line for every rewrite that cannot be made yet. */
-function withMissing(table: Table, set: QualitySet): string {
-  const missing = set.rewrites.filter((r) => !r.make);
+/** A table with a line for every rewrite that was not measured yet. */
+function withMissing(table: Table, set: QualitySet, report: Report): string {
+  const measured = report.rows.map((r) => r.name);
+  const missing = set.rewrites.filter((r) => !measured.includes(r.name));
   const empty = table.head.slice(2).map(() => '');
   return markdown({
     head: table.head,
@@ -45,7 +46,7 @@ function section(set: QualitySet): string {
   const { text, tasks } = report.settings;
   const [main, detail] = [languageTable(report), detailTable(report)];
   if (text) parts.push(`${text.tokens} tokens of ${text.name} in windows of ${text.context}.`);
-  if (main) parts.push(withMissing(main, set));
+  if (main) parts.push(withMissing(main, set, report));
   if (detail)
     parts.push('Apart: tokens that end a pair seen before in the window.', markdown(detail));
   for (const name of tasks?.names ?? []) {
@@ -54,7 +55,7 @@ function section(set: QualitySet): string {
     parts.push(
       `### ${name}`,
       `${TASKS[name]?.about ?? ''}; tokens against answers right.`,
-      withMissing(table, set),
+      withMissing(table, set, report),
     );
   }
   const said = report.notices.filter((n) => /no better|recalls no more|misunderstood/.test(n));

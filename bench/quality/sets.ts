@@ -1,16 +1,30 @@
 /**
- * What the quality bench measures: models, what they read, and the rewrites that are held against the controls. A rewrite that
- * cannot be made yet has no `make`; its line in docs/quality.md says so.
+ * What the quality bench measures: models, what they read, and the rewrites that are held against the controls.
  */
 import path from 'node:path';
-import { type Model, type RewriteOptions, rewriteModel } from '../../exporter/index.js';
+import { Random } from '../../exporter/calibrate/random.js';
+import {
+  arrayData,
+  assemble,
+  type CalibrateOptions,
+  type Calibration,
+  type CalibrationData,
+  calibrate,
+  chooseLayers,
+  loadModel,
+  type RewriteOptions,
+  rewriteModel,
+  tokenData,
+} from '../../exporter/index.js';
+import { readText } from '../../exporter/text/read_text.js';
+import { loadTokenizer } from '../../exporter/text/tokenizer.js';
+import { recallSequence } from '../../test/exporter/calibrate/sequences.js';
 import { ROOT, TINYLM, TINYRECALL } from '../../test/support/models.js';
+import { inPlace, type Way } from './controls.js';
 
-/** One way to rewrite a model, in place. */
-export interface Rewrite {
-  name: string;
+/** One way to rewrite a model. */
+export interface Rewrite extends Pick<Way, 'name' | 'make'> {
   about: string;
-  make?: (model: Model) => Promise<unknown>;
 }
 
 export interface QualitySet {
@@ -27,21 +41,53 @@ export interface QualitySet {
 const rewrite = (name: string, about: string, options: RewriteOptions): Rewrite => ({
   name,
   about,
-  make: (model) => rewriteModel(model, options),
+  make: inPlace((model) => rewriteModel(model, options)),
 });
 
-/** Calibrated rewrites: `make` goes here when there is something that makes them. */
-const CALIBRATED: Rewrite[] = [
-  { name: 'calibrated, linear only', about: 'fitted feature maps, no window' },
-  {
-    name: 'calibrated hybrid',
-    about: 'exact window and sinks, everything older by fitted feature maps',
-  },
-  {
-    name: 'calibrated hybrid + K softmax layers',
-    about: 'the same with layers kept by measured sensitivity',
-  },
-];
+/** Calibrated rewrites, all of one fit: without softmax layers, and with one that was chosen. */
+function calibrated(
+  original: string,
+  data: (repeated: number) => CalibrationData,
+  options: CalibrateOptions,
+): Rewrite[] {
+  let fit: Promise<Calibration> | undefined;
+  const fitted = () => {
+    fit ??= calibrate(loadModel(original), data(0.25), options);
+    return fit;
+  };
+  return [
+    {
+      name: `calibrated hybrid, ${options.features} features`,
+      about: 'exact window and sinks, everything older by fitted feature maps',
+      make: async (model) => (await assemble(model, await fitted())).model,
+    },
+    {
+      name: 'calibrated hybrid + 1 softmax layer',
+      about: 'the same with the layer kept that matters most by measurement',
+      async make(model) {
+        const calibration = await fitted();
+        const rows = await chooseLayers(model, calibration, data(1), { keep: 1 }, { batches: 2 });
+        return (await assemble(model, calibration, rows.at(-1)!.kept)).model;
+      },
+    },
+  ];
+}
+
+const MEASURED = 8192; // tokens at the start of the held-out text
+const CONTEXT = 512;
+
+/** Pieces of the text behind what is measured. */
+function tinylmData(repeated: number): CalibrationData {
+  const ids = loadTokenizer(TINYLM.tokenizer).encode(readText(TINYLM.text));
+  return tokenData(ids.slice(MEASURED), { length: CONTEXT, repeated, distance: 64 });
+}
+
+function recallData(): CalibrationData {
+  const [count, tokens] = [2000, 320];
+  const ids = Array.from({ length: count }, (_, i) => recallSequence(new Random(7, i), tokens).ids);
+  const input_ids = { dims: [count, tokens], data: Float64Array.from(ids.flat()) };
+  return arrayData(new Map([['input_ids', input_ids]]), { batch: 2 });
+}
 
 const LANGUAGE: Rewrite[] = [
   rewrite('elu + 1, layer 2', 'one layer of four', { variant: 'linear', layers: [2] }),
@@ -50,7 +96,7 @@ const LANGUAGE: Rewrite[] = [
     variant: 'gated-delta',
     gates: { default: { decay: { constant: -0.1 }, beta: { constant: 1 } } },
   }),
-  ...CALIBRATED,
+  ...calibrated(TINYLM.modelKv, tinylmData, { features: 256, steps: 160, refitBatches: 16 }),
 ];
 
 const tinylm = (
@@ -65,7 +111,7 @@ const tinylm = (
   about,
   original: TINYLM.modelKv,
   rewrites: LANGUAGE,
-  text: { name: text, file, tokenizer: TINYLM.tokenizer, maxTokens: 8192, context: 512 },
+  text: { name: text, file, tokenizer: TINYLM.tokenizer, maxTokens: MEASURED, context: CONTEXT },
 });
 
 export const SETS: QualitySet[] = [
@@ -92,7 +138,15 @@ export const SETS: QualitySet[] = [
     rewrites: [
       rewrite('elu + 1, layer 0', 'the previous-token layer', { variant: 'linear', layers: [0] }),
       rewrite('elu + 1, layer 1', 'the layer that looks up', { variant: 'linear', layers: [1] }),
-      ...CALIBRATED,
+      ...calibrated(TINYRECALL, recallData, {
+        features: 256,
+        featureMap: 'softmax',
+        unrotated: true,
+        focus: 1,
+        outputShare: 0,
+        rate: 0.005,
+        steps: 160,
+      }),
     ],
     tasks: { lengths: [64, 128, 256, 320, 640, 1024], samples: 4 },
   },
