@@ -19,7 +19,7 @@ import { type TappedHeads, Taps } from './taps.js';
 import type { Values } from './training.js';
 
 export interface CalibrateOptions extends SessionChoice {
-  /** Last tokens seen exactly; default 64. */
+  /** Last tokens seen exactly; default 64. Causal attention only, as are `sinks`, `cache`, `unrotated` and `distil`. */
   window?: number;
   /** First tokens seen exactly; default 4. */
   sinks?: number;
@@ -34,7 +34,7 @@ export interface CalibrateOptions extends SessionChoice {
    * Default false.
    */
   unrotated?: boolean;
-  /** Layers to convert; default: every causal one that can be. */
+  /** Layers to convert; default: every causal one that can be, or in a model without these every bidirectional one. */
   layers?: readonly number[];
   keepSoftmax?: readonly number[];
   /** Steps of Adam; default 300. */
