@@ -2,7 +2,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { afterAll, expect, it } from 'vitest';
-import { findRepeat } from '../../../exporter/calibrate/data/index.js';
+import { findRepeat, makeBatch } from '../../../exporter/calibrate/data/index.js';
 import { arrayData, loadData, readNpz, tokenData, writeNpz } from '../../../exporter/index.js';
 import { TINYLM } from '../../support/models.js';
 
@@ -55,6 +55,36 @@ it('reads arrays that it wrote, and examples by their first axis', async () => {
   expect(row).toHaveLength(6);
   expect(row[0]).toBeGreaterThanOrEqual(18 * 3 - 7);
   expect(data.shape('input_ids')).toEqual([2, 3]);
+});
+
+it('takes a folder of pictures in several widths, each batch of one', async () => {
+  const images = path.join(folder, 'images');
+  fs.mkdirSync(images);
+  const write = (name: string, count: number, width: number, value: number) =>
+    writeNpz(path.join(images, name), {
+      x: {
+        dims: [count, 3, 2, width],
+        data: new Float32Array(count * 6 * width).fill(value + 0.5),
+      },
+    });
+  write('a.npz', 6, 4, 1);
+  write('b.npz', 6, 4, 2);
+  write('c.npz', 4, 8, 3);
+  const data = loadData(images, { batch: 2 });
+  const x = { name: 'x', type: 'float32', shape: ['n', 3, 2, 'w'] };
+  const seen = new Map<number, Set<number>>();
+  for (let i = 0; i < 60; i++) {
+    const batch = (await makeBatch([x], data, 'fit', i)).x!;
+    expect(batch.dims.slice(0, 3)).toEqual([2, 3, 2]);
+    const values = seen.get(batch.dims[3]!) ?? new Set();
+    seen.set(batch.dims[3]!, values);
+    for (const v of batch.data as Float32Array) values.add(v);
+  }
+  expect([...seen.keys()].sort()).toEqual([4, 8]);
+  expect([...seen.get(4)!].sort()).toEqual([1.5, 2.5]);
+  expect([...seen.get(8)!]).toEqual([3.5]);
+  write('d.npz', 1, 6, 4);
+  expect(() => loadData(images, { batch: 2 })).toThrow(/d\.npz: arrays must all have one number/);
 });
 
 it('says what is wrong with data', () => {
