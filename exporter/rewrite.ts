@@ -1,12 +1,12 @@
 import { FlaError } from '../ops/error.js';
 import { type AnalysedSite, type Analysis, analyse } from './analysis.js';
+import { SharedValues } from './common_values.js';
 import { type SiteReport, siteReport } from './inspect.js';
 import type { Graph, Model } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
 import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { openedUp, openUp } from './open_up.js';
-import { SharedValues } from './shared_values.js';
 import { declareStates, removeCaches, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
 import { SiteEmitter } from './variants/emit.js';

@@ -1,13 +1,13 @@
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
 import { analyse } from '../analysis.js';
+import { SharedValues } from '../common_values.js';
 import { type TensorInput, tensorInputs } from '../compare/feeds.js';
 import { loadOnnxRuntime, sessionOptions } from '../compare/session.js';
 import { type Model, makeValueInfo, modelBytes } from '../ir/index.js';
 import { beforeRotation } from '../match/rotation.js';
 import type { Runner } from '../match/runner.js';
 import type { Sdpa } from '../match/sdpa.js';
-import { SharedValues } from '../shared_values.js';
 import { SiteEmitter } from '../variants/emit.js';
 import { copyModel } from './copy.js';
 

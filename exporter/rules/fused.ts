@@ -2,7 +2,7 @@ import type { DTypeName, Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import { shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
-import type { Cache, MaskStep } from '../match/sdpa.js';
+import type { Cache, MaskStep, Sdpa } from '../match/sdpa.js';
 
 /** Fused attention of com.microsoft that is listed and left alone, and why. */
 const OTHERS: Readonly<Record<string, string>> = {
@@ -20,9 +20,32 @@ const OTHERS: Readonly<Record<string, string>> = {
 
 export const otherFused: Rule = {
   name: 'com.microsoft',
-  anchors: (node) => node.domain === 'com.microsoft' && node.opType in OTHERS,
+  anchors: (node) => node.domain === 'com.microsoft' && Object.hasOwn(OTHERS, node.opType),
   match: (node) => unsupported(`com.microsoft.${node.opType} ${OTHERS[node.opType]}`),
 };
+
+/** The site of a fused node of com.microsoft, whose output is [B,T,H*D] and whose scale, 0 or absent, is that of the head dim. */
+export function fusedSite(
+  node: Node,
+  facts: Facts,
+  found: Pick<Sdpa, 'rule' | 'q' | 'k' | 'v' | 'masks'> & { readonly cache: Cache | undefined },
+): { readonly sdpa: Sdpa } {
+  const { cache, ...rest } = found;
+  const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
+  return {
+    sdpa: {
+      ...rest,
+      anchor: node,
+      scale: node.float('scale') || 1 / Math.sqrt(found.q.dim),
+      ...(cache && { cache }),
+      output: { value: node.outputs[0]!, layout: 'packed' },
+      replaced: [node],
+      interior: [],
+      dtype,
+      scoreDtype: dtype,
+    },
+  };
+}
 
 /** Is output `i` of a node read by anything? */
 export function usedOutput(node: Node, i: number, facts: Facts): boolean {

@@ -4,7 +4,7 @@ import { headMismatch, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Heads, Lengths, MaskStep, Rope, RuleResult } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
-import { cacheOf, usedOutput } from './fused.js';
+import { cacheOf, fusedSite, usedOutput } from './fused.js';
 
 const NAME = 'com.microsoft.GroupQueryAttention';
 
@@ -36,26 +36,12 @@ export const groupQueryAttention: Rule = {
     if (typeof cache === 'string') return unsupported(cache, partial);
     const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
     if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
-    const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
-    const given = node.float('scale') ?? 0;
-    return {
-      sdpa: {
-        rule: NAME,
-        anchor: node,
-        q,
-        k,
-        v,
-        scale: given !== 0 ? given : 1 / Math.sqrt(q.dim),
-        masks: masksOf(node, lengths),
-        ...(cache && { cache: { ...cache, lengths } }),
-        output: { value: node.outputs[0]!, layout: 'packed' },
-        replaced: [node],
-        interior: [],
-        dtype,
-        // Kernels multiply and add in float32 whatever the inputs are.
-        scoreDtype: 'float32',
-      },
-    };
+    const { sdpa } = fusedSite(node, facts, {
+      ...{ rule: NAME, q, k, v, masks: masksOf(node, lengths) },
+      cache: cache && { ...cache, lengths },
+    });
+    // Kernels multiply and add in float32 whatever the inputs are.
+    return { sdpa: { ...sdpa, scoreDtype: 'float32' } };
   },
 };
 

@@ -4,7 +4,7 @@ import { headMismatch, headsOf, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Heads, MaskStep, RuleResult } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
-import { cacheOf, maskIndex, usedOutput } from './fused.js';
+import { cacheOf, fusedSite, maskIndex, usedOutput } from './fused.js';
 
 const NAME = 'com.microsoft.MultiHeadAttention';
 
@@ -33,26 +33,7 @@ export const multiHeadAttention: Rule = {
     if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
     const masks = masksOf(node, facts);
     if (typeof masks === 'string') return unsupported(masks, partial);
-    const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
-    const given = node.float('scale') ?? 0;
-    return {
-      sdpa: {
-        rule: NAME,
-        anchor: node,
-        q,
-        k,
-        v,
-        scale: given !== 0 ? given : 1 / Math.sqrt(q.dim),
-        masks,
-        ...(cache && { cache }),
-        // The output is [B,T,H*D] whatever the inputs are.
-        output: { value: node.outputs[0]!, layout: 'packed' },
-        replaced: [node],
-        interior: [],
-        dtype,
-        scoreDtype: dtype,
-      },
-    };
+    return fusedSite(node, facts, { rule: NAME, q, k, v, masks, cache });
   },
 };
 

@@ -3,7 +3,7 @@ import type { Facts } from '../match/facts.js';
 import { headMismatch, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Cache, Heads, MaskStep, RuleResult } from '../match/sdpa.js';
-import { maskIndex, usedOutput } from './fused.js';
+import { fusedSite, maskIndex, usedOutput } from './fused.js';
 
 const NAME = 'com.microsoft.Attention';
 
@@ -30,25 +30,7 @@ export const packedAttention: Rule = {
     if (wrong) return unsupported(wrong, partial);
     const masks = masksOf(node, facts);
     if (typeof masks === 'string') return unsupported(masks, partial);
-    const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
-    const given = node.float('scale') ?? 0;
-    return {
-      sdpa: {
-        rule: NAME,
-        anchor: node,
-        q,
-        k,
-        v,
-        scale: given !== 0 ? given : 1 / Math.sqrt(q.dim),
-        masks,
-        ...(cache && { cache }),
-        output: { value: node.outputs[0]!, layout: 'packed' },
-        replaced: [node],
-        interior: [],
-        dtype,
-        scoreDtype: dtype,
-      },
-    };
+    return fusedSite(node, facts, { rule: NAME, q, k, v, masks, cache });
   },
 };
 
