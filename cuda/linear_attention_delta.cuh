@@ -98,6 +98,9 @@ struct Shape {
   static constexpr int kKinds = !kOutput && Panels_ == 1 ? 2 : 1;
 
   static constexpr bool kPrefetchDecay = PerKey_ && Panels_ <= 2;
+  // Decay per key rounds keys and queries more often; the 16x16 products make up for that in bf16:
+  // what rounding takes off their operands is multiplied too.
+  static constexpr bool kSplit = PerKey_ && std::is_same_v<E, bf16>;
 
   static constexpr int kStages = sizeof(E) == 2 ? 2 : 1;
   // Blocks per chunk, such that a multiprocessor holds two thread blocks.
@@ -728,6 +731,17 @@ struct Walk {
     return lane & 8 ? hi : lo;
   }
 
+  // d += a * (b0, b1), the columns of a multiplied first where decay is per key.
+  __device__ static void scale_and_multiply(float (&d)[2][4], RawA<E>& a, float2 lo, float2 hi,
+                                            const RawB<E>& b0, const RawB<E>& b1) {
+    if constexpr (S::kSplit) {
+      multiply<Mma>(d, scale_and_split(a, lo, hi), b0, b1);
+    } else if constexpr (S::kPerKey) {
+      scale_columns(a, lo, hi);
+    }
+    multiply<Mma>(d, a, b0, b1);
+  }
+
   __device__ void prepare(int stage, int block, int64_t t0, const Gates& gates) const {
     const bool before = p.read != ReadMode::kAfter;
     const E* const k_rows = keys(stage) + block * kBlock * kK;
@@ -784,17 +798,15 @@ struct Walk {
       RawA<E> a;
       load_b_transposed<E, kK>(b0, b1, end_rows, 0, 16 * i);
       load_a<E, kK>(a, k_rows, 0, 16 * i);
-      float2 lo, hi;
+      float2 lo = {1.f, 1.f}, hi = lo;
       if constexpr (S::kPerKey) {
         lo = load2(block_growth(block) + 16 * i + 2 * c);
         hi = load2(block_growth(block) + 16 * i + 2 * c + 8);
-        scale_columns(a, lo, hi);
       }
-      multiply<Mma>(kk, a, b0, b1);
+      scale_and_multiply(kk, a, lo, hi, b0, b1);
       if constexpr (S::kOutput) {
         load_a<E, kK>(a, q_rows, 0, 16 * i);
-        if constexpr (S::kPerKey) scale_columns(a, lo, hi);
-        multiply<Mma>(qk, a, b0, b1);
+        scale_and_multiply(qk, a, lo, hi, b0, b1);
       }
     }
 
@@ -903,7 +915,7 @@ struct Walk {
       unpack_a(a, v[0], v[1]);
     }
     const Operand<E> x = inverse(block)[lane];
-    RawA<E> u_end[S::kKinds], u_a;
+    RawA<E> u_end[S::kKinds], u_a, u_rest;
 #pragma unroll
     for (int kind = 0; kind < S::kKinds; ++kind) {
       float u[2][4] = {};
@@ -914,8 +926,15 @@ struct Walk {
         y *= -w.y;
         if (kind == 0) y += w.x * v[i >> 2][i & 3];
       }
-      multiply<Mma>(u, raw_a<E>(ks[kind][0], ks[kind][1]), x.top, x.bottom);
-      if constexpr (S::kOutput) u_a = raw_a<E>(u[0], u[1]);
+      const RawA<E> r = raw_a<E>(ks[kind][0], ks[kind][1]);
+      if constexpr (S::kSplit) {
+        multiply<Mma>(u, raw_rest(r, ks[kind][0], ks[kind][1]), x.top, x.bottom);
+      }
+      multiply<Mma>(u, r, x.top, x.bottom);
+      if constexpr (S::kOutput) {
+        u_a = raw_a<E>(u[0], u[1]);
+        if constexpr (S::kSplit) u_rest = raw_rest(u_a, u[0], u[1]);
+      }
 #pragma unroll
       for (int i = 0; i < 8; ++i) u[i >> 2][i & 3] *= row[2 * (i >> 2) + (i & 1)].w;
       u_end[kind] = raw_a<E>(u[0], u[1]);
@@ -953,6 +972,7 @@ struct Walk {
 #pragma unroll
       for (int i = 0; i < 8; ++i) o[i >> 2][i & 3] *= row[2 * (i >> 2) + (i & 1)].z;
       const Operand<E> a = scores(block)[lane];
+      if constexpr (S::kSplit) multiply<Mma>(o, u_rest, a.top, a.bottom);
       multiply<Mma>(o, u_a, a.top, a.bottom);
       store_output(v_rows, t0 + block * kBlock, o);
     }

@@ -99,6 +99,10 @@ struct GatedConfig {
   static constexpr int kRows = C / kParts;
   static constexpr int kMinBlocks = KP > 64 ? 1 : sizeof(E) == 4 ? 2 : 3;  // per multiprocessor
   static constexpr int kStateBuffers = sizeof(E) == 2 ? 2 : 1;
+  // Queries and keys times their decay per key keep what rounding to bf16 takes off in tiles of
+  // their own. These lie in the operand buffer of the next chunk, the keys' one if there is room.
+  static constexpr bool kSplit = General_ && std::is_same_v<E, bf16>;
+  static constexpr bool kKeyRestOutside = kSplit && VP < 2 * C;
 };
 
 // Shared memory, in bytes from its start. The same on host and device.
@@ -108,6 +112,7 @@ struct GatedLayout {
   int g;                      // per-key decay, one buffer
   int tile_q, tile_k;         // transformed queries and keys
   int state, scores, floats;  // state operand; scores of the one-by-one path; small arrays
+  int key_rest;
   int total;
 
   // Sums over parts of a column exist with per-key decay only, cumulative decays per head only.
@@ -127,7 +132,8 @@ struct GatedLayout {
     tile_k = tile_q + (Cfg::kConverts && output ? kTile * e : 0);
     state = tile_k + (Cfg::kConverts ? kTile * e : 0);
     scores = state + (output ? Cfg::kStateBuffers * Cfg::KP * Cfg::VP * e : 0);
-    floats = scores + (output && per_key && Cfg::kStateBuffers == 1 ? Cfg::C * Cfg::C * e : 0);
+    key_rest = scores + (output && per_key && Cfg::kStateBuffers == 1 ? Cfg::C * Cfg::C * e : 0);
+    floats = key_rest + (output && per_key && Cfg::kKeyRestOutside ? kTile * e : 0);
     total = floats + kFloats * 4;
   }
 };
@@ -202,6 +208,12 @@ struct GatedBlock {
   __device__ E* state_tile(int chunk) const {
     const int buffer = Cfg::kStateBuffers == 2 ? chunk & 1 : 0;
     return reinterpret_cast<E*>(shared + layout.state) + buffer * KP * VP;
+  }
+  // What rounding took off decayed queries and keys (kSplit).
+  __device__ E* rest_q(int chunk) const { return state_tile(chunk + 1); }
+  __device__ E* rest_k(int chunk) const {
+    return Cfg::kKeyRestOutside ? reinterpret_cast<E*>(shared + layout.key_rest)
+                                : state_tile(chunk + 1) + C * KP;
   }
 
   // Log decay of token `row` in columns col, col + 1; per-key decay only. Natural logarithm.
@@ -388,18 +400,26 @@ struct GatedBlock {
   }
 
   // Multiplies row i of this thread's rows and columns of a tile by 2^(offset + slope * log2e *
-  // (sums[i + shift] - from)).
+  // (sums[i + shift] - from)). What rounding takes off goes to `rest`, if there is one.
   __device__ void decay_columns(QK* tile, const ColumnSums& s, int shift, float slope, float2 from,
-                                float2 offset) const {
+                                float2 offset, QK* rest = nullptr) const {
     const uint32_t col = threadIdx.x % Cfg::kPairs * 2,
                    first = threadIdx.x / Cfg::kPairs * Cfg::kRows;
     slope *= kLog2e;
 #pragma unroll
     for (int i = 0; i < Cfg::kRows; ++i) {
-      QK* at = tile + panel_offset<QK, C>(first + i, col);
-      const float2 x = load2(at), sum = shift ? s.sums[i + 1] : s.sums[i];
-      store2(at, x.x * fast_exp2(fmaf(slope, sum.x - from.x, offset.x)),
-             x.y * fast_exp2(fmaf(slope, sum.y - from.y, offset.y)));
+      const uint32_t at = panel_offset<QK, C>(first + i, col);
+      const float2 sum = shift ? s.sums[i + 1] : s.sums[i];
+      float2 x = load2(tile + at);
+      x.x *= fast_exp2(fmaf(slope, sum.x - from.x, offset.x));
+      x.y *= fast_exp2(fmaf(slope, sum.y - from.y, offset.y));
+      store2(tile + at, x.x, x.y);
+      if constexpr (Cfg::kSplit) {
+        if (rest) {
+          const float2 rounded = unpack2(QK(), pack2(QK(), x.x, x.y));
+          store2(rest + at, x.x - rounded.x, x.y - rounded.y);
+        }
+      }
     }
   }
 

@@ -98,15 +98,18 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
     __syncthreads();
   }
   const float2 zero = make_float2(0.f, 0.f);
+  const bool split = Cfg::kSplit && !direct;
+  QK* const q_rest = split ? reinterpret_cast<QK*>(block.rest_q(chunk)) : nullptr;
   if (p.before) {
-    block.decay_columns(q_tile, sums, 0, 1.f, zero, before);
+    block.decay_columns(q_tile, sums, 0, 1.f, zero, before, q_rest);
   } else {
-    block.decay_columns(q_tile, sums, 1, 1.f, zero, before);
+    block.decay_columns(q_tile, sums, 1, 1.f, zero, before, q_rest);
   }
   if (direct) {
     block.decay_to_end(k_tile, sums, zero);
   } else {
-    block.decay_columns(k_tile, sums, 1, -1.f, zero, make_float2(-before.x, -before.y));
+    block.decay_columns(k_tile, sums, 1, -1.f, zero, make_float2(-before.x, -before.y),
+                        split ? reinterpret_cast<QK*>(block.rest_k(chunk)) : nullptr);
   }
   if constexpr (Cfg::kWgmma) fence_for_wgmma();
   __syncthreads();
@@ -115,7 +118,8 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
 
 // This warp's 16 rows of Q K', by one warp. Columns right of the diagonal block are left alone.
 template <typename Cfg>
-__device__ __forceinline__ void add_scores(const GatedBlock<Cfg>& block, int chunk,
+__device__ __forceinline__ void add_scores(const GatedBlock<Cfg>& block,
+                                           typename Cfg::QK* q_tile, typename Cfg::QK* k_tile,
                                            float (&scores)[2 * Cfg::KT][4]) {
   using QK = typename Cfg::QK;
   using M = typename Cfg::MmaQK;
@@ -124,15 +128,13 @@ __device__ __forceinline__ void add_scores(const GatedBlock<Cfg>& block, int chu
 #pragma unroll
   for (int ks = 0; ks < KP / 16; ++ks) {
     RawA<QK> raw;
-    load_a<QK, 64>(raw, panel_of<Cfg::C>(block.tile_q(chunk), ks * 16), row_block * 16,
-                   ks * 16 % 64);
+    load_a<QK, 64>(raw, panel_of<Cfg::C>(q_tile, ks * 16), row_block * 16, ks * 16 % 64);
     const auto a = M::prepare(raw);
 #pragma unroll
     for (int j = 0; j < Cfg::KT; ++j) {
       if (j > row_block) continue;
       RawB<QK> b0, b1;
-      load_b_transposed<QK, 64>(b0, b1, panel_of<Cfg::C>(block.tile_k(chunk), ks * 16), j * 16,
-                                ks * 16 % 64);
+      load_b_transposed<QK, 64>(b0, b1, panel_of<Cfg::C>(k_tile, ks * 16), j * 16, ks * 16 % 64);
       M::mma(scores[2 * j], a, M::prepare(b0));
       M::mma(scores[2 * j + 1], a, M::prepare(b1));
     }
@@ -304,6 +306,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     const float* gk = block.gk + (chunk & 1) * C;
     const float* gq = block.gq + (chunk & 1) * C;
     const bool per_head = block.per_head();
+    const bool split = Cfg::kSplit && block.per_key() && !direct;
 
     RawA<E> weights[KT];
     float scores[2 * KT][4] = {}, out[kTiles][4] = {};
@@ -320,6 +323,15 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
         for (int ks = 1; ks < KP / 16; ++ks) {
           wgmma<true, false, true>(out, q + step(ks), s + ks * kStepRows);
         }
+        if constexpr (Cfg::kSplit) {
+          if (split) {
+            const uint64_t rest = wgmma_operand(block.rest_q(chunk));
+#pragma unroll
+            for (int ks = 0; ks < KP / 16; ++ks) {
+              wgmma<true, false, true>(out, rest + step(ks), s + ks * kStepRows);
+            }
+          }
+        }
         wgmma_commit();
       };
       wgmma_pin(out);
@@ -330,6 +342,17 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
 #pragma unroll
         for (int ks = 1; ks < KP / 16; ++ks) {
           wgmma<true, false, false>(scores, q + step(ks), k + step(ks));
+        }
+        if constexpr (Cfg::kSplit) {
+          if (split) {
+            const uint64_t q_rest = wgmma_operand(block.rest_q(chunk)),
+                           k_rest = wgmma_operand(block.rest_k(chunk));
+#pragma unroll
+            for (int ks = 0; ks < KP / 16; ++ks) {
+              wgmma<true, false, false>(scores, q_rest + step(ks), k + step(ks));
+              wgmma<true, false, false>(scores, q + step(ks), k_rest + step(ks));
+            }
+          }
         }
         wgmma_commit();
         add_state();
@@ -352,7 +375,14 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       if (direct) {
         read_scores(block, direct_tile, scores);
       } else {
-        add_scores(block, chunk, scores);
+        QK *const q = block.tile_q(chunk), *const k = block.tile_k(chunk);
+        add_scores(block, q, k, scores);
+        if constexpr (Cfg::kSplit) {
+          if (split) {
+            add_scores(block, block.rest_q(chunk), k, scores);
+            add_scores(block, q, block.rest_k(chunk), scores);
+          }
+        }
       }
       weigh_scores(block, chunk, scores, weights);
     }
@@ -524,7 +554,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     }
 
     if (more) {
-      if (Cfg::kStateBuffers == 1 || direct) __syncthreads();
+      if (Cfg::kStateBuffers == 1 || direct || split) __syncthreads();
       store_operand(chunk + 1);
     }
     publish_tiles();

@@ -34,7 +34,7 @@ await build({
     outDir: path.join(target, 'dist'),
     emptyOutDir: true,
     target: 'node20',
-    rollupOptions: { external: ['webgpu', /^onnxruntime-web/] },
+    rollupOptions: { external: ['webgpu', /^onnxruntime-web/, /webgpu\/browser\.js$/] },
   },
   ssr: { noExternal: true },
 });

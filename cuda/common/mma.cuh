@@ -69,6 +69,21 @@ __device__ __forceinline__ RawA<E> raw_a(const float (&left)[4], const float (&r
   return a;
 }
 
+// What rounding to E takes off in raw_a.
+template <typename E>
+__device__ __forceinline__ RawA<E> raw_rest(const RawA<E>& a, const float (&left)[4],
+                                            const float (&right)[4]) {
+  static_assert(sizeof(E) == 2, "float is not rounded");
+  const float2 x0 = unpack2(E(), a.r[0]), x1 = unpack2(E(), a.r[1]), y0 = unpack2(E(), a.r[2]),
+               y1 = unpack2(E(), a.r[3]);
+  RawA<E> rest;
+  rest.r[0] = pack2(E(), left[0] - x0.x, left[1] - x0.y);
+  rest.r[1] = pack2(E(), left[2] - x1.x, left[3] - x1.y);
+  rest.r[2] = pack2(E(), right[0] - y0.x, right[1] - y0.y);
+  rest.r[3] = pack2(E(), right[2] - y1.x, right[3] - y1.y);
+  return rest;
+}
+
 template <typename E>
 __device__ __forceinline__ RawB<E> raw_b(float x0, float x1, float x2, float x3) {
   RawB<E> b;
@@ -104,6 +119,22 @@ __device__ __forceinline__ void scale_columns(RawA<E>& a, float2 lo, float2 hi) 
       a.r[2 + i] = pack2(E(), x.x * hi.x, x.y * hi.y);
     }
   }
+}
+
+// The same for E of 16 bits; returns what rounding takes off.
+template <typename E>
+__device__ __forceinline__ RawA<E> scale_and_split(RawA<E>& a, float2 lo, float2 hi) {
+  RawA<E> rest;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 factor = i < 2 ? lo : hi;
+    float2 x = unpack2(E(), a.r[i]);
+    x = make_float2(x.x * factor.x, x.y * factor.y);
+    a.r[i] = pack2(E(), x.x, x.y);
+    const float2 rounded = unpack2(E(), a.r[i]);
+    rest.r[i] = pack2(E(), x.x - rounded.x, x.y - rounded.y);
+  }
+  return rest;
 }
 
 struct MmaBf16 {
