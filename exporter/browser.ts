@@ -22,7 +22,15 @@ export {
   rewriteModel,
 } from './rewrite.js';
 export type { StatePair } from './states.js';
-export { retarget, TARGETS, type Target, type TargetReport } from './target.js';
+export {
+  type GenaiConfig,
+  type GenaiOptions,
+  mergePatch,
+  retarget,
+  TARGETS,
+  type Target,
+  type TargetReport,
+} from './targets/index.js';
 export { validateModel } from './validate.js';
 export type {
   FeatureMapName,

@@ -16,6 +16,7 @@ import {
 } from '../../index.js';
 import { checkOutput } from '../files.js';
 import { loadGates } from '../gates.js';
+import { readGenaiConfig } from '../genai_config.js';
 import { type Io, type Progress, printJson, withProgress } from '../io.js';
 import { parseCount, parseLayers, parseNumbers, parsePositive } from '../options.js';
 import { printReasons, printSites } from './inspect.js';
@@ -153,6 +154,7 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
     return printMemory(io, report, written, json);
   }
   refuseMemory(memoryFlags, variant);
+  const genai = target === 'genai' && written ? readGenaiConfig(file, written) : undefined;
   const layerGates = gates ? loadGates(gates) : undefined;
   const report = await withProgress(io, async (update) => {
     const done = await namingFile(file, () =>
@@ -164,18 +166,20 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
         onProgress: (n, total) => update('sites', n, total),
       }),
     );
-    const named = target && !dryRun ? retarget(model, target) : {};
+    const named = target && !dryRun ? retarget(model, target, genai) : {};
     await save(update);
     return { ...done, ...named };
   });
+  genai?.write((report as Partial<TargetReport>).config ?? null);
   if (json) return printJson(io, report);
-  printReport(io, report, written);
+  printReport(io, report, written, genai?.output);
 }
 
 function printReport(
   io: Io,
   report: RewriteReport & Partial<TargetReport>,
   output: string | undefined,
+  config: string | undefined,
 ): void {
   const written = report.variant === 'none' ? 'softmax again' : report.variant;
   printSites(io, report.sites, 'becomes', (s) => (s.rewritten ? written : 'left alone'));
@@ -183,6 +187,7 @@ function printReport(
   const count = report.sites.filter((s) => s.rewritten).length;
   const states = report.state.length > 0 ? `, ${report.state.length} states carried` : '';
   io.out(`${count} of ${report.sites.length} rewritten${states}\n`);
-  if (report.config) io.out(`config.json must say: ${JSON.stringify(report.config)}\n`);
+  if (config) io.out(`genai_config.json written to ${config}\n`);
+  else if (report.config) io.out(`config.json must say: ${JSON.stringify(report.config)}\n`);
   io.out(output ? `written to ${output}\n` : 'nothing written (dry run)\n');
 }

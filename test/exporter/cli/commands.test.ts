@@ -7,6 +7,7 @@ import {
   type InspectReport,
   loadModel,
   type RewriteReport,
+  saveModel,
   tensorNumbers,
 } from '../../../exporter/index.js';
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM, TINYRECALL } from '../../support/models.js';
@@ -354,6 +355,57 @@ test('rewrite --target transformersjs names states as caches', async () => {
     ],
   );
   expect(result.new_tokens).toBe(3);
+});
+
+test('rewrite --target genai names states as genai makes them and patches its configuration', async () => {
+  const from = at('genai');
+  const to = at('genai-linear');
+  for (const made of [from, to]) fs.mkdirSync(made);
+  const model = path.join(from, 'model.onnx');
+  saveModel(loadModel(TINYLM.modelKv), model, { externalData: 'inline' });
+  const output = path.join(to, 'linear.onnx');
+  const args = ['rewrite', model, '-o', output, '--target', 'genai'];
+  expect((await runCli(...args)).stderr).toMatch(/genai_config\.json: cannot be read/);
+  const config = {
+    model: {
+      type: 'llama',
+      decoder: {
+        filename: 'model.onnx',
+        num_hidden_layers: 4,
+        inputs: { past_key_names: 'past_key_values.%d.key' },
+        sliding_window: { window_size: 128 },
+      },
+    },
+    search: { num_beams: 4, max_length: 512 },
+  };
+  fs.writeFileSync(path.join(from, 'genai_config.json'), JSON.stringify(config));
+  const beside = await runCli(...args.slice(0, 3), path.join(from, 'b.onnx'), ...args.slice(4));
+  expect(beside.stderr).toMatch(/must be in another folder than the model/);
+  const { stdout } = await runCli(...args);
+  expect(stdout).toContain(`genai_config.json written to ${path.join(to, 'genai_config.json')}`);
+  const { decoder } = config.model;
+  const { sliding_window: _, ...left } = decoder;
+  expect(JSON.parse(fs.readFileSync(path.join(to, 'genai_config.json'), 'utf8'))).toEqual({
+    model: { ...config.model, decoder: { ...left, filename: 'linear.onnx' } },
+    search: { num_beams: 1, max_length: 512 },
+  });
+  const { graph } = loadModel(output);
+  expect(graph.inputs.filter((i) => /past/.test(i.name)).map((i) => i.name)).toEqual(
+    [0, 1, 2, 3].flatMap((i) =>
+      ['conv_state', 'recurrent_state'].map((what) => `past_key_values.${i}.${what}`),
+    ),
+  );
+  const plain = at('genai-plain.onnx');
+  await runJson('rewrite', model, '-o', plain);
+  const [written, expected] = await Promise.all(
+    [output, plain].map((file) =>
+      runJson<{ ids: number[] }>(
+        ...['generate', file, '--tokenizer', TINYLM.tokenizer, '--prompt', 'Call me Ishmael.'],
+        ...['--max-new-tokens', '5', '--temperature', '0'],
+      ),
+    ),
+  );
+  expect(written!.ids).toEqual(expected!.ids);
 });
 
 test('ops names the library, the processor and the operators', async () => {

@@ -1,21 +1,10 @@
-import { FlaError } from '../ops/error.js';
-import type { Graph, Model } from './ir/index.js';
-import type { StatePair } from './states.js';
+import { FlaError } from '../../ops/error.js';
+import type { Model } from '../ir/index.js';
+import type { StatePair } from '../states.js';
+import { renameInput, renameOutput, STATE_KEY, statesOf, type TargetReport } from './report.js';
 
-export const TARGETS = ['transformersjs'] as const;
-/** Who is to run the model, beside onnx-fla and ONNX Runtime. */
-export type Target = (typeof TARGETS)[number];
-
-const STATE_KEY = 'onnx_fla.state';
 /** How @huggingface/transformers names the batch in shapes of caches that it makes. */
 const BATCH = 'batch_size';
-
-export interface TargetReport {
-  /** The states by the names that they have now. */
-  state: StatePair[];
-  /** What to change in the model's config.json; null when it may stay as it is. */
-  config: { num_hidden_layers: number } | null;
-}
 
 /**
  * Gives the states of a rewritten decoder names and shapes that @huggingface/transformers (version 4) makes, feeds and hands on as
@@ -24,16 +13,9 @@ export interface TargetReport {
  *
  * @throws FlaError `unsupported` when the model has no states or a layer has more than two
  */
-export function retarget(model: Model, _target: Target): TargetReport {
+export function forTransformersJs(model: Model): TargetReport {
   const { graph } = model;
-  const text = model.metadata(STATE_KEY);
-  const pairs = text === undefined ? [] : (JSON.parse(text) as StatePair[]);
-  if (pairs.length === 0) {
-    throw new FlaError(
-      'unsupported',
-      'target transformersjs: the model must have states, received none',
-    );
-  }
+  const pairs = statesOf(model, 'transformersjs');
   const caches = graph.inputs.map((i) => i.name).filter((name) => /^past_key_values\./.test(name));
   const taken = new Set(caches.filter((name) => !pairs.some((p) => p.past === name)));
   const layers =
@@ -75,18 +57,6 @@ export function retarget(model: Model, _target: Target): TargetReport {
   const state = pairs.map((p) => ({ ...p, shape: [BATCH, ...p.shape.slice(1)] }));
   model.setMetadata(STATE_KEY, JSON.stringify(state));
   return { state, config: last > layers ? { num_hidden_layers: last } : null };
-}
-
-function renameInput(graph: Graph, from: string, to: string): void {
-  graph.info(from)!.name = to;
-  graph.touch();
-  graph.replaceUses(from, to);
-}
-
-function renameOutput(graph: Graph, from: string, to: string): void {
-  const node = graph.producer(from)!;
-  graph.outputs.find((o) => o.name === from)!.name = to;
-  graph.renameOutput(node, node.outputs.indexOf(from), to);
 }
 
 /** The batch of what is carried, by the name that zeros are made for. */
