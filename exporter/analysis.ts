@@ -26,6 +26,8 @@ export interface Analysis {
 
 export interface AnalysisOptions {
   runner?: Runner;
+  /** Attention over a cache that has no mask is causal: the model's other branch said so. */
+  causalCaches?: boolean;
   onProgress?: (done: number, total: number) => void;
   signal?: AbortSignal;
 }
@@ -38,7 +40,8 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
     return new Facts(graph, undefined, graph.parent && factsOf(graph.parent));
   });
   const proberOf = perGraph((graph) => new Prober(graph, options.runner ?? missingRunner));
-  const found = await matchSites(model, factsOf, proberOf);
+  const matched = await matchSites(model, factsOf, proberOf);
+  const found = options.causalCaches ? matched.map(causalOverCache) : matched;
   const knownIn = perGraph(() => new Map<string, MaskClass>());
   const sites: AnalysedSite[] = [];
   for (const site of found) {
@@ -62,6 +65,12 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
     options.onProgress?.(sites.length, found.length);
   }
   return { sites, factsOf, facts: factsOf(model.graph), prober: proberOf(model.graph) };
+}
+
+function causalOverCache(site: Site): Site {
+  const { sdpa } = site;
+  if (!sdpa?.cache || sdpa.masks.length > 0) return site;
+  return { ...site, sdpa: { ...sdpa, masks: [{ kind: 'causal' }] } };
 }
 
 /** Calls may go to one branch first and to another later, which must agree on what is carried from one to the next. */

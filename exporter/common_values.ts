@@ -6,6 +6,9 @@ import { roleOf } from './match/situation.js';
 import { SiteEmitter } from './variants/emit.js';
 import { Rows } from './variants/rows.js';
 
+/** What a decoder takes from its encoder is as long as the encoder's text. */
+const ENCODER = /^encoder/i;
+
 /** Values that all sites share: the number of new tokens, and the padding mask of the new tokens. */
 export class SharedValues {
   private readonly e: SiteEmitter;
@@ -31,6 +34,7 @@ export class SharedValues {
   tokens(): string {
     const { q } = this.first;
     const own = this.graph.inputs.find(({ name }) => {
+      if (ENCODER.test(name)) return false;
       const role = roleOf(this.graph, name);
       const rank = this.graph.dims(name)?.length;
       return (
@@ -78,7 +82,11 @@ export class SharedValues {
   /** The padding mask input that positions may depend on. */
   maskInput(): string | undefined {
     const [probed] = this.analysis.sites.flatMap((s) => s.mask?.padding ?? []);
-    return probed ?? this.graph.inputs.find((i) => roleOf(this.graph, i.name) === 'mask')?.name;
+    return (
+      probed ??
+      this.graph.inputs.find((i) => roleOf(this.graph, i.name) === 'mask' && !ENCODER.test(i.name))
+        ?.name
+    );
   }
 
   /** Puts what was written into the graph, as far as it is not there. */

@@ -2,7 +2,7 @@ import { FlaError } from '../ops/error.js';
 import { analyse } from './analysis.js';
 import type { Model } from './ir/index.js';
 import type { Runner } from './match/runner.js';
-import { openUp } from './open_up.js';
+import { openUp, startsCausally } from './open_up.js';
 import { reEmit } from './rewrite.js';
 import { validateModel } from './validate.js';
 import type { Handicap } from './variants/softmax.js';
@@ -31,8 +31,9 @@ export async function rewriteControl(model: Model, options: ControlOptions): Pro
     );
   }
   validateModel(model);
+  const causalCaches = await startsCausally(model, options);
   openUp(model);
-  const analysis = await analyse(model, options);
+  const analysis = await analyse(model, { ...options, causalCaches });
   const chosen = analysis.sites.filter((s) => s.sdpa && s.mask && s.mask.kind !== 'other');
   for (const site of chosen) reEmit(site, analysis, options);
   model.graph.removeDead();

@@ -2,7 +2,7 @@ import { type AnalysedSite, analyse } from './analysis.js';
 import type { Model } from './ir/index.js';
 import { maskName } from './match/mask.js';
 import type { Runner } from './match/runner.js';
-import { openedUp } from './open_up.js';
+import { openedUp, startsCausally } from './open_up.js';
 
 /** What `inspectModel` says about one Softmax or fused attention node. Keys are those of `inspect --json`. */
 export interface SiteReport {
@@ -44,7 +44,8 @@ export async function inspectModel(
   model: Model,
   options: InspectOptions = {},
 ): Promise<InspectReport> {
-  const { sites } = await analyse(openedUp(model), options);
+  const causalCaches = await startsCausally(model, options);
+  const { sites } = await analyse(openedUp(model), { ...options, causalCaches });
   return { sites: sites.map(siteReport) };
 }
 

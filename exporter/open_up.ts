@@ -1,6 +1,7 @@
+import { type AnalysisOptions, analyse } from './analysis.js';
 import { inlineAttention } from './inline.js';
 import { type AttributeProto, type GraphProto, Model } from './ir/index.js';
-import { unmergeDecoder } from './merged.js';
+import { firstCallOf, unmergeDecoder } from './merged.js';
 
 /**
  * Brings attention to where it can be rewritten, in place: out of functions, and out of the branches of a merged decoder.
@@ -14,8 +15,27 @@ export function openUp(model: Model): boolean {
 
 /** An opened copy of a model, which shares its tensors; the model itself where there is nothing to open. */
 export function openedUp(model: Model): Model {
+  const copied = copyOfModel(model);
+  return openUp(copied) ? copied : model;
+}
+
+/**
+ * Are the caches of an encoder-decoder that is still merged causal? The branch with the cache was traced with one new token and
+ * has no mask then, so that the other one, which reads the first tokens, tells.
+ */
+export async function startsCausally(model: Model, options: AnalysisOptions): Promise<boolean> {
+  const copied = copyOfModel(model);
+  if (!firstCallOf(copied)) return false;
+  inlineAttention(copied);
+  const { sites } = await analyse(copied, { runner: options.runner, signal: options.signal });
+  const attention = sites.filter((s) => s.layer !== null);
+  const own = attention.filter((s) => !s.refusal?.reason.startsWith('cross-attention'));
+  return own.length > 0 && own.every((s) => s.mask?.kind === 'causal');
+}
+
+function copyOfModel(model: Model): Model {
   const { proto } = model;
-  const copied = new Model(
+  return new Model(
     {
       ...proto,
       graph: copyOf(proto.graph),
@@ -24,7 +44,6 @@ export function openedUp(model: Model): Model {
     },
     model.external,
   );
-  return openUp(copied) ? copied : model;
 }
 
 /** A copy of a graph whose lists, and those of the graphs nested in it, may be changed. */

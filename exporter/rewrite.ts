@@ -6,7 +6,7 @@ import type { Graph, Model } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
 import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
-import { openedUp, openUp } from './open_up.js';
+import { openedUp, openUp, startsCausally } from './open_up.js';
 import { declareStates, removeCaches, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
 import { SiteEmitter } from './variants/emit.js';
@@ -48,11 +48,12 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
   checkOptions(options);
   validateModel(model);
   const before = new Set(model.graph.nodes.map((n) => n.proto));
+  const causalCaches = await startsCausally(model, options);
   const opened = openedUp(model);
-  let { analysis, sites, chosen } = await choose(opened, options);
+  let { analysis, sites, chosen } = await choose(opened, options, causalCaches);
   if (opened !== model && chosen.length > 0 && !options.dryRun) {
     openUp(model);
-    ({ analysis, sites, chosen } = await choose(model, options));
+    ({ analysis, sites, chosen } = await choose(model, options, causalCaches));
   }
   const report: RewriteReport = {
     variant: options.variant,
@@ -83,8 +84,8 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
 }
 
 /** The sites of a model, and those among them that the options ask for. */
-async function choose(model: Model, options: RewriteOptions) {
-  const analysis = await analyse(model, options);
+async function choose(model: Model, options: RewriteOptions, causalCaches: boolean) {
+  const analysis = await analyse(model, { ...options, causalCaches });
   checkLayers(analysis, options);
   const sites = analysis.sites.map((site): RewrittenSite => {
     const kept = whyKept(site, options);

@@ -34,6 +34,7 @@ export function projectionInputs(value: string, facts: Facts): Set<string> {
       if (!facts.graph.constant(at)) found.add(at);
       continue;
     }
+    if (node.is('If')) found.add(at);
     const source = projectionInput(node, facts);
     if (source !== undefined) found.add(source);
     else stack.push(...dataInputs(node));
@@ -77,6 +78,7 @@ export function weightLike(value: string | undefined, facts: Facts): boolean {
 function dataInputs(node: Node): string[] {
   switch (node.opType) {
     case 'Shape':
+    case 'If':
       return [];
     case 'Reshape':
     case 'Expand':

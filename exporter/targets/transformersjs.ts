@@ -8,8 +8,9 @@ const BATCH = 'batch_size';
 
 /**
  * Gives the states of a rewritten decoder names and shapes that @huggingface/transformers (version 4) makes, feeds and hands on as
- * if they were caches: `past_key_values.N.key` and `.value`, the batch called `batch_size`. A state that belongs to no layer takes a
- * name that no layer has, or that of a layer more, which config.json must then promise.
+ * if they were caches: `past_key_values.N.key` and `.value` (`.decoder.key` and `.decoder.value` beside an encoder), the batch
+ * called `batch_size`. A state that belongs to no layer takes a name that no layer has, or that of a layer more, which config.json
+ * must then promise.
  *
  * @throws FlaError `unsupported` when the model has no states or a layer has more than two
  */
@@ -18,6 +19,7 @@ export function forTransformersJs(model: Model): TargetReport {
   const pairs = statesOf(model, 'transformersjs');
   const caches = graph.inputs.map((i) => i.name).filter((name) => /^past_key_values\./.test(name));
   const taken = new Set(caches.filter((name) => !pairs.some((p) => p.past === name)));
+  const hasEncoder = caches.some((name) => name.includes('.encoder.'));
   const layers =
     1 +
     Math.max(...caches.map((name) => Number(/^past_key_values\.(\d+)\./.exec(name)?.[1] ?? -1)));
@@ -27,7 +29,7 @@ export function forTransformersJs(model: Model): TargetReport {
     for (let i = first; i < end; i++) {
       // Where it is nobody's key, a layer's value is no sequence that anyone measures.
       for (const kind of layer === undefined && i < layers ? ['value'] : ['key', 'value'])
-        yield `${i}.${kind}`;
+        yield hasEncoder ? `${i}.decoder.${kind}` : `${i}.${kind}`;
     }
   };
   let last = layers;
@@ -54,9 +56,13 @@ export function forTransformersJs(model: Model): TargetReport {
     pair.present = `present.${place}`;
   }
   nameBatch(model);
-  const state = pairs.map((p) => ({ ...p, shape: [BATCH, ...p.shape.slice(1)] }));
+  const state = pairs.map((p) => ({
+    ...p,
+    shape: p.shape.map((d, axis) => (axis === 0 && typeof d === 'string' ? BATCH : d)),
+  }));
   model.setMetadata(STATE_KEY, JSON.stringify(state));
-  return { state, config: last > layers ? { num_hidden_layers: last } : null };
+  const layerCount = hasEncoder ? 'decoder_layers' : 'num_hidden_layers';
+  return { state, config: last > layers ? { [layerCount]: last } : null };
 }
 
 /** The batch of what is carried, by the name that zeros are made for. */

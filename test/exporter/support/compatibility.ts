@@ -5,6 +5,7 @@ import { QUANTISED, quantiser } from './families/quantised.js';
 import { FAMILIES, type Family, Writer } from './families.js';
 import { makeLayer } from './layer.js';
 import { NEAR_MISSES } from './near_misses.js';
+import { mergedSeq2Seq } from './seq2seq.js';
 import { loadTorch, TORCH_EXPORTS } from './torch.js';
 
 /** What docs/compatibility.md says of one model. */
@@ -66,6 +67,11 @@ ${await table([
     exporter: 'onnxruntime-genai, Olive',
     build: () => decoder(spec),
   })),
+  {
+    name: 'Marian, decoder merged with its twin without a cache, cross-attention left alone',
+    exporter: 'Optimum',
+    build: () => mergedSeq2Seq(),
+  },
 ])}
 ## Weights and activations of 8 and 4 bits
 
@@ -99,7 +105,8 @@ ${await table([
 ${(await Promise.all(NEAR_MISSES.map(refusal))).join('\n')}
 
 Attention in the bodies of If, Loop and Scan and in model-local functions (of the model's opset) is rewritten like any other. Merged decoders
-(Optimum's \`use_cache_branch\`) are taken apart, unless they have an encoder. Other models with a KV cache and nested graphs are left alone there.
+(Optimum's \`use_cache_branch\`) are taken apart; where there is an encoder, the caches of its keys and values stay. Other models with a KV cache and
+nested graphs are left alone there.
 `;
 }
 
@@ -135,12 +142,15 @@ async function table(rows: readonly Row[]): Promise<string> {
 /** mask, none, linear, gated; joined where layers differ. */
 async function answers(build: () => Model): Promise<string[]> {
   const { sites } = await inspectModel(build());
-  const layers = sites.filter((s) => s.layer !== null);
+  // What a decoder has besides stays as it is, as "Left alone" says.
+  const counts = (s: { layer: number | null; reason: string | null }) =>
+    s.layer !== null && !s.reason?.startsWith('cross-attention');
+  const layers = sites.filter(counts);
   if (layers.length === 0) return ['no attention', '', '', ''];
   const both = await Promise.all(
     (['linear', 'retention'] as const).map(async (variant) => {
       const report = await rewriteModel(build(), { variant, dryRun: true });
-      return report.sites.filter((s) => s.layer !== null);
+      return report.sites.filter(counts);
     }),
   );
   const all = (texts: readonly string[]) => [...new Set(texts)].join('; ');
