@@ -184,7 +184,12 @@ describe.each<[string, RewriteOptions | undefined, object?]>([
     const config = {
       ...{ model_type: 'marian', is_encoder_decoder: true, d_model: SEQ2SEQ.hidden },
       ...{ ...size('encoder'), ...size('decoder'), vocab_size: vocabulary },
-      ...{ decoder_start_token_id: 0, eos_token_id: vocabulary, pad_token_id: vocabulary + 1, ...more },
+      ...{
+        decoder_start_token_id: 0,
+        eos_token_id: vocabulary,
+        pad_token_id: vocabulary + 1,
+        ...more,
+      },
     };
     fs.writeFileSync(path.join(at, 'config.json'), JSON.stringify(config));
     fs.writeFileSync(path.join(at, 'generation_config.json'), JSON.stringify(config));
