@@ -1,5 +1,6 @@
 import { FlaError } from '../../ops/error.js';
 import { isNumeric, type NumericArray, type NumericDType, zeros } from './dtypes.js';
+import type { Padding } from './row_lengths.js';
 import type { MakeTensor, TensorLike, ValueInfo } from './values.js';
 
 /** Token ids: one, those of one sequence, or one list per sequence of the batch. */
@@ -13,20 +14,13 @@ function isToken(value: unknown): value is number | bigint {
   return typeof value === 'number' || typeof value === 'bigint';
 }
 
-/** One list per sequence, all of one length. */
-function toRows(tokens: Tokens, batch: number): TokenList[] {
+/** One list per sequence. */
+export function toRows(tokens: Tokens, batch: number): TokenList[] {
   const rows = isToken(tokens) ? [[tokens] as TokenList] : isRows(tokens) ? [...tokens] : [tokens];
   if (rows.length !== batch) {
     throw new FlaError(
       'invalid_shape',
       `StatefulSession: tokens must be ${batch} lists, received ${rows.length}`,
-    );
-  }
-  const uneven = rows.find((row) => row.length !== rows[0].length);
-  if (uneven) {
-    throw new FlaError(
-      'invalid_shape',
-      `StatefulSession: token lists must be of one length, received ${rows[0].length} and ${uneven.length}`,
     );
   }
   return rows;
@@ -74,28 +68,19 @@ export function integers<T extends TensorLike>(
   return tensor;
 }
 
-/** A tensor of the input's type with ones. */
-export function ones<T extends TensorLike>(
-  make: MakeTensor<T>,
-  input: ValueInfo,
-  dims: readonly number[],
-): T {
-  const { data, convert, tensor } = allocate(make, input, dims);
-  data.fill(convert(1));
-  return tensor;
-}
-
-/** Tokens as a [batch, length] tensor for `input`. */
+/** Rows of tokens as a [batch, length] tensor for `input`; shorter ones are padded with 0. */
 export function tokenTensor<T extends TensorLike>(
   make: MakeTensor<T>,
   input: ValueInfo,
-  tokens: Tokens,
-  batch: number,
+  rows: readonly TokenList[],
+  padding: Padding,
 ): T {
-  const rows = toRows(tokens, batch);
-  const length = rows[0].length;
-  return integers(make, input, [batch, length], (i) => {
-    const token = rows[Math.floor(i / length)][i % length];
+  const length = Math.max(...rows.map((row) => row.length));
+  return integers(make, input, [rows.length, length], (i) => {
+    const row = rows[Math.floor(i / length)];
+    const at = (i % length) - (padding === 'left' ? length - row.length : 0);
+    if (at < 0 || at >= row.length) return 0;
+    const token = row[at];
     if (typeof token === 'bigint' || Number.isSafeInteger(token)) return token;
     throw new FlaError(
       'invalid_argument',

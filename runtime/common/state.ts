@@ -116,11 +116,16 @@ function isBatch(size: number | string, axis: number, batchNames: ReadonlySet<st
   return typeof size === 'string' && (axis === 0 || batchNames.has(size) || /batch/i.test(size));
 }
 
-/** Sizes before the first token: the batch filled in, growing dimensions empty. */
-function initialDims(pair: StatePair, batch: number, batchNames: ReadonlySet<string>): number[] {
+/** Sizes before the first token: the batch and the growing dimensions filled in. */
+function initialDims(
+  pair: StatePair,
+  batch: number,
+  batchNames: ReadonlySet<string>,
+  growing: number,
+): number[] {
   return pair.shape.map((size, axis) => {
     if (typeof size === 'number') return size;
-    return isBatch(size, axis, batchNames) ? batch : 0;
+    return isBatch(size, axis, batchNames) ? batch : growing;
   });
 }
 
@@ -232,6 +237,7 @@ function grows(pair: StatePair, batchNames: ReadonlySet<string>): boolean {
  * @param batchNames Names of the batch in the model's shapes.
  * @param inPlace Reads and writes a state of fixed size in the same memory.
  * @param session Gives the memory.
+ * @param cacheLength Size that a growing dimension has from the start, in memory shared by past and present.
  */
 export function makeSlot<S extends StateTensor>(
   pair: StatePair,
@@ -239,9 +245,11 @@ export function makeSlot<S extends StateTensor>(
   batchNames: ReadonlySet<string>,
   inPlace: boolean,
   session: StateModel<S>,
+  cacheLength?: number,
 ): StateSlot<S> {
-  const dims = initialDims(pair, batch, batchNames);
-  return grows(pair, batchNames)
+  const dims = initialDims(pair, batch, batchNames, cacheLength ?? 0);
+  if (!grows(pair, batchNames)) return new FixedSlot(pair, dims, inPlace, session);
+  return cacheLength === undefined
     ? new GrowingSlot(pair, dims, session)
-    : new FixedSlot(pair, dims, inPlace, session);
+    : new FixedSlot(pair, dims, true, session);
 }

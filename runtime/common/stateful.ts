@@ -4,11 +4,12 @@ import {
   type Feeds,
   feedLength,
   integers,
-  ones,
   sliceFeeds,
   type Tokens,
   tokenTensor,
+  toRows,
 } from './feeds.js';
+import { type Columns, type Padding, paddingOf, RowLengths, TOLD } from './row_lengths.js';
 import {
   findStatePairs,
   makeSlot,
@@ -40,6 +41,17 @@ export interface StateOptions {
    * those that the model's metadata names, when the operator library is in use; the others have two tensors in turn.
    */
   inPlace?: boolean | readonly string[];
+  /**
+   * Where rows of different length are padded in the first call. Default: on the right for a model that is told the lengths of
+   * its rows (`seqlens_k`, `nonpad_kv_seqlen`), else on the left. A model with com.microsoft.GroupQueryAttention needs `right` even
+   * where it makes these from `attention_mask`.
+   */
+  padding?: Padding;
+  /**
+   * Caches that grow are made this long at once, and past and present are one buffer. For models whose operators write their cache in
+   * place, such as com.microsoft.GroupQueryAttention.
+   */
+  cacheLength?: number;
 }
 
 export interface StepOptions {
@@ -59,15 +71,16 @@ export interface PrefillOptions<T> extends StepOptions {
 /** A copy of the state. Plain data, so that it can be cloned, sent to a worker thread or stored. */
 export interface StateSnapshot {
   position: number;
+  /** Tokens of padding in each row, where the first call padded some. */
+  padded?: number[];
+  /** Columns of that call. */
+  width?: number;
   tensors: Record<string, { type: DType; dims: number[]; data: Uint8Array }>;
 }
 
 /** Key of metadata_props: `current` when attention_mask covers only the tokens of the run. */
 const MASK_KEY = 'onnx_fla.attention_mask';
 const DEFAULT_CHUNK = 1024;
-
-/** Inputs that the session can make itself. */
-const AUTOMATIC = new Set(['attention_mask', 'position_ids', 'cache_position']);
 const TOKEN_INPUTS = ['input_ids', 'tokens', 'ids'];
 
 /** What a runtime's session must do to be run with memory. */
@@ -85,20 +98,24 @@ export interface StatefulModel<T extends TensorLike, S extends StateTensor> exte
   dispose(): Promise<void>;
 }
 
-/** Checks the batch. @throws FlaError `invalid_argument` */
-export function checkBatch({ batch = 1 }: StateOptions): void {
-  if (Number.isInteger(batch) && batch >= 1) return;
-  throw new FlaError(
-    'invalid_argument',
-    `StatefulSession: batch must be an integer >= 1, received ${batch}`,
-  );
+/** Checks the sizes among the options. @throws FlaError `invalid_argument` */
+export function checkSizes({ batch = 1, cacheLength = 1 }: StateOptions): void {
+  for (const [name, value] of Object.entries({ batch, cacheLength })) {
+    if (Number.isInteger(value) && value >= 1) continue;
+    throw new FlaError(
+      'invalid_argument',
+      `StatefulSession: ${name} must be an integer >= 1, received ${value}`,
+    );
+  }
 }
 
 /**
  * A model with memory: keeps every past/present pair where it computes between calls, so that a text of any length can be
  * fed in pieces. Pairs are found in the model's metadata (`onnx_fla.state`) or by name: `past_X` -> `present_X`,
  * `past_key_values.N.X` -> `present.N.X`. Pairs of fixed size start as zeros, growing ones (KV caches) empty.
- * `attention_mask`, `position_ids` and `cache_position` are fed where the model has them.
+ * `attention_mask`, `position_ids`, `cache_position`, `seqlens_k`, `total_sequence_length`, `past_sequence_length`,
+ * `past_key_values_length`, `nonpad_kv_seqlen` and `write_indices` are fed where the model has them. The first call after the start
+ * or a reset may have rows of different length, which are padded.
  *
  * Calls are carried out one after the other, in the order in which they were made.
  *
@@ -116,6 +133,8 @@ export abstract class Stateful<
   readonly #slots: StateSlot<S>[];
   readonly #make: MakeTensor<T>;
   readonly #batchNames: ReadonlySet<string>;
+  readonly #rows: RowLengths;
+  readonly #cacheLength: number | undefined;
   #position = 0;
   #queue: Promise<unknown> = Promise.resolve();
   #spoiled = false;
@@ -134,6 +153,9 @@ export abstract class Stateful<
         `StatefulSession: the model must have past/present pairs, received inputs ${session.inputNames.join(' ')} and outputs ${session.outputNames.join(' ')}`,
       );
     }
+    const names = session.inputs.map(({ name }) => name);
+    this.#cacheLength = options.cacheLength;
+    this.#rows = new RowLengths(this.batch, options.padding ?? paddingOf(names));
     this.#batchNames = batchNames(session, this.pairs);
     this.#slots = this.pairs.map((pair) =>
       makeSlot(
@@ -142,6 +164,7 @@ export abstract class Stateful<
         this.#batchNames,
         isInPlace(pair, session.sharesState, options.inPlace),
         session,
+        options.cacheLength,
       ),
     );
   }
@@ -188,7 +211,8 @@ export abstract class Stateful<
         const data = new Uint8Array(await current.read());
         tensors[pair.past] = { type: pair.type, dims: [...current.dims], data };
       }
-      return { position: this.#position, tensors };
+      const { uneven, padded, width } = this.#rows;
+      return { position: this.#position, ...(uneven && { padded: [...padded], width }), tensors };
     });
   }
 
@@ -201,6 +225,9 @@ export abstract class Stateful<
         slot.set(dims, data);
       }
       this.#position = snapshot.position;
+      const { padded, width = 0 } = snapshot;
+      if (padded) this.#rows.start(padded.map((n) => width - n));
+      else this.#rows.clear();
       this.#spoiled = false;
     });
   }
@@ -232,9 +259,18 @@ export abstract class Stateful<
     );
   }
 
+  #assertRoom(needed: number): void {
+    if (this.#cacheLength === undefined || needed <= this.#cacheLength) return;
+    throw new FlaError(
+      'invalid_argument',
+      `StatefulSession: cacheLength must be at least the number of tokens so far, ${needed}, received ${this.#cacheLength}`,
+    );
+  }
+
   #clear(): void {
     for (const slot of this.#slots) slot.reset();
     this.#position = 0;
+    this.#rows.clear();
     this.#spoiled = false;
   }
 
@@ -254,14 +290,37 @@ export abstract class Stateful<
   #toFeeds(input: Tokens | Feeds<T>): Feeds<T> {
     if (isFeeds(input)) return input;
     const { name } = this.#tokenInput;
-    return { [name]: tokenTensor(this.#make, this.#tokenInput, input, this.batch) };
+    const rows = toRows(input, this.batch);
+    const lengths = rows.map((row) => row.length);
+    if (this.#position === 0) this.#rows.clear();
+    if (lengths.some((n) => n !== lengths[0])) this.#pad(lengths);
+    return { [name]: tokenTensor(this.#make, this.#tokenInput, rows, this.#rows.side) };
+  }
+
+  /** Notes that the first call's rows are padded to one length. */
+  #pad(lengths: readonly number[]): void {
+    const told = `${lengths[0]} and ${lengths.find((n) => n !== lengths[0])}`;
+    if (this.#position > 0) {
+      throw new FlaError(
+        'invalid_shape',
+        `StatefulSession: token lists must be of one length after the first call, received ${told}`,
+      );
+    }
+    if (!paddingOf(this.session.inputNames)) {
+      throw new FlaError(
+        'invalid_shape',
+        `StatefulSession: token lists must be of one length, as the model has no input that tells of padding, received ${told}`,
+      );
+    }
+    if (lengths.includes(0)) {
+      throw new FlaError('invalid_shape', 'StatefulSession: token lists must not be empty');
+    }
+    this.#rows.start(lengths);
   }
 
   get #tokenInput(): ValueInfo {
     const states = new Set(this.pairs.map((pair) => pair.past));
-    const free = this.session.inputs.filter(
-      ({ name }) => !states.has(name) && !AUTOMATIC.has(name),
-    );
+    const free = this.session.inputs.filter(({ name }) => !states.has(name) && !TOLD.has(name));
     const input =
       free.find(({ name }) => TOKEN_INPUTS.includes(name)) ??
       (free.length === 1 ? free[0] : undefined);
@@ -282,9 +341,12 @@ export abstract class Stateful<
     }
     const feeds = this.#toFeeds(input);
     const total = feedLength(feeds);
+    // Rows that end early, and their lengths, are for one call.
+    const whole = this.#rows.side === 'right' && this.#rows.uneven && this.#position === 0;
     let results: Record<string, T> = {};
-    for (let start = 0; start < total; start += chunk) {
-      const count = Math.min(chunk, total - start);
+    const step = whole ? total : chunk;
+    for (let start = 0; start < total; start += step) {
+      const count = Math.min(step, total - start);
       const isLast = start + count === total;
       const wanted = outputs === 'last' && !isLast ? 'none' : outputs;
       const piece = sliceFeeds(this.#make, feeds, total, start, count);
@@ -304,6 +366,7 @@ export abstract class Stateful<
   ): Promise<Record<string, T>> {
     this.#assertSound();
     signal?.throwIfAborted();
+    this.#assertRoom(this.#position + count);
     const names = this.#wanted(outputs);
     const fetches: Record<string, S | 'native' | null> = {};
     for (const name of names) fetches[name] = outputs === 'last' ? 'native' : null;
@@ -314,20 +377,22 @@ export abstract class Stateful<
       }),
     );
     for (const slot of this.#slots) slot.commit(results[slot.pair.present] as S);
+    const columns = { past: this.#position, count };
     this.#position += count;
     if (outputs !== 'last')
       return Object.fromEntries(names.map((name) => [name, results[name] as T]));
     const last = names.map(
       async (name): Promise<[string, T]> => [
         name,
-        await this.#lastPosition(results[name] as S, count),
+        await this.#lastPosition(results[name] as S, columns),
       ],
     );
     return Object.fromEntries(await Promise.all(last));
   }
 
   /** [B,1,...] of a [B,T,...] tensor, and the memory of the rest given back; a tensor without time comes whole. */
-  async #lastPosition(tensor: S, count: number): Promise<T> {
+  async #lastPosition(tensor: S, columns: Columns): Promise<T> {
+    const { count } = columns;
     const [batch, length, ...rest] = tensor.dims;
     const timed = tensor.dims.length >= 2 && length === count && count > 0;
     const dims = timed ? [batch, 1, ...rest] : [...tensor.dims];
@@ -336,7 +401,7 @@ export abstract class Stateful<
     const bytes = tensor.byteLength / (timed ? batch * length : 1);
     try {
       const read = Array.from({ length: rows }, (_, b) =>
-        tensor.read(((b + 1) * steps - 1) * bytes, bytes),
+        tensor.read((b * steps + (timed ? this.#rows.lastOf(b, columns) : 0)) * bytes, bytes),
       );
       const data = new Uint8Array(rows * bytes);
       for (const [b, row] of (await Promise.all(read)).entries())
@@ -383,17 +448,13 @@ export abstract class Stateful<
   /** The inputs that follow from the position, where the model has them and the caller did not give them. */
   #automatic(feeds: Feeds<T>, count: number): Record<string, T> {
     const made: Record<string, T> = {};
-    const total = this.#position + count;
+    const columns = { past: this.#position, count };
+    const isCurrent = this.session.modelMetadata[MASK_KEY] === 'current';
     for (const input of this.session.inputs) {
-      if (!AUTOMATIC.has(input.name) || feeds[input.name] !== undefined) continue;
-      if (input.name === 'attention_mask') {
-        const length = this.session.modelMetadata[MASK_KEY] === 'current' ? count : total;
-        made.attention_mask = ones(this.#make, input, [this.batch, length]);
-      } else {
-        const dims = input.shape?.length === 1 ? [count] : [this.batch, count];
-        const at = (i: number) => this.#position + (i % count);
-        made[input.name] = integers(this.#make, input, dims, at);
-      }
+      if (!TOLD.has(input.name) || feeds[input.name] !== undefined) continue;
+      const rank = input.shape?.length ?? 0;
+      const { dims, at } = this.#rows.told(input.name, rank, columns, isCurrent);
+      made[input.name] = integers(this.#make, input, dims, at);
     }
     return made;
   }

@@ -2,7 +2,7 @@ import { Tensor } from 'onnxruntime-node';
 import type { Feeds as CommonFeeds } from '../common/feeds.js';
 import {
   type PrefillOptions as CommonPrefillOptions,
-  checkBatch,
+  checkSizes,
   Stateful,
   type StateOptions,
 } from '../common/stateful.js';
@@ -33,7 +33,7 @@ export class StatefulSession extends Stateful<Tensor, NativeTensor, FlaSession> 
     model: string | Uint8Array,
     options: StatefulOptions = {},
   ): Promise<StatefulSession> {
-    checkBatch(options);
+    checkSizes(options);
     const session = await FlaSession.create(model, options);
     try {
       return new StatefulSession(session, options, make);

@@ -2,7 +2,7 @@ import type { Tensor } from 'onnxruntime-web';
 import type { Feeds as CommonFeeds } from '../common/feeds.js';
 import {
   type PrefillOptions as CommonPrefillOptions,
-  checkBatch,
+  checkSizes,
   Stateful,
   type StateOptions,
 } from '../common/stateful.js';
@@ -29,7 +29,7 @@ export class StatefulSession extends Stateful<Tensor, DeviceTensor, FlaSession> 
     model: string | Uint8Array | ArrayBuffer,
     options: StatefulOptions = {},
   ): Promise<StatefulSession> {
-    checkBatch(options);
+    checkSizes(options);
     const session = await FlaSession.create(model, options);
     try {
       return new StatefulSession(session, options, make);
