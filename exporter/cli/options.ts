@@ -78,6 +78,13 @@ export function threadsOption(): Option {
   return new Option('--threads <n>', THREADS).argParser(parsePositive);
 }
 
+const CACHE_LENGTH =
+  'tokens that a growing cache has room for, in one buffer for past and present (GroupQueryAttention)';
+
+export function cacheLengthOption(): Option {
+  return new Option('--cache-length <n>', CACHE_LENGTH).argParser(parsePositive);
+}
+
 /** Who runs a model. */
 export function backendOption(
   flags = '--backend <name>',

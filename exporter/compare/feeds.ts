@@ -1,6 +1,7 @@
 import { Float16Array } from '@petamoriken/float16';
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
+import { RowLengths, TOLD } from '../../runtime/common/row_lengths.js';
 import type { Model } from '../ir/index.js';
 import { normal, seededRandom } from '../random.js';
 
@@ -72,7 +73,14 @@ export function makeFeeds(
   options: FeedOptions,
 ): Record<string, Ort.Tensor> {
   const feeds: Record<string, Ort.Tensor> = {};
+  const count = tokenCount(inputs, options);
   for (const input of inputs) {
+    if (LENGTHS.has(input.name)) {
+      const rows = new RowLengths(1);
+      const { dims, at } = rows.told(input.name, input.shape.length, { past: 0, count });
+      feeds[input.name] = numberTensor(ort, input.type, [at(0)], dims);
+      continue;
+    }
     const dims = inputShape(input, options);
     const size = dims.reduce((a, b) => a * b, 1);
     const values = options.state?.has(input.name)
@@ -81,6 +89,17 @@ export function makeFeeds(
     feeds[input.name] = numberTensor(ort, input.type, values, dims);
   }
   return feeds;
+}
+
+/** Inputs with one number for each row, or one for all. */
+const LENGTHS = new Set(
+  [...TOLD].filter((name) => !/^(attention_mask|position_ids|cache_position)$/.test(name)),
+);
+
+/** New tokens in a call, as the first input of token ids has them. */
+function tokenCount(inputs: readonly TensorInput[], options: FeedOptions): number {
+  const ids = inputs.find((i) => /^(input_?ids|tokens|ids)$/i.test(i.name) && i.shape.length === 2);
+  return ids ? inputShape(ids, options)[1]! : options.length;
 }
 
 function drawValues(

@@ -93,6 +93,8 @@ export interface CompareOptions {
   /** Who runs the original; `auto` means ONNX Runtime as installed, unless it has our ops already. */
   originalBackend?: BackendChoice;
   threads?: number;
+  /** Growing caches of com.microsoft.GroupQueryAttention are buffers for so many tokens, which are written in place. */
+  cacheLength?: number;
   onProgress?: (stage: string, done: number, total: number) => void;
   signal?: AbortSignal;
 }

@@ -1,5 +1,5 @@
 import { inspectModel, loadModel } from '../index.js';
-import { LanguageModel } from '../text/language_model.js';
+import { LanguageModel, writesInPlace } from '../text/language_model.js';
 import { isLanguageModel } from '../text/token_interface.js';
 import { measureCost } from './cost.js';
 import { compareLanguage } from './language.js';
@@ -29,6 +29,7 @@ export interface MeasureOptions {
   backend?: BackendChoice;
   originalBackend?: BackendChoice;
   threads?: number;
+  cacheLength?: number;
   onProgress?: (stage: string, done: number, total: number) => void;
   signal?: AbortSignal;
 }
@@ -56,7 +57,8 @@ export class Reference {
   ) {}
 
   static async open(file: string, options: MeasureOptions): Promise<Reference> {
-    const choice = { backend: options.originalBackend ?? 'auto', threads: options.threads };
+    const { threads, cacheLength } = options;
+    const choice = { backend: options.originalBackend ?? 'auto', threads, cacheLength };
     options.onProgress?.('models opened', 0, 1);
     const opened = await openSession(file, choice);
     const { session } = opened;
@@ -114,7 +116,11 @@ export async function measureRow(
 ): Promise<ReportRow> {
   const { options } = reference;
   const { file, id, role, name, about } = candidate;
-  const choice = { backend: options.backend ?? ('auto' as const), threads: options.threads };
+  const choice = {
+    backend: options.backend ?? ('auto' as const),
+    threads: options.threads,
+    ...(writesInPlace(loadModel(file)) && { cacheLength: options.cacheLength }),
+  };
   const opened = await openSession(file, choice);
   if (opened.notice && !notices.includes(opened.notice)) notices.push(opened.notice);
   let outputs: ReportRow['outputs'];

@@ -17,6 +17,8 @@ export interface SessionChoice {
   backend?: BackendChoice;
   /** Threads inside an operator; default: ONNX Runtime's choice. */
   threads?: number;
+  /** Language models only: growing caches are buffers for so many tokens, which are written in place. */
+  cacheLength?: number;
 }
 
 const DOMAIN = 'com.fla';

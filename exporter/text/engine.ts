@@ -19,20 +19,27 @@ export function lastRows(logits: Logits, rows: number): Logits {
   return { ...logits, rows: Math.min(rows, logits.rows), data: logits.data.subarray(skip) };
 }
 
-/** The logits in a tensor [1, rows, vocabulary]. */
+/** The logits in a tensor [B,T,vocabulary], the rows of the first text first. */
 export function toLogits(tensor: Ort.Tensor): Logits {
-  const [, rows, vocabulary] = tensor.dims as [number, number, number];
+  const [batch, tokens, vocabulary] = tensor.dims as [number, number, number];
+  const rows = batch * tokens;
   const values = tensorValues(tensor);
   const data = values instanceof Float32Array ? values : Float32Array.from(values);
   return { rows, vocabulary, data };
 }
 
+/** Token ids of the texts of a batch. */
+export type TokenRows = readonly (readonly number[])[];
+
 /** Feeds tokens to a model and carries what it remembers. */
 export interface Engine {
   /** Bytes carried from call to call. */
   readonly stateBytes: number;
-  /** Reads tokens; returns the logits of all of them, or of the last one only. */
-  run(ids: readonly number[], wanted: 'all' | 'last'): Promise<Logits>;
+  /**
+   * Reads tokens of each text, as many of one as of the other but in the first call; returns the logits of all of them, or of
+   * the last one of each text.
+   */
+  run(rows: TokenRows, wanted: 'all' | 'last'): Promise<Logits>;
   reset(): Promise<void>;
   release(): Promise<void>;
 }

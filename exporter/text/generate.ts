@@ -57,3 +57,48 @@ export async function generate(
     stateBytes: model.stateBytes,
   };
 }
+
+/** What a batch was continued with. */
+export interface GeneratedBatch extends Omit<Generated, 'ids'> {
+  /** New tokens of each text. */
+  ids: number[][];
+}
+
+/**
+ * Reads the prompts of a model's batch (at least one token each) at once, and continues each as `generate` would with the seed
+ * plus its place in the batch.
+ */
+export async function generateBatch(
+  model: LanguageModel,
+  prompts: readonly (readonly number[])[],
+  options: Omit<GenerateOptions, 'chunk' | 'onToken' | 'onPrefill'>,
+): Promise<GeneratedBatch> {
+  const start = performance.now();
+  let logits = await model.advanceRows(prompts);
+  const prefilled = performance.now();
+  const texts = prompts.map((_, b) => ({
+    ids: [] as number[],
+    random: seededRandom(options.seed + b),
+    last: 0,
+    ended: false,
+  }));
+  for (let step = 1; step <= options.maxNewTokens; step++) {
+    options.signal?.throwIfAborted();
+    for (const [b, text] of texts.entries()) {
+      if (text.ended) continue;
+      text.last = sampleToken(logitsRow(logits, b), options, text.random);
+      text.ended = options.endIds?.has(text.last) ?? false;
+      if (!text.ended) text.ids.push(text.last);
+    }
+    if (step === options.maxNewTokens || texts.every((text) => text.ended)) break;
+    logits = await model.advanceRows(texts.map((text) => [text.last]));
+    await new Promise(setImmediate); // a run may not yield, and an interrupt must get through
+  }
+  return {
+    ids: texts.map((text) => text.ids),
+    promptTokens: prompts.reduce((sum, prompt) => sum + prompt.length, 0),
+    prefillMs: prefilled - start,
+    decodeMs: performance.now() - prefilled,
+    stateBytes: model.stateBytes,
+  };
+}

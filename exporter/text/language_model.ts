@@ -1,3 +1,5 @@
+import { FlaError } from '../../ops/error.js';
+import { type Padding, paddingOf } from '../../runtime/common/row_lengths.js';
 import {
   chooseBackend,
   loadOnnxRuntime,
@@ -7,8 +9,9 @@ import {
   sessionOptions,
 } from '../compare/session.js';
 import { loadModel } from '../ir/file.js';
+import type { Model } from '../ir/index.js';
 import { segmentOf } from '../memory_tokens.js';
-import type { Engine, Logits } from './engine.js';
+import type { Engine, Logits, TokenRows } from './engine.js';
 import { SegmentEngine } from './segment_engine.js';
 import { statePairs } from './state_pairs.js';
 import { StatefulEngine } from './stateful_engine.js';
@@ -22,6 +25,11 @@ export interface PrefillOptions {
   signal?: AbortSignal;
 }
 
+export interface LanguageModelChoice extends SessionChoice {
+  /** Texts side by side; default 1. */
+  batch?: number;
+}
+
 /** A causal language model that is fed token by token or in pieces. */
 export class LanguageModel {
   private consumed = 0;
@@ -32,19 +40,32 @@ export class LanguageModel {
     readonly memory: Memory,
     readonly backend: 'fla' | 'stock',
     readonly notice: string | undefined,
+    readonly batch: number,
   ) {}
 
-  /** @throws FlaError `unsupported` when the model is no language model of the known form */
-  static async open(file: string, choice: SessionChoice = {}): Promise<LanguageModel> {
+  /**
+   * @throws FlaError `unsupported` when the model is no language model of the known form, `invalid_argument` for a `cacheLength` when
+   * nothing writes its cache in place
+   */
+  static async open(file: string, choice: LanguageModelChoice = {}): Promise<LanguageModel> {
     const { backend, notice } = await chooseBackend(file, choice.backend);
     return namingFile(file, async () => {
-      const segments = segmentOf(loadModel(file));
+      const model = loadModel(file);
+      const segments = segmentOf(model);
+      const { batch = 1 } = choice;
+      if (segments && batch > 1) {
+        throw new FlaError(
+          'unsupported',
+          `a model with memory tokens reads one text at a time, received ${batch}`,
+        );
+      }
+      const chosen = { ...choice, batch, backend, padding: paddingSide(model) };
       const { engine, memory } = segments
-        ? await segmentEngine(file, { ...choice, backend }, segments.segment)
-        : backend === 'fla' && hasState(file)
-          ? await statefulEngine(file, choice)
-          : await stockEngine(file, { ...choice, backend });
-      return new LanguageModel(engine, file, memory, backend, notice);
+        ? await segmentEngine(file, chosen, segments.segment)
+        : backend === 'fla' && hasState(model)
+          ? await statefulEngine(file, model, chosen)
+          : await stockEngine(file, model, chosen);
+      return new LanguageModel(engine, file, memory, backend, notice, batch);
     });
   }
 
@@ -59,7 +80,12 @@ export class LanguageModel {
 
   /** Reads tokens and returns the logits of each. */
   advance(ids: readonly number[]): Promise<Logits> {
-    return this.run(ids, 'all');
+    return this.run([ids], 'all');
+  }
+
+  /** Reads tokens of each text of the batch, of any number in the first call, and returns the logits of each one's last. */
+  advanceRows(rows: TokenRows): Promise<Logits> {
+    return this.run(rows, 'last');
   }
 
   /** Reads tokens in pieces, so that memory does not grow with their number, and returns the last one's logits. */
@@ -68,7 +94,7 @@ export class LanguageModel {
     let last: Logits = { rows: 0, vocabulary: 0, data: new Float32Array() };
     for (let at = 0; at < ids.length; at += size) {
       options.signal?.throwIfAborted();
-      last = await this.run(ids.slice(at, at + size), 'last');
+      last = await this.run([ids.slice(at, at + size)], 'last');
       options.onProgress?.(Math.min(at + size, ids.length));
     }
     return last;
@@ -84,9 +110,15 @@ export class LanguageModel {
     await this.engine.release();
   }
 
-  private async run(ids: readonly number[], wanted: 'all' | 'last'): Promise<Logits> {
-    const logits = await namingFile(this.file, () => this.engine.run(ids, wanted));
-    this.consumed += ids.length;
+  private async run(rows: TokenRows, wanted: 'all' | 'last'): Promise<Logits> {
+    if (rows.length !== this.batch) {
+      throw new FlaError(
+        'invalid_argument',
+        `tokens must be of ${this.batch} texts, received ${rows.length}`,
+      );
+    }
+    const logits = await namingFile(this.file, () => this.engine.run(rows, wanted));
+    this.consumed += Math.max(...rows.map((row) => row.length));
     return logits;
   }
 }
@@ -94,16 +126,49 @@ export class LanguageModel {
 /** The model's own word on which tokens its attention_mask covers. */
 const MASK_KEY = 'onnx_fla.attention_mask';
 
-function hasState(file: string): boolean {
-  const { graph } = loadModel(file);
+/** How a model is opened. */
+type Chosen = Required<Pick<LanguageModelChoice, 'batch'>> &
+  LanguageModelChoice & { padding: Padding };
+
+function hasState({ graph }: Model): boolean {
   const names = (infos: readonly { name: string }[]) => infos.map((i) => i.name);
   return statePairs(names(graph.inputs), names(graph.outputs)).length > 0;
 }
 
-async function stockEngine(file: string, choice: SessionChoice) {
-  const { session } = await openSession(file, choice);
-  const io = tokenInterface(session, loadModel(file).metadata(MASK_KEY) === 'current');
-  return { engine: new StockEngine(await loadOnnxRuntime(), session, io), memory: io.memory };
+/** Does a model write its caches into the buffers that they are read from? */
+export function writesInPlace({ graph }: Model): boolean {
+  return [...graph.walk()].some((node) => node.is('GroupQueryAttention', 'com.microsoft'));
+}
+
+/** GroupQueryAttention goes by the lengths of rows, also where these are made from a mask. */
+function paddingSide(model: Model): Padding {
+  if (writesInPlace(model)) return 'right';
+  return paddingOf(model.graph.inputs.map((i) => i.name)) ?? 'left';
+}
+
+/** The length of shared caches, for a model that has caches. */
+function cacheLength(
+  model: Model,
+  memory: Memory,
+  { cacheLength: wanted }: Chosen,
+): { cacheLength?: number } {
+  if (wanted === undefined || memory !== 'cache') return {};
+  if (writesInPlace(model)) return { cacheLength: wanted };
+  throw new FlaError(
+    'invalid_argument',
+    'a cache length is for models that write their cache in place, as com.microsoft.GroupQueryAttention does, received one with other attention',
+  );
+}
+
+async function stockEngine(file: string, model: Model, chosen: Chosen) {
+  const { session } = await openSession(file, chosen);
+  const io = tokenInterface(session, model.metadata(MASK_KEY) === 'current');
+  const { batch, padding } = chosen;
+  const options = { batch, padding, ...cacheLength(model, io.memory, chosen) };
+  return {
+    engine: new StockEngine(await loadOnnxRuntime(), session, io, options),
+    memory: io.memory,
+  };
 }
 
 async function segmentEngine(file: string, choice: SessionChoice, segment: number) {
@@ -115,9 +180,21 @@ async function segmentEngine(file: string, choice: SessionChoice, segment: numbe
   };
 }
 
-async function statefulEngine(file: string, choice: SessionChoice) {
+async function statefulEngine(file: string, model: Model, chosen: Chosen) {
   const { StatefulSession } = await import('../../runtime/node/index.js');
-  const stateful = await StatefulSession.create(file, sessionOptions(choice));
+  const { batch, padding } = chosen;
+  const declared = model.graph.inputs.some(({ name }) => grows(model, name));
+  const stateful = await StatefulSession.create(file, {
+    ...sessionOptions(chosen),
+    ...{ batch, padding, ...cacheLength(model, declared ? 'cache' : 'state', chosen) },
+  });
   const { memory, logits } = tokenInterface(stateful.session);
   return { engine: new StatefulEngine(stateful, logits), memory };
+}
+
+/** Is it a cache that gets longer with every token? */
+function grows({ graph }: Model, name: string): boolean {
+  return (
+    /past/i.test(name) && (graph.dims(name) ?? []).some((d, i) => i > 0 && typeof d !== 'number')
+  );
 }

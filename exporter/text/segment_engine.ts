@@ -1,6 +1,6 @@
 import type * as Ort from 'onnxruntime-node';
 import { numberTensor, type TensorInput } from '../compare/feeds.js';
-import { type Engine, type Logits, lastRows, toLogits } from './engine.js';
+import { type Engine, type Logits, lastRows, type TokenRows, toLogits } from './engine.js';
 import type { TokenInterface } from './token_interface.js';
 
 /**
@@ -24,7 +24,7 @@ export class SegmentEngine implements Engine {
     return (this.memory.data as Float32Array).byteLength;
   }
 
-  async run(ids: readonly number[], wanted: 'all' | 'last'): Promise<Logits> {
+  async run([ids = []]: TokenRows, wanted: 'all' | 'last'): Promise<Logits> {
     const parts: Logits[] = [];
     for (let at = 0; at < ids.length; ) {
       const piece = ids.slice(at, at + this.segment - this.pending.length);

@@ -1,6 +1,6 @@
 import type * as Ort from 'onnxruntime-node';
 import type { StatefulSession } from '../../runtime/node/index.js';
-import { type Engine, type Logits, toLogits } from './engine.js';
+import { type Engine, type Logits, type TokenRows, toLogits } from './engine.js';
 
 /** Drives a model through our backend, which keeps the state in native memory. */
 export class StatefulEngine implements Engine {
@@ -13,9 +13,9 @@ export class StatefulEngine implements Engine {
     return this.stateful.stateBytes;
   }
 
-  async run(ids: readonly number[], wanted: 'all' | 'last'): Promise<Logits> {
+  async run(rows: TokenRows, wanted: 'all' | 'last'): Promise<Logits> {
     const outputs = wanted === 'last' ? ('last' as const) : [this.logits];
-    const result = await this.stateful.step(ids, { outputs });
+    const result = await this.stateful.step(rows, { outputs });
     return toLogits(result[this.logits] as Ort.Tensor);
   }
 

@@ -1,5 +1,6 @@
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
+import { TOLD } from '../../runtime/common/row_lengths.js';
 import { type TensorInput, tensorInputs } from '../compare/feeds.js';
 import { type StateNames, statePairs } from './state_pairs.js';
 
@@ -12,6 +13,8 @@ export interface TokenInterface {
   ids: TensorInput;
   mask: TensorInput | undefined;
   positions: TensorInput | undefined;
+  /** What else tells of lengths: seqlens_k, total_sequence_length and their like. */
+  lengths: TensorInput[];
   /** Is the mask as long as everything seen so far, rather than as the new tokens? */
   maskCoversPast: boolean;
   state: TensorInput[];
@@ -57,7 +60,8 @@ export function tokenInterface(session: Described, maskIsCurrent = false): Token
         `received inputs ${list(inputs)} and outputs ${list(outputs)}`,
     );
   }
-  const known = new Set([ids, mask, positions, ...state]);
+  const lengths = inputs.filter((i) => TOLD.has(i.name) && i !== mask && i !== positions);
+  const known = new Set([ids, mask, positions, ...lengths, ...state]);
   const others = inputs.filter((i) => !known.has(i));
   if (others.length > 0) {
     throw new FlaError(
@@ -71,6 +75,7 @@ export function tokenInterface(session: Described, maskIsCurrent = false): Token
     ids,
     mask,
     positions,
+    lengths,
     maskCoversPast: !maskIsCurrent && mask !== undefined && mask.shape[1] !== ids.shape[1],
     state,
     pairs,

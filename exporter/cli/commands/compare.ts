@@ -31,6 +31,7 @@ import { formatBytes, formatMs, formatNumber } from '../format.js';
 import { type Io, printJson, printTable, withProgress } from '../io.js';
 import {
   backendOption,
+  cacheLengthOption,
   collectDim,
   parseCount,
   parseLengths,
@@ -64,6 +65,7 @@ interface Flags {
   baseline?: string;
   failIf?: string;
   report?: string;
+  cacheLength?: number;
   threads?: number;
   backend: BackendChoice;
   originalBackend: BackendChoice;
@@ -115,6 +117,7 @@ export function addCompare(program: Command, io: Io): void {
     .option('--baseline <file>', 'report.json of an earlier run: say what changed')
     .option('--fail-if <list>', 'exit code 2 if one holds, as in kl>0.1,recall<0.9,ppl>+5%')
     .option('--report <folder>', 'write report.json and report.html')
+    .addOption(cacheLengthOption())
     .addOption(threadsOption())
     .addOption(backendOption())
     .addOption(backendOption('--original-backend <name>', 'who runs the original'))

@@ -330,6 +330,22 @@ test('rewrite --variant rmt: memory from a file, generate reads on over segments
   expect(result).toMatchObject({ memory: 'state', new_tokens: 30, state_bytes: 3 * 256 * 4 });
 });
 
+test('generate continues several prompts as a batch', async () => {
+  const args = ['generate', TINYLM.modelKv, '--tokenizer', TINYLM.tokenizer, '--temperature', '0'];
+  const prompts = ['Call me Ishmael.', 'It was'];
+  const given = prompts.flatMap((text) => ['--prompt', text]);
+  const two = await runJson<{ texts: { text: string; ids: number[] }[]; new_tokens: number }>(
+    ...[...args, '--max-new-tokens', '6', ...given],
+  );
+  expect(two.new_tokens).toBe(12);
+  const one = await runJson<{ text: string; ids: number[] }>(
+    ...[...args, '--max-new-tokens', '6', '--prompt', prompts[1]!],
+  );
+  expect(two.texts[1]).toEqual({ text: one.text, ids: one.ids });
+  const wrong = await runCli(...args, '--prompt', 'It', '--cache-length', '9');
+  expect(wrong.stderr).toContain('a cache length is for models that write their cache in place');
+});
+
 test('rewrite --target transformersjs names states as caches', async () => {
   const output = at('target.onnx');
   const report = await runJson<RewriteReport & { config: unknown }>(
