@@ -36,6 +36,8 @@ export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Pr
       'there is no mask although keys are cached: new tokens would see one another both ways',
     );
   }
+  // By the definition of nonpad_kv_seqlen, and as long as rows are not padded: with padding it would hide keys of its own tokens.
+  if (sdpa.masks.some((m) => m.kind === 'filled')) return { kind: 'causal' };
   if (sdpa.masks.length === 0) return { kind: sdpa.cache ? 'causal' : 'bidirectional' };
   const values = sdpa.masks.flatMap(stepValues);
   const fixed = fixedTokens(sdpa, facts);
@@ -71,6 +73,7 @@ function stepValues(step: MaskStep): string[] {
     case 'rows':
       return [step.lengths.seqlens, step.lengths.total];
     case 'causal':
+    case 'filled':
       return [];
   }
 }

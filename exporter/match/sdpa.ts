@@ -77,6 +77,8 @@ export type MaskStep =
   | { readonly kind: 'length'; readonly value: string; readonly fill: number }
   /** Key j is seen by query i when j <= i + the number of cached tokens. */
   | { readonly kind: 'causal' }
+  /** The same where keys are a buffer, of which the first `value` (int64 [B], new tokens included) hold something. */
+  | { readonly kind: 'filled'; readonly value: string }
   /** The same by row; and if there is a window, no more than that many keys are seen. */
   | { readonly kind: 'rows'; readonly lengths: Lengths; readonly window?: number };
 

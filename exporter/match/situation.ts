@@ -28,6 +28,7 @@ export function roleOf(graph: Graph, name: string): Role {
   if (/past|cache/i.test(name) && isFloat(dtype)) return 'past';
   if (/mask/i.test(name) && rank === 2) return 'mask';
   if (/(seq|total).*len|mask/i.test(name) && !isFloat(dtype) && (rank ?? 9) <= 1) return 'lengths';
+  if (/write_ind/i.test(name) && !isFloat(dtype) && rank === 1) return 'lengths';
   if (/position/i.test(name) && !isFloat(dtype)) return 'positions';
   return rank === 2 && !isFloat(dtype) ? 'tokens' : 'data';
 }
@@ -116,7 +117,7 @@ function valueAt(
 
 /** com.microsoft counts rows from 0 in seqlens_k, from 1 everywhere else. */
 function lengthAt(name: string, { past, tokens }: Situation): number {
-  if (/past/i.test(name)) return past;
+  if (/past|write/i.test(name)) return past;
   return /seqlens?_k/i.test(name) ? past + tokens - 1 : past + tokens;
 }
 

@@ -5,13 +5,15 @@ import { type Rule, unsupported } from '../match/rule.js';
 import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
 import { cacheOf, lowest, usedOutput } from './fused.js';
+import { scatteredCache } from './scattered_cache.js';
 
 /**
  * ai.onnx Attention, opsets 23 and 24:
  *
  *     Y, present_key, present_value, qk = Attention(Q, K, V, attn_mask, past_key, past_value, nonpad_kv_seqlen)
  *
- * with Q, K, V as [B,T,H*D] and the head counts as attributes, or as [B,H,T,D].
+ * with Q, K, V as [B,T,H*D] and the head counts as attributes, or as [B,H,T,D]. With nonpad_kv_seqlen, K and V are caches into
+ * which TensorScatter has written the new tokens (see `scattered_cache.ts`).
  */
 export const attention: Rule = {
   name: 'ai.onnx.Attention',
@@ -19,16 +21,19 @@ export const attention: Rule = {
   match(node, facts): RuleResult {
     const refused = refusedFeature(node, facts);
     if (refused) return unsupported(refused);
-    const [q, k, v] = [0, 1, 2].map((i) => headsAt(node, i, facts));
+    const written = scatteredCache(node, facts);
+    if (typeof written === 'string') return unsupported(written);
+    const sources = [node.inputs[0]!, ...(written?.updates ?? node.inputs.slice(1, 3))];
+    const [q, k, v] = sources.map((value, i) => headsAt(node, i, value, facts));
     if (!q || !k || !v) {
-      for (const value of node.inputs.slice(0, 3)) if (value) facts.wanted.add(value);
-      const shapes = [0, 1, 2].map((i) => `[${shown(facts.dims(node.inputs[i]!))}]`);
+      for (const value of sources) if (value) facts.wanted.add(value);
+      const shapes = sources.map((value) => `[${shown(facts.dims(value))}]`);
       return unsupported(
         `Q, K, V must have known heads and head dims, received ${shapes.join(', ')}`,
       );
     }
     const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
-    const cache = cacheOf(node, { past: [4, 5], present: [1, 2] }, facts);
+    const cache = written?.cache ?? cacheOf(node, { past: [4, 5], present: [1, 2] }, facts);
     if (typeof cache === 'string') return unsupported(cache, partial);
     const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
     if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
@@ -74,13 +79,14 @@ function refusedFeature(node: Node, facts: Facts): string | undefined {
   if (softcap !== 0) return `softcap must be 0, received ${softcap}`;
   if (usedOutput(node, 3, facts))
     return `its scores '${node.outputs[3]}' (qk_matmul_output) are used`;
-  if (node.inputs[6])
-    return 'nonpad_kv_seqlen: caches that are written in place are not understood';
+  const [left, right] = [node.int('left_window_size') ?? -1, node.int('right_window_size') ?? -1];
+  if (left !== -1 || right !== -1) {
+    return `left_window_size and right_window_size must be -1, received ${left} and ${right}`;
+  }
   return undefined;
 }
 
-function headsAt(node: Node, i: number, facts: Facts): Heads | undefined {
-  const value = node.inputs[i]!;
+function headsAt(node: Node, i: number, value: string, facts: Facts): Heads | undefined {
   const dims = facts.dims(value);
   if (dims?.length === 4) return headsOf(value, 'bhtd', facts);
   const heads = node.int(i === 0 ? 'q_num_heads' : 'kv_num_heads');
@@ -99,6 +105,8 @@ function masksOf(node: Node, facts: Facts): MaskStep[] {
   } else if (mask) {
     masks.push({ kind: 'add', value: mask });
   }
-  if (node.int('is_causal') === 1) masks.push({ kind: 'causal' });
+  const filled = node.inputs[6];
+  if (filled) masks.push({ kind: 'filled', value: filled });
+  else if (node.int('is_causal') === 1) masks.push({ kind: 'causal' });
   return masks;
 }

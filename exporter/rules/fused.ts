@@ -24,6 +24,10 @@ export const otherFused: Rule = {
   match: (node) => unsupported(`com.microsoft.${node.opType} ${OTHERS[node.opType]}`),
 };
 
+/** Of MultiHeadAttention and Attention: on the CPU, ONNX Runtime ignores the input or refuses it. */
+export const IN_PLACE =
+  'past_sequence_length: its cache is written in place, which no kernel for the CPU does as it is defined';
+
 /** The site of a fused node of com.microsoft, whose output is [B,T,H*D] and whose scale, 0 or absent, is that of the head dim. */
 export function fusedSite(
   node: Node,

@@ -4,7 +4,7 @@ import { headMismatch, headsOf, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Heads, MaskStep, RuleResult } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
-import { cacheOf, fusedSite, maskIndex, usedOutput } from './fused.js';
+import { cacheOf, fusedSite, IN_PLACE, maskIndex, usedOutput } from './fused.js';
 
 const NAME = 'com.microsoft.MultiHeadAttention';
 
@@ -39,9 +39,10 @@ export const multiHeadAttention: Rule = {
 
 function refusedFeature(node: Node, facts: Facts): string | undefined {
   if (usedOutput(node, 3, facts)) return `its scores '${node.outputs[3]}' (qk) are used`;
-  if (node.inputs[8] || node.inputs[9]) {
-    return 'past_sequence_length and cache_indirection: caches that are written in place are not understood';
+  if (node.inputs[9]) {
+    return `cache_indirection '${node.inputs[9]}': its cache is read in the order of beams, which no state can follow`;
   }
+  if (node.inputs[8]) return IN_PLACE;
   return undefined;
 }
 

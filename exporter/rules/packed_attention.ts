@@ -3,7 +3,7 @@ import type { Facts } from '../match/facts.js';
 import { headMismatch, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Cache, Heads, MaskStep, RuleResult } from '../match/sdpa.js';
-import { fusedSite, maskIndex, usedOutput } from './fused.js';
+import { fusedSite, IN_PLACE, maskIndex, usedOutput } from './fused.js';
 
 const NAME = 'com.microsoft.Attention';
 
@@ -37,7 +37,7 @@ export const packedAttention: Rule = {
 function refusedFeature(node: Node): string | undefined {
   if (node.int('do_rotary') === 1) return 'do_rotary must be 0, received 1: it brings no tables';
   if (node.int('past_present_share_buffer') === 1 || node.inputs[6]) {
-    return 'past_sequence_length: caches that are written in place are not understood';
+    return IN_PLACE;
   }
   return undefined;
 }

@@ -67,7 +67,12 @@ function allTokens(e: SiteEmitter, sdpa: Sdpa, what: 'Key' | 'Value'): string {
   }
   // Outside a fused node the concatenation is there already.
   const producer = e.graph.producer(present);
-  if (producer && producer !== sdpa.anchor) return present;
+  if (producer && producer !== sdpa.anchor) {
+    const { heads, dim } = current;
+    return e.facts.rank(present) === 3
+      ? e.bhtd({ value: present, layout: 'packed', heads, dim })
+      : present;
+  }
   return e.op('Concat', [past, e.bhtd(current)], { axis: 2 }, { output: present || undefined });
 }
 
@@ -141,6 +146,8 @@ function applyMask(e: SiteEmitter, scores: string, step: MaskStep, dtype: DTypeN
     }
     case 'rows':
       return e.op('Where', [byRow(e, scores, step), scores, e.scalar(-Infinity, dtype)]);
+    case 'filled':
+      return e.op('Where', [filled(e, scores, step.value), scores, e.scalar(-Infinity, dtype)]);
     case 'causal':
       return e.op('Where', [causal(e, scores), scores, e.scalar(Number.NEGATIVE_INFINITY, dtype)]);
   }
@@ -154,6 +161,18 @@ function causal(e: SiteEmitter, scores: string): string {
   return e.op('Not', [e.op('Less', [rows, columns])]);
 }
 
+/** [B,1,Tq,Tk], true where key j is no later than query i, the new tokens being the last of `value` [B]. */
+function filled(e: SiteEmitter, scores: string, value: string): string {
+  const rows = placesBehind(e, scores, value);
+  return e.op('Not', [e.op('Less', [rows, e.positions(e.dim(scores, 3))])]);
+}
+
+/** [B,1,Tq,1]: where the new tokens stand, the last of `value` [B]. */
+function placesBehind(e: SiteEmitter, scores: string, value: string): string {
+  const before = e.sub(e.reshape(value, [-1, 1, 1, 1]), e.dim(scores, 2));
+  return e.add(e.unsqueeze(e.positions(e.dim(scores, 2)), 1), before);
+}
+
 /** Scores with those of keys that are neither near nor sinks hidden. Bidirectional attention sees as far ahead as back. */
 function hideFar(
   e: SiteEmitter,
@@ -164,9 +183,12 @@ function hideFar(
 ): string {
   const [queries, keys] = [e.dim(scores, 2), e.dim(scores, 3)];
   const told = sdpa.masks.find((m) => m.kind === 'rows');
+  const buffer = sdpa.masks.find((m) => m.kind === 'filled');
   const rows = told
     ? e.unsqueeze(e.unsqueeze(e.rows!.positions(told.lengths), 1), 3) // [B,1,T,1]
-    : e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1); // cached keys come first
+    : buffer
+      ? placesBehind(e, scores, buffer.value)
+      : e.unsqueeze(e.add(e.positions(queries), e.sub(keys, queries)), 1); // cached keys come first
   const columns = e.unsqueeze(e.positions(keys), 0);
   const less = (a: string, b: number) => e.op('Less', [a, e.ints(b)]);
   const near = less(e.op('Abs', [e.sub(rows, columns)]), window);

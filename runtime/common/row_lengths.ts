@@ -34,12 +34,12 @@ export const TOLD = new Set([
   'past_key_values_length',
 ]);
 
-/** Inputs that tell of rows by their length: of padding on the right, that is. */
-const BY_LENGTH = ['seqlens_k', 'nonpad_kv_seqlen'];
-
-/** Where a model takes padding that is told by these inputs; undefined when it takes none. */
+/**
+ * Where a model takes padding that is told by these inputs; undefined when it takes none. nonpad_kv_seqlen does not tell of
+ * padding among new tokens: causal queries are the last of what it counts.
+ */
 export function paddingOf(inputs: readonly string[]): Padding | undefined {
-  if (inputs.some((name) => BY_LENGTH.includes(name))) return 'right';
+  if (inputs.includes('seqlens_k')) return 'right';
   return inputs.includes('attention_mask') ? 'left' : undefined;
 }
 

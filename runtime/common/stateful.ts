@@ -43,7 +43,7 @@ export interface StateOptions {
   inPlace?: boolean | readonly string[];
   /**
    * Where rows of different length are padded in the first call. Default: on the right for a model that is told the lengths of
-   * its rows (`seqlens_k`, `nonpad_kv_seqlen`), else on the left. A model with com.microsoft.GroupQueryAttention needs `right` even
+   * its rows (`seqlens_k`), else on the left. A model with com.microsoft.GroupQueryAttention needs `right` even
    * where it makes these from `attention_mask`.
    */
   padding?: Padding;

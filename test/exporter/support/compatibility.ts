@@ -1,6 +1,6 @@
 import { inspectModel, loadModel, type Model, rewriteModel } from '../../../exporter/index.js';
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
-import { DECODERS, decoder, GROUPED } from './decoder.js';
+import { BUFFERS, DECODERS, decoder, GROUPED } from './decoder.js';
 import { QUANTISED, quantiser } from './families/quantised.js';
 import { FAMILIES, type Family, Writer } from './families.js';
 import { makeLayer } from './layer.js';
@@ -65,6 +65,11 @@ ${await table([
   ...GROUPED.map(({ name, spec }) => ({
     name: `GroupQueryAttention: ${name}`,
     exporter: 'onnxruntime-genai, Olive',
+    build: () => decoder(spec),
+  })),
+  ...BUFFERS.map(({ name, spec }) => ({
+    name: `${name}, as long as rows are not padded`,
+    exporter: 'opset 24',
     build: () => decoder(spec),
   })),
   {

@@ -39,6 +39,8 @@ export interface DecoderSpec {
   /** GroupQueryAttention: seqlens_k and total_sequence_length are inputs, in place of the mask. */
   readonly told?: boolean;
   readonly window?: number;
+  /** Attention: rank of caches of 32 tokens that TensorScatter writes. */
+  readonly buffer?: 3 | 4;
 }
 
 export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float32'): Model {
@@ -55,6 +57,13 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
     const dims = (tokens: string) => [dtype, [2, 'batch', heads, tokens, dim]] as const;
     w.inputs.past_0 = dims('past_sequence');
     w.outputs.present_0 = dims('total_sequence');
+  } else if (spec.cache && spec.buffer) {
+    const dims = ['batch', ...(spec.buffer === 4 ? [kvHeads, 32, dim] : [32, kvHeads * dim])];
+    for (const what of ['key', 'value']) {
+      w.inputs[`past_key_values.0.${what}`] = [dtype, dims];
+      w.outputs[`present.0.${what}`] = [dtype, dims];
+    }
+    for (const told of ['write_indices', 'nonpad_kv_seqlen']) w.inputs[told] = ['int64', ['batch']];
   } else if (spec.cache) {
     for (const what of ['key', 'value']) {
       const dims = (tokens: string) => [dtype, ['batch', kvHeads, tokens, dim]] as const;
@@ -81,6 +90,7 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
   }
   const past = spec.cache ? ['past_key_values.0.key', 'past_key_values.0.value'] : ['', ''];
   const present = spec.cache ? ['present.0.key', 'present.0.value'] : ['', ''];
+  if (spec.attention === 'Attention' && spec.buffer) return bufferDecoder(w, spec, [q, k, v]);
   if (spec.attention === 'Attention') {
     const bias = spec.padding ? mask(w, spec) : '';
     const attrs = { q_num_heads: heads, kv_num_heads: kvHeads, is_causal: spec.padding ? 0 : 1 };
@@ -117,6 +127,29 @@ function packedDecoder(w: Writer, spec: DecoderSpec, x: string): Model {
     { domain: 'com.microsoft' },
   );
   return w.project('att');
+}
+
+/** Attention of opset 24 over caches that are written before it; without a cache, over its own tokens. */
+function bufferDecoder(w: Writer, { cache, buffer }: DecoderSpec, qkv: readonly string[]): Model {
+  const { heads, kvHeads } = w.layer;
+  const apart = qkv.map((x, i) => (buffer === 4 ? w.heads(x, i === 0 ? heads : kvHeads) : x));
+  const written = ['key', 'value'].map((what, i) =>
+    cache
+      ? w.op(
+          'TensorScatter',
+          [`past_key_values.0.${what}`, apart[i + 1]!, 'write_indices'],
+          { axis: buffer === 4 ? 2 : 1 },
+          { output: `present.0.${what}` },
+        )
+      : apart[i + 1]!,
+  );
+  const told = cache ? ['', '', '', 'nonpad_kv_seqlen'] : [];
+  const counts = buffer === 3 && { q_num_heads: heads, kv_num_heads: kvHeads };
+  const inputs = [apart[0]!, ...written, ...told];
+  const att = w.op('Attention', inputs, { is_causal: 1, ...counts });
+  if (buffer === 4) w.finish(att);
+  else w.project(att);
+  return w.build(24);
 }
 
 function groupQuery(
@@ -223,6 +256,13 @@ export const DECODERS = SPECS.map((spec) => ({
   name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
   spec,
 }));
+
+const buffer = { attention: 'Attention', cache: true, positions: 'input', padding: false } as const;
+/** Decoders with a cache of fixed length, which TensorScatter writes. */
+export const BUFFERS: readonly { name: string; spec: DecoderSpec }[] = [
+  { name: 'Attention, TensorScatter, [B,H,T,D]', spec: { ...buffer, buffer: 4 } },
+  { name: 'Attention, TensorScatter, [B,T,H*D]', spec: { ...buffer, buffer: 3 } },
+];
 
 const base = { attention: 'GroupQueryAttention', cache: true, padding: 'right' } as const;
 /** GroupQueryAttention with its cache. */

@@ -45,6 +45,43 @@ const grouped = (w: Writer, attrs: Attributes, more: string[] = []) => {
   return w.project(w.op('GroupQueryAttention', inputs, { ...heads, ...attrs }, MICROSOFT));
 };
 /** A node that has the projections inside. */
+/** How a cache that TensorScatter writes is not understood. */
+interface Scattered {
+  readonly mode?: string;
+  readonly axis?: number;
+  readonly causal?: number;
+  readonly mask?: boolean;
+  readonly apart?: boolean;
+  readonly read?: boolean;
+  readonly bare?: boolean;
+}
+
+const scattered = (w: Writer, { mode = 'linear', axis = 2, causal = 1, ...more }: Scattered) => {
+  const { heads, dim } = w.layer;
+  w.inputs.nonpad_kv_seqlen = ['int64', ['batch']];
+  const [q, k, v] = qkv(w);
+  const written = [k, v].map((x, i) => {
+    if (more.bare) return x;
+    const name = i === 0 ? 'key' : 'value';
+    const at = more.apart ? `write_indices_${i}` : 'write_indices';
+    w.inputs[at] = ['int64', ['batch']];
+    for (const which of ['past', 'present'] as const) {
+      const values = which === 'past' ? w.inputs : w.outputs;
+      values[`${which}_${name}`] = ['float32', ['batch', heads, 32, dim]];
+    }
+    const attrs = { axis, ...(mode !== 'linear' && { mode }) };
+    return w.op('TensorScatter', [`past_${name}`, x, at], attrs, { output: `present_${name}` });
+  });
+  if (more.read) {
+    w.outputs.most = ['float32', undefined];
+    w.op('ReduceMax', ['present_key'], {}, { output: 'most' });
+  }
+  const mask = more.mask ? w.extendedMask() : '';
+  const inputs = [q, ...written, mask, '', '', 'nonpad_kv_seqlen'];
+  w.finish(w.op('Attention', inputs, { is_causal: causal }));
+  return w.build(24);
+};
+
 const inside = (w: Writer, opType: string, attrs: Attributes) => {
   const { weight, bias } = packedWeights(w);
   return w.project(w.op(opType, ['x', weight, bias], { num_heads: 4, ...attrs }, MICROSOFT));
@@ -413,28 +450,37 @@ export const NEAR_MISSES: readonly NearMiss[] = [
       },
     }),
   ),
+  ...(
+    [
+      [
+        'writes in a circle',
+        /must be written linearly, received mode circular/,
+        { mode: 'circular' },
+      ],
+      ['writes along the heads', /written along its tokens, axis 2, received 1/, { axis: 1 }],
+      ['writes, beside a mask', /nonpad_kv_seqlen beside attn_mask/, { mask: true }],
+      ['writes, not causal', /needs is_causal 1, received 0/, { causal: 0 }],
+      ['writes elsewhere for values', /written at the same places/, { apart: true }],
+      ['writes and something else reads', /is also read by ReduceMax/, { read: true }],
+    ] as [string, RegExp, Scattered][]
+  ).map(
+    ([what, reason, more]): NearMiss => ({
+      name: `ai.onnx Attention over a cache that TensorScatter ${what}`,
+      reason,
+      build: (w) => scattered(w, more),
+    }),
+  ),
   {
-    name: 'ai.onnx Attention over a cache that TensorScatter writes',
-    reason: /nonpad_kv_seqlen: caches that are written in place are not understood/,
+    name: 'ai.onnx Attention with nonpad_kv_seqlen and no TensorScatter',
+    reason: /must be a cache that TensorScatter writes, received Transpose/,
+    build: (w) => scattered(w, { bare: true }),
+  },
+  {
+    name: 'ai.onnx Attention with a window of its own',
+    reason: /left_window_size and right_window_size must be -1, received 3 and -1/,
     build(w) {
-      const { heads, dim } = w.layer;
-      for (const name of ['key', 'value']) {
-        w.inputs[`past_${name}`] = ['float32', ['batch', heads, 32, dim]];
-        w.outputs[`present_${name}`] = ['float32', ['batch', heads, 32, dim]];
-      }
-      w.inputs.write_indices = ['int64', ['batch']];
-      w.inputs.lengths = ['int64', ['batch']];
-      const [q, k, v] = qkv(w);
-      const scatter = (name: string, x: string) =>
-        w.op(
-          'TensorScatter',
-          [`past_${name}`, x, 'write_indices'],
-          { axis: 2 },
-          { output: `present_${name}` },
-        );
-      const inputs = [q, scatter('key', k), scatter('value', v), '', '', '', 'lengths'];
-      w.finish(w.op('Attention', inputs, { is_causal: 1 }));
-      return w.build(24);
+      w.finish(w.op('Attention', [...qkv(w)], { is_causal: 1, left_window_size: 3 }));
+      return w.build(25);
     },
   },
   {
@@ -492,9 +538,39 @@ export const NEAR_MISSES: readonly NearMiss[] = [
   },
   {
     name: 'Attention whose cache is written in place',
-    reason: /past_sequence_length: caches that are written in place/,
+    reason: /past_sequence_length: its cache is written in place/,
     build: (w) => inside(w, 'Attention', { past_present_share_buffer: 1 }),
   },
+  ...(
+    [
+      ['is written in place', ['past'], /past_sequence_length: its cache is written in place/],
+      ['is read by beams', ['past', 'beams'], /cache_indirection 'beams': .* the order of beams/],
+    ] as const
+  ).map(
+    ([what, told, reason]): NearMiss => ({
+      name: `MultiHeadAttention whose cache ${what}`,
+      reason,
+      build(w) {
+        for (const name of told)
+          w.inputs[name] = ['int32', name === 'past' ? [1] : ['batch', 1, 32]];
+        const caches = ['key', 'value'].map((name) => {
+          w.inputs[`past_${name}`] = ['float32', ['batch', 4, 32, w.layer.dim]];
+          return `past_${name}`;
+        });
+        const inputs = [
+          w.linear('q'),
+          w.linear('k'),
+          w.linear('v'),
+          '',
+          '',
+          '',
+          ...caches,
+          ...told,
+        ];
+        return w.project(w.op('MultiHeadAttention', inputs, { num_heads: 4 }, MICROSOFT));
+      },
+    }),
+  ),
   {
     name: 'Attention with tables of its own',
     reason: /do_rotary must be 0, received 1/,
