@@ -4,7 +4,7 @@ import { Facts } from './match/facts.js';
 import { classifyMask, type MaskClass } from './match/mask.js';
 import { Prober } from './match/probe.js';
 import { missingRunner, type Runner } from './match/runner.js';
-import type { Sdpa } from './match/sdpa.js';
+import { type Sdpa, tokenAxis } from './match/sdpa.js';
 import { findSites, type Site } from './match/sites.js';
 import { roleOf } from './match/situation.js';
 import { RULES } from './rules/index.js';
@@ -26,8 +26,11 @@ export interface Analysis {
 
 export interface AnalysisOptions {
   runner?: Runner;
-  /** Attention over a cache that has no mask is causal: the model's other branch said so. */
-  causalCaches?: boolean;
+  /**
+   * For a merged encoder-decoder that was opened: whether the branch without a cache is causal, and with it attention over a
+   * cache that has no mask.
+   */
+  causalCaches?: boolean | undefined;
   onProgress?: (done: number, total: number) => void;
   signal?: AbortSignal;
 }
@@ -41,7 +44,11 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
   });
   const proberOf = perGraph((graph) => new Prober(graph, options.runner ?? missingRunner));
   const matched = await matchSites(model, factsOf, proberOf);
-  const found = options.causalCaches ? matched.map(causalOverCache) : matched;
+  const { causalCaches } = options;
+  const found =
+    causalCaches === undefined
+      ? matched
+      : matched.map((site) => ofCachedBranch(site, causalCaches, factsOf));
   const knownIn = perGraph(() => new Map<string, MaskClass>());
   const sites: AnalysedSite[] = [];
   for (const site of found) {
@@ -67,10 +74,16 @@ export async function analyse(model: Model, options: AnalysisOptions = {}): Prom
   return { sites, factsOf, facts: factsOf(model.graph), prober: proberOf(model.graph) };
 }
 
-function causalOverCache(site: Site): Site {
-  const { sdpa } = site;
-  if (!sdpa?.cache || sdpa.masks.length > 0) return site;
-  return { ...site, sdpa: { ...sdpa, masks: [{ kind: 'causal' }] } };
+/** A site of the branch with a cache, which now reads the first tokens too. */
+function ofCachedBranch(site: Site, causal: boolean, factsOf: (graph: Graph) => Facts): Site {
+  const { sdpa, ...rest } = site;
+  if (!sdpa?.cache) return site;
+  if (factsOf(site.node.graph).dims(sdpa.q.value)?.[tokenAxis(sdpa.q)] === 1) {
+    const reason = 'the branch with a cache takes one new token, and the first call brings several';
+    return { ...rest, refusal: { reason, attention: true } };
+  }
+  if (!causal || sdpa.masks.length > 0) return site;
+  return { ...rest, sdpa: { ...sdpa, masks: [{ kind: 'causal' }] } };
 }
 
 /** Calls may go to one branch first and to another later, which must agree on what is carried from one to the next. */

@@ -22,10 +22,15 @@ export function openedUp(model: Model): Model {
 /**
  * Are the caches of an encoder-decoder that is still merged causal? The branch with the cache was traced with one new token and
  * has no mask then, so that the other one, which reads the first tokens, tells.
+ *
+ * @returns undefined for any other model
  */
-export async function startsCausally(model: Model, options: AnalysisOptions): Promise<boolean> {
+export async function startsCausally(
+  model: Model,
+  options: AnalysisOptions,
+): Promise<boolean | undefined> {
   const copied = copyOfModel(model);
-  if (!firstCallOf(copied)) return false;
+  if (!firstCallOf(copied)) return undefined;
   inlineAttention(copied);
   const { sites } = await analyse(copied, { runner: options.runner, signal: options.signal });
   const attention = sites.filter((s) => s.layer !== null);

@@ -84,7 +84,7 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
 }
 
 /** The sites of a model, and those among them that the options ask for. */
-async function choose(model: Model, options: RewriteOptions, causalCaches: boolean) {
+async function choose(model: Model, options: RewriteOptions, causalCaches?: boolean) {
   const analysis = await analyse(model, { ...options, causalCaches });
   checkLayers(analysis, options);
   const sites = analysis.sites.map((site): RewrittenSite => {

@@ -112,6 +112,14 @@ describe('a merged decoder with an encoder', () => {
     });
   });
 
+  it('is left alone where the branch with a cache takes one token only', async () => {
+    const { sites } = await inspectModel(reread(mergedSeq2Seq(true, 1)));
+    expect(sites[0]).toMatchObject({
+      rewritable: false,
+      reason: 'the branch with a cache takes one new token, and the first call brings several',
+    });
+  });
+
   it('survives a round trip, its first call of any length', async () => {
     for (const pieces of [
       [1, 1, 1, 1, 1],

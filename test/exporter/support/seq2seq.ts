@@ -35,12 +35,13 @@ class Tracer extends Emitter {
   dim(x: string, axis: number): string {
     return this.op('Gather', [this.op('Shape', [x]), this.ints(axis)], { axis: 0 });
   }
-  heads(name: string, x: string): string {
+  heads(name: string, x: string, tokens = -1): string {
     const product = this.op('MatMul', [x, this.weight(name, hidden, heads * dim)]);
-    return this.split(this.op('Add', [product, this.weight(`${name}.bias`, heads * dim)]));
+    const x2 = this.op('Add', [product, this.weight(`${name}.bias`, heads * dim)]);
+    return this.split(x2, tokens);
   }
-  split(x: string): string {
-    const shape = this.op('Concat', [this.dim(x, 0), this.ints(-1, heads, dim)], { axis: 0 });
+  private split(x: string, tokens: number): string {
+    const shape = this.op('Concat', [this.dim(x, 0), this.ints(tokens, heads, dim)], { axis: 0 });
     return this.op('Transpose', [this.op('Reshape', [x, shape])], { perm: [0, 2, 1, 3] });
   }
   embed(ids: string, past?: string): string {
@@ -73,9 +74,9 @@ class Tracer extends Emitter {
     const mask = this.op('Where', [seen, open!, closed!]);
     return this.op('Unsqueeze', [mask, this.ints(0, 1)]);
   }
-  attend(name: string, x: string, k: string, v: string, mask?: string): string {
+  attend(name: string, x: string, k: string, v: string, mask?: string, tokens = -1): string {
     const q = this.op('Mul', [
-      this.heads(`${name}.q`, x),
+      this.heads(`${name}.q`, x, tokens),
       this.constant('float32', [dim ** -0.5], []),
     ]);
     const turned = this.op('Transpose', [k], { perm: [0, 1, 3, 2] });
@@ -127,8 +128,9 @@ const KINDS = ['decoder.key', 'decoder.value', 'encoder.key', 'encoder.value'] a
  * with one token and has no causal mask; its outputs for the encoder's keys and values are empty constants.
  *
  * @param causal the mask of the branch without a cache
+ * @param tokens -1, or the number of new tokens that the branch with a cache was made for
  */
-export function mergedSeq2Seq(causal = true): Model {
+export function mergedSeq2Seq(causal = true, tokens = -1): Model {
   const weights = new Map<string, TensorProto>();
   const names = Array.from({ length: layers }, (_, i) => KINDS.map((k) => `${i}.${k}`)).flat();
   const present = names.map((n) => `present.${n}`);
@@ -140,11 +142,11 @@ export function mergedSeq2Seq(causal = true): Model {
     const presents: string[] = [];
     for (let i = 0; i < layers; i++) {
       const [k, v] = (['k', 'v'] as const).map((what, j) => {
-        const now = t.heads(`${i}.self.${what}`, x);
+        const now = t.heads(`${i}.self.${what}`, x, cached ? tokens : -1);
         const past = `past_key_values.${i}.${KINDS[j]}`;
         return cached ? t.op('Concat', [past, now], { axis: 2 }) : now;
       });
-      x = t.attend(`${i}.self`, x, k!, v!, mask);
+      x = t.attend(`${i}.self`, x, k!, v!, mask, cached ? tokens : -1);
       const [ck, cv] = (['k', 'v'] as const).map((what, j) =>
         cached
           ? `past_key_values.${i}.${KINDS[2 + j]}`
