@@ -21,7 +21,7 @@ const NO_LIMIT = 2 ** 31 - 1;
 export function readLoop(node: Node, facts: Facts): TokenLoop[] | string {
   const [body] = node.subgraphs;
   if (!body || body.inputs.length < 2 || body.outputs.length < 1) return 'it has no body';
-  const reading = new Reading(node, body, new Facts(body, undefined, facts));
+  const reading = new Reading(node, body, facts);
   const steps = reading.steps();
   if (typeof steps === 'string') return steps;
   const [iteration] = body.inputs.map((i) => i.name) as [string];
@@ -78,14 +78,16 @@ export function readLoop(node: Node, facts: Facts): TokenLoop[] | string {
 
 class Reading {
   readonly carried: readonly Carried[];
+  private readonly facts: Facts;
   private readonly iteration: string;
   private readonly condition: string;
 
   constructor(
     private readonly node: Node,
     private readonly body: Graph,
-    private readonly facts: Facts,
+    private readonly outer: Facts,
   ) {
+    this.facts = new Facts(body, undefined, outer);
     const [iteration, condition, ...befores] = body.inputs.map((i) => i.name);
     this.iteration = iteration!;
     this.condition = condition!;
@@ -127,7 +129,7 @@ class Reading {
   /** Whether it is 0, 1, 2, ... */
   counts(carried: Carried): boolean {
     const added = this.offset(carried.after, [carried.before]);
-    return added?.by === 1 && this.node.graph.scalar(carried.initial) === 0;
+    return added?.by === 1 && this.outer.scalar(carried.initial) === 0;
   }
 
   /** What is added to the number of tokens before this one (or to one of `from`), and whether it is a vector of one element. */
@@ -175,14 +177,13 @@ class Reading {
     const known = count ? graph.scalar(count) : NO_LIMIT;
     if (known === undefined || known < NO_LIMIT) limits.push(count);
     const goesOn = this.source(this.body.outputs[0]!.name);
-    const always = (value: string) => value === '' || graph.scalar(value) === 1;
-    if (this.body.scalar(goesOn) !== 1 && !(goesOn === this.condition && always(first))) {
+    if (this.body.scalar(goesOn) !== 1 && goesOn !== this.condition) {
       const below = this.limits(goesOn);
       if (!below) return 'whether it goes on depends on more than the number of tokens';
-      if (!always(first) && !this.startsBelow(first, below))
-        return `whether it starts depends on more than the number of tokens: '${first}'`;
       limits.push(...below);
     }
+    if (first && graph.scalar(first) !== 1 && !this.startsBelow(first, limits))
+      return `whether it starts depends on more than the number of tokens: '${first}'`;
     return limits.length > 0 ? [...new Set(limits)] : 'nothing says how many tokens there are';
   }
   /** Limits of a condition that is true as long as the number of the next token is below all of them. */
@@ -195,18 +196,28 @@ class Reading {
       return both.every((l) => l !== undefined) ? both.flat() : undefined;
     }
     const limit = this.source(b);
-    return node?.is('Less') && this.offset(a)?.by === 1 && this.isOutside(limit)
-      ? [limit]
-      : undefined;
+    const next = node?.is('Less') && this.isOutside(limit) ? this.offset(a)?.by : undefined;
+    if (next === 1) return [limit];
+    // TensorFlow's counter lags behind, but the Loop itself ends there.
+    return next === 0 && this.sameNumber(limit, this.node.inputs[0] ?? '') ? [] : undefined;
   }
   /** The same condition before the first token. */
   private startsBelow(condition: string, limits: readonly string[]): boolean {
-    const { graph } = this.node;
-    const node = graph.producer(condition);
+    const node = this.node.graph.producer(condition);
     const [a = '', b = ''] = node?.inputs ?? [];
     if (node?.is('Cast') || node?.is('Identity')) return this.startsBelow(a, limits);
     if (node?.is('And')) return this.startsBelow(a, limits) && this.startsBelow(b, limits);
-    return !!node?.is('Less') && graph.scalar(a) === 0 && limits.includes(b);
+    return (
+      !!node?.is('Less') && this.outer.scalar(a) === 0 && limits.some((l) => this.sameNumber(b, l))
+    );
+  }
+  private sameNumber(a: string, b: string): boolean {
+    const root = (value: string): string => {
+      const node = this.node.graph.producer(value);
+      return node?.is('Identity') || node?.is('Cast') ? root(node.inputs[0]!) : value;
+    };
+    const number = this.outer.scalar(a);
+    return root(a) === root(b) || (number !== undefined && number === this.outer.scalar(b));
   }
 
   /** Outputs that are put into a sequence, of which a tensor is made after the loop. */
