@@ -154,21 +154,25 @@ function emit(
     decay,
     found.beta === undefined ? '' : packed(found.beta),
   ];
+  const isFinal = hasHeads && !found.transposed && state.final !== '';
   const [y, last] = e.ops(
     'LinearAttention',
     inputs,
-    2,
+    ['output', 'state'].map((stem) =>
+      stem === 'state' && isFinal ? state.final : graph.fresh(`${node.name}/${stem}`),
+    ),
     {},
     { domain: 'com.fla', overload: body.overload },
-  );
+  ) as [string, string];
   e.nodes.at(-1)!.attribute = Object.entries(linearAttention.attributes).map(([name, { type }]) => {
     const value = attributes[name as keyof LinearAttentionAttributes];
     return makeAttribute(name, type === 'float' ? { float: value as number } : value);
   });
-  writeOutput(loop, tried, y!, steps, facts, e);
-  if (state.final) {
-    const final = hasHeads ? swap(last!) : e.squeeze(swap(last!), 1);
-    e.op('Identity', [final], {}, { output: state.final });
+  writeOutput(loop, tried, y, steps, facts, e);
+  if (state.final && !isFinal) {
+    const form4 = swap(last);
+    if (hasHeads) e.nodes.at(-1)!.output = [state.final];
+    else e.reshape(form4, [0, ...form.state.slice(1)], state.final);
   }
   for (const [name, value] of loop.same) e.op('Identity', [value], {}, { output: name });
   const joined = output.result && graph.producer(output.result);
@@ -224,19 +228,19 @@ function writeOutput(
 ): void {
   const { output } = loop;
   if (!output.result) return;
-  const wide = e.reshape(y, [0, 0, ...token.slice(1)]);
+  const isWhole = (initial: string) =>
+    keeps === 'before' ? facts.dims(initial)?.[axis] === 0 : isLength(loop, facts, initial, axis);
+  const isAll = output.kind !== 'buffer' || isWhole(output.initial);
+  const result = isAll ? output.result : undefined;
   const perm = Array.from({ length: token.length + 1 }, (_, d) =>
     d === axis ? 1 : d - +(d > axis) === 0 ? 0 : d - +(d > axis) + 1,
   );
-  if (output.kind !== 'buffer') {
-    e.op('Transpose', [wide], { perm }, { output: output.result });
-    return;
-  }
-  const all = e.transpose(wide, perm);
-  const start = facts.dims(output.initial)?.[axis];
-  const isWhole = keeps === 'before' ? start === 0 : isLength(loop, facts, output.initial, axis);
-  if (isWhole) e.op('Identity', [all], {}, { output: output.result });
-  else if (keeps === 'before') {
+  const wide = [0, 0, ...token.slice(1)];
+  const all = perm.every((p, d) => p === d)
+    ? e.reshape(y, wide, result)
+    : e.op('Transpose', [e.reshape(y, wide)], { perm }, { output: result });
+  if (isAll) return;
+  if (keeps === 'before') {
     e.op('Concat', [output.initial, all], { axis }, { output: output.result });
   } else {
     const rest = e.op('Slice', [output.initial, steps!, e.ints(2 ** 31 - 1), e.ints(axis)]);
