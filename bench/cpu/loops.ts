@@ -1,14 +1,15 @@
 /**
- * `npm run bench:scan [-- --threads 1]`: recurrences that a model holds as Scan, before and after `raise`, each on the CPU in the stock
- * runtime and with our kernels, calls interleaved.
+ * `npm run bench:loops [-- --threads 1]`: recurrences that a model holds as Scan or Loop, before and after `raise`, each on the CPU in the
+ * stock runtime and with our kernels, calls interleaved.
  */
 import os from 'node:os';
 import { parseArgs } from 'node:util';
 import Table from 'cli-table3';
 import * as ort from 'onnxruntime-node';
-import { modelBytes, raiseModel } from '../../exporter/index.js';
+import { type Model, modelBytes, nodeRunner, raiseModel } from '../../exporter/index.js';
 import { nativeInfo } from '../../runtime/node/index.js';
-import { type ScanForm, scanModel } from '../../test/exporter/support/scan.js';
+import { kerasLoop, loadLoop, withSizes } from '../../test/exporter/support/loops.js';
+import { scanModel } from '../../test/exporter/support/scan.js';
 import {
   commit,
   interleaved,
@@ -25,7 +26,20 @@ const { values: flags } = parseArgs({
 });
 const threads = Number(flags.threads);
 const [B, H, d] = [1, 8, 64];
-const RULES: readonly ScanForm['rule'][] = ['linear', 'gated', 'delta', 'gated_delta'];
+const SIZES = { H, K: d, V: d };
+const RULES = ['linear', 'gated', 'delta', 'gated_delta'] as const;
+
+/** The operator that holds the recurrence, a name, and the model. */
+const CASES: [peer: string, op: string, Model][] = [
+  ...RULES.map((rule): [string, string, Model] => [
+    'ai.onnx.Scan',
+    rule,
+    scanModel({ rule }, SIZES),
+  ]),
+  ['ai.onnx.Loop', 'gated, torch.stack', withSizes(loadLoop('gated_stack'), SIZES)],
+  ['ai.onnx.Loop', 'gated_delta, written', withSizes(loadLoop('gated_delta_written'), SIZES)],
+  ['ai.onnx.Loop', 'gated, tf.while_loop', withSizes(kerasLoop(), SIZES)],
+];
 
 const open = (model: Uint8Array, provider: 'fla' | 'cpu') =>
   ort.InferenceSession.create(model, {
@@ -35,10 +49,10 @@ const open = (model: Uint8Array, provider: 'fla' | 'cpu') =>
   });
 
 const rows: Row[] = [];
-for (const rule of RULES) {
-  const model = scanModel({ rule }, { H, K: d, V: d });
+for (const [peer, op, model] of CASES) {
   const before = await open(modelBytes(model), 'cpu');
-  await raiseModel(model);
+  const [moved] = await raiseModel(model, { runner: nodeRunner });
+  if (!moved?.to) throw new Error(`${op} was left alone: ${moved?.reason}`);
   const after = await open(modelBytes(model), 'fla');
   for (const T of [1, 1024]) {
     const sizes: Record<string, number> = { B, T };
@@ -52,13 +66,11 @@ for (const rule of RULES) {
         return [name, new ort.Tensor('float32', random(count, low!, high!), dims)];
       }),
     );
-    const [ms, peer] = (await interleaved([() => after.run(feeds), () => before.run(feeds)])) as [
-      number,
-      number,
-    ];
+    const calls = [() => after.run(feeds), () => before.run(feeds)];
+    const [ms, was] = (await interleaved(calls)) as [number, number];
     rows.push({
-      ...{ op: rule, B, T, H, K: d, V: d, dtype: 'float32', mode: T === 1 ? 'decode' : 'prefill' },
-      ...{ ms: round(ms), peer: 'ai.onnx.Scan', peer_ms: round(peer), ratio: round(peer / ms) },
+      ...{ op, B, T, H, K: d, V: d, dtype: 'float32', mode: T === 1 ? 'decode' : 'prefill' },
+      ...{ ms: round(ms), peer, peer_ms: round(was), ratio: round(was / ms) },
       ...{ bytes, fraction_of_copy: 0, workspace_bytes: null },
     });
   }
@@ -68,12 +80,12 @@ for (const rule of RULES) {
 const copy = copyBandwidth();
 for (const row of rows) row.fraction_of_copy = round(row.bytes / (row.ms / 1000) / copy);
 
-const table = new Table({ head: ['rule', 'tokens', 'Scan ms', 'raised ms', 'ratio'] });
-for (const r of rows) table.push([r.op, r.T, r.peer_ms, r.ms, `${r.ratio}x`]);
+const table = new Table({ head: ['rule', 'tokens', 'was', 'before ms', 'raised ms', 'ratio'] });
+for (const r of rows) table.push([r.op, r.T, r.peer, r.peer_ms, r.ms, `${r.ratio}x`]);
 console.log(table.toString());
 const result: ResultFile = {
-  name: 'scan',
-  about: `On the CPU, ${threads} threads, batch 1, float32: recurrences written as Scan, one token a step, in ONNX Runtime, and the calls that \`onnx-fla raise\` makes of them, in the same process. Calls of both interleaved.`,
+  name: 'loops',
+  about: `On the CPU, ${threads} threads, batch 1, float32: recurrences written as Scan or Loop, one token a step, in ONNX Runtime, and the calls that \`onnx-fla raise\` makes of them, in the same process. Calls of both interleaved.`,
   machine: machineName(),
   device: `${os.cpus()[0]!.model}, ${os.cpus().length} cores, ${nativeInfo().ops.isa}`,
   date: new Date().toISOString().slice(0, 10),

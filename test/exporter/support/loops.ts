@@ -6,8 +6,11 @@ import {
   freshNames,
   loadModel,
   type Model,
+  modelBytes,
+  parseModel,
   type ValueSpec,
 } from '../../../exporter/index.js';
+import { toNumber } from '../../../exporter/ir/index.js';
 import { BodyEmitter } from '../../../ops/function/emitter.js';
 import { ROOT } from '../../support/models.js';
 
@@ -15,7 +18,27 @@ import { ROOT } from '../../support/models.js';
 export const loadLoop = (name: string): Model =>
   loadModel(path.join(ROOT, 'test/fixtures/loops', `${name}.onnx`));
 
-export const [H, K, V] = [2, 4, 3];
+/** Those that the models here are written with. */
+const [H, K, V] = [2, 4, 3];
+
+/** The same model with other numbers of heads, key and value dimensions: none of its nodes know them. */
+export function withSizes(model: Model, sizes: Readonly<Record<'H' | 'K' | 'V', number>>): Model {
+  const become = new Map([
+    [H, sizes.H],
+    [K, sizes.K],
+    [V, sizes.V],
+  ]);
+  const graphs = [model.graph, ...[...model.graph.walk()].flatMap((n) => n.subgraphs)];
+  for (const { proto } of graphs) {
+    for (const { type } of [...proto.input, ...proto.output, ...proto.valueInfo]) {
+      for (const dim of type?.tensorType?.shape?.dim ?? []) {
+        const length = become.get(toNumber(dim.dimValue ?? 0));
+        if (length !== undefined) dim.dimValue = length;
+      }
+    }
+  }
+  return parseModel(modelBytes(model));
+}
 
 /**
  * A cell of Keras in an RNN, as tf2onnx writes its while loop: tensors turned to time first, a counter of its own in int32, conditions
