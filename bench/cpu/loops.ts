@@ -2,28 +2,16 @@
  * `npm run bench:loops [-- --threads 1]`: recurrences that a model holds as Scan or Loop, before and after `raise`, each on the CPU in the
  * stock runtime and with our kernels, calls interleaved.
  */
-import os from 'node:os';
 import { parseArgs } from 'node:util';
 import Table from 'cli-table3';
 import * as ort from 'onnxruntime-node';
 import { type Model, modelBytes, nodeRunner, raiseModel } from '../../exporter/index.js';
-import { nativeInfo } from '../../runtime/node/index.js';
 import { kerasLoop, loadLoop, withSizes } from '../../test/exporter/support/loops.js';
 import { scanModel } from '../../test/exporter/support/scan.js';
-import {
-  commit,
-  interleaved,
-  machineName,
-  packageVersion,
-  type ResultFile,
-  type Row,
-  writeResults,
-} from '../results.js';
-import { copyBandwidth, random } from './tensors.js';
+import { interleaved, type Row } from '../results.js';
+import { copyBandwidth, OPTIONS, random, record } from './shared.js';
 
-const { values: flags } = parseArgs({
-  options: { threads: { type: 'string', default: String(os.availableParallelism()) } },
-});
+const { values: flags } = parseArgs({ options: OPTIONS });
 const threads = Number(flags.threads);
 const [B, H, d] = [1, 8, 64];
 const SIZES = { H, K: d, V: d };
@@ -70,7 +58,7 @@ for (const [peer, op, model] of CASES) {
     const [ms, was] = (await interleaved(calls)) as [number, number];
     rows.push({
       ...{ op, B, T, H, K: d, V: d, dtype: 'float32', mode: T === 1 ? 'decode' : 'prefill' },
-      ...{ ms: round(ms), peer, peer_ms: round(was), ratio: round(was / ms) },
+      ...{ ms, peer, peer_ms: was, ratio: was / ms },
       ...{ bytes, fraction_of_copy: 0, workspace_bytes: null },
     });
   }
@@ -78,24 +66,9 @@ for (const [peer, op, model] of CASES) {
   await after.release();
 }
 const copy = copyBandwidth();
-for (const row of rows) row.fraction_of_copy = round(row.bytes / (row.ms / 1000) / copy);
-
+for (const row of rows) row.fraction_of_copy = row.bytes / (row.ms / 1000) / copy;
+const about = `On the CPU, ${threads} threads, batch 1, float32: recurrences written as Scan or Loop, one token a step, in ONNX Runtime, and the calls that \`onnx-fla raise\` makes of them, in the same process. Calls of both interleaved.`;
+const result = record('loops', about, copy, rows);
 const table = new Table({ head: ['rule', 'tokens', 'was', 'before ms', 'raised ms', 'ratio'] });
-for (const r of rows) table.push([r.op, r.T, r.peer, r.peer_ms, r.ms, `${r.ratio}x`]);
+for (const r of result.rows) table.push([r.op, r.T, r.peer, r.peer_ms, r.ms, `${r.ratio}x`]);
 console.log(table.toString());
-const result: ResultFile = {
-  name: 'loops',
-  about: `On the CPU, ${threads} threads, batch 1, float32: recurrences written as Scan or Loop, one token a step, in ONNX Runtime, and the calls that \`onnx-fla raise\` makes of them, in the same process. Calls of both interleaved.`,
-  machine: machineName(),
-  device: `${os.cpus()[0]!.model}, ${os.cpus().length} cores, ${nativeInfo().ops.isa}`,
-  date: new Date().toISOString().slice(0, 10),
-  commit: commit(),
-  versions: { node: process.versions.node, 'onnxruntime-node': packageVersion('onnxruntime-node') },
-  copy_bytes_per_second: Math.round(copy),
-  rows,
-};
-console.log(writeResults(result));
-
-function round(x: number): number {
-  return Number(x.toPrecision(4));
-}
