@@ -6,11 +6,12 @@ import { declareFunction } from '../calls.js';
 import { type Dim, type Model, makeAttribute, type Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import type { Runner } from '../match/runner.js';
+import { type Lifted, lift } from './lift.js';
 import { readLoop } from './read_loop.js';
 import { readScan } from './read_scan.js';
 import { type Recurrence, recurrenceOf } from './recurrence.js';
 import type { Token, TokenLoop } from './token_loop.js';
-import { type Form, formOf, product, type Tried, tryStep } from './trial.js';
+import { formOf, product, type Tried, tryStep } from './trial.js';
 
 /** What the outside is asked for before `raiseLoop`: shapes that decide, where batch and time may stay open. */
 export function loopShapesNeeded(node: Node, facts: Facts): string[] {
@@ -66,30 +67,40 @@ export async function raiseLoop(
   let reason = '';
   for (const loop of loops) {
     const form = formOf(loop, facts);
-    const tried = typeof form === 'string' ? form : await tryStep(loop, form, facts, runner);
-    if (typeof tried === 'string') {
-      reason ||= tried;
+    if (typeof form === 'string') {
+      reason ||= form;
       continue;
     }
-    const found = recurrenceOf(tried.step);
-    if (found) {
-      emit(model, loop, form as Form, tried, found, facts, target);
-      return undefined;
+    const original: Lifted = { loop, form, emit: (_, tokens) => [...tokens] };
+    for (const products of [undefined, false, true]) {
+      const lifted = products === undefined ? original : lift(loop, form, facts, products);
+      if (!lifted) continue;
+      const tried = await tryStep(lifted.loop, lifted.form, facts, runner);
+      if (typeof tried === 'string') {
+        reason ||= tried;
+        break;
+      }
+      const recurrence = recurrenceOf(tried.step);
+      if (recurrence) {
+        emit(model, original, lifted, tried, recurrence, facts, target);
+        return undefined;
+      }
+      reason = 'its body is none of the rules linear, gated, delta and gated_delta';
     }
-    reason = 'its body is none of the rules linear, gated, delta and gated_delta';
   }
   return reason;
 }
 
 function emit(
   model: Model,
-  loop: TokenLoop,
-  form: Form,
+  { loop, form: read }: Lifted,
+  lifted: Lifted,
   tried: Tried,
   found: Recurrence,
   facts: Facts,
   target: 'auto' | 'com.microsoft' | 'standard',
 ): void {
+  const { form } = lifted;
   const { node, state, output } = loop;
   const { graph } = node;
   const { K, V } = found;
@@ -98,11 +109,20 @@ function emit(
   const hasHeads = form.state.length === 4;
   const heads = hasHeads ? form.state[1]! : 1;
   const steps = stepsOf(loop, e);
+  const sources = loop.tokens.map(({ value, axis }) =>
+    steps && !isLength(loop, facts, value, axis) ? e.window(value, axis, 0, steps) : value,
+  );
+  const isLifted = lifted.loop !== loop;
+  const timeFirst = (x: string, i: number) => {
+    const { axis } = loop.tokens[i]!;
+    const rest = read.tokens[i]!.map((_, d) => d + +(d >= axis));
+    return axis === 0 ? x : e.transpose(x, [axis, ...rest]);
+  };
+  const values = isLifted ? lifted.emit(e, sources.map(timeFirst)) : sources;
   /** The tokens [B,T,n] that input `i` holds. */
   const packed = (i: number) => {
-    const { value, axis } = loop.tokens[i]!;
-    const x =
-      steps && !isLength(loop, facts, value, axis) ? e.window(value, axis, 0, steps) : value;
+    const { axis } = lifted.loop.tokens[i]!;
+    const x = values[i]!;
     const rank = form.tokens[i]!.length + 1;
     const others = Array.from({ length: rank }, (_, d) => d).filter((d) => d !== axis);
     const perm = [others[0]!, axis, ...others.slice(1)];
@@ -181,12 +201,14 @@ function emit(
   declareFunction(model, body);
 }
 
-/** The number of steps as an int64 vector of one element; undefined when the operator goes over all tokens. */
+/** The number of steps, at least 0, as an int64 vector of one element; undefined when the operator goes over all tokens. */
 function stepsOf({ steps }: TokenLoop, e: BodyEmitter): string | undefined {
   if (steps.length === 0) return undefined;
-  return steps
-    .map((value) => e.op('Reshape', [e.cast(value, 'int64'), e.ints(1)]))
-    .reduce((a, b) => e.smaller(a, b));
+  const all = steps.map((value) => e.op('Reshape', [e.cast(value, 'int64'), e.ints(1)]));
+  return e.larger(
+    all.reduce((a, b) => e.smaller(a, b)),
+    e.ints(0),
+  );
 }
 
 /** Whether an axis is known to be as long as the loop has steps. */

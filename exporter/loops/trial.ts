@@ -1,11 +1,11 @@
 import { DATA_TYPE, type Dim, Graph, makeValueInfo } from '../ir/index.js';
 import { Facts } from '../match/facts.js';
 import type { Runner, RunTensor } from '../match/runner.js';
-import { feedsFor, inputShapes } from '../match/situation.js';
+import { feedsFor, inputShapes, type Situation } from '../match/situation.js';
 import { cutOut } from '../match/submodel.js';
 import { seededRandom } from '../random.js';
 import { close, type Step } from './recurrence.js';
-import type { TokenLoop } from './token_loop.js';
+import type { Token, TokenLoop } from './token_loop.js';
 
 /** The shapes of a loop, open dimensions having a length for a trial. */
 export interface Form {
@@ -159,9 +159,8 @@ async function runOnce(
     data: Float32Array.from({ length: product(dims) }, () => 1.8 * next() - 0.9),
   });
   const feeds = new Map<string, RunTensor>([[state.before, floats(form.state)]]);
-  for (const [i, { name, axis, kept }] of tokens.entries()) {
-    const dims = form.tokens[i]!;
-    feeds.set(name, floats(kept ? dims.toSpliced(axis, 0, 1) : dims));
+  for (const [i, token] of tokens.entries()) {
+    feeds.set(token.name, floats(tokenDims(token, form.tokens[i]!)));
   }
   const [before, ...inputs] = [...feeds.values()].map((t) => t.data as Float32Array);
   for (const name of loop.counters) {
@@ -173,7 +172,7 @@ async function runOnce(
   if (buffer && output.kind === 'buffer')
     feeds.set(output.before, floats(buffer.shape, seededRandom(count + 1)));
   const wanted = [state.after, output.value];
-  const results = await runBody(loop, feeds, wanted, outer, form.state[0]!, runner);
+  const results = await runBody(loop, feeds, wanted, outer, situationOf(form), runner);
   if (typeof results === 'string') return results;
   const [after, y] = results as [RunTensor, RunTensor];
   const step = { state: form.state, before: before!, inputs, after: after.data as Float32Array };
@@ -215,34 +214,56 @@ function addedTo(
   };
 }
 
-/** Runs the body of a loop as a model of its own. */
-async function runBody(
-  { body, reads, state, output, counters }: TokenLoop,
-  feeds: ReadonlyMap<string, RunTensor>,
-  wanted: readonly string[],
+/** The body of a loop as a graph of its own, tokens being inputs, with the shapes of a trial. */
+export function bodyGraph(
+  { body, reads }: TokenLoop,
+  inputs: Iterable<readonly [name: string, { type: string; dims: readonly number[] }]>,
   outer: Facts,
-  batch: number,
-  runner: Runner,
-): Promise<RunTensor[] | string> {
-  const infos = [...feeds].map(([name, { type, dims }]) =>
-    makeValueInfo(name, DATA_TYPE[type as 'float32'], dims),
-  );
+  situation: Situation,
+): { graph: Graph; facts: Facts } {
+  const all = [...inputs];
   const cut = new Set(reads.map((n) => n.proto));
   const graph = new Graph(
     {
       ...body.proto,
       node: body.proto.node.filter((n) => !cut.has(n)),
-      input: infos,
+      input: all.map(([name, { type, dims }]) =>
+        makeValueInfo(name, DATA_TYPE[type as 'float32'], dims),
+      ),
       valueInfo: [],
     },
     body.model,
     body.parent,
   );
-  const situation = { batch, tokens: 5, past: 2 };
   const shapes = inputShapes(body.parent!, situation);
   const around = outer.graph.parent ? outer : Facts.of(outer.graph, shapes);
-  const own = Object.fromEntries([...feeds].map(([name, { dims }]) => [name, dims]));
-  const facts = new Facts(graph, own, around);
+  const own = Object.fromEntries(all.map(([name, { dims }]) => [name, dims]));
+  return { graph, facts: new Facts(graph, own, around) };
+}
+
+/** A made-up call of a model for a loop of that form. */
+export const situationOf = ({ state }: Form): Situation => ({
+  batch: state[0]!,
+  tokens: 5,
+  past: 2,
+});
+
+/** A token in a trial: its axis of tokens stays where the body wants that. */
+export function tokenDims({ axis, kept }: Token, dims: readonly number[]): readonly number[] {
+  return kept ? dims.toSpliced(axis, 0, 1) : dims;
+}
+
+/** Runs the body of a loop as a model of its own. */
+async function runBody(
+  loop: TokenLoop,
+  feeds: ReadonlyMap<string, RunTensor>,
+  wanted: readonly string[],
+  outer: Facts,
+  situation: Situation,
+  runner: Runner,
+): Promise<RunTensor[] | string> {
+  const { body, state, output, counters } = loop;
+  const { graph, facts } = bodyGraph(loop, feeds, outer, situation);
   const model = cutOut(graph, { values: wanted }, facts);
   if (typeof model === 'string') return `its body cannot be tried: ${model}`;
   // Only the place in a carried result may depend on how many tokens there were.
@@ -253,6 +274,7 @@ async function runBody(
   const captured = model.inputs.filter((name) => !feeds.has(name));
   const read = captured.find((name) => model.valueInputs.includes(name));
   if (read) return `its body reads '${read}' from outside`;
+  const shapes = inputShapes(body.parent!, situation);
   const others = feedsFor(body.parent!, captured, shapes, situation);
   if (typeof others === 'string') return `its body cannot be tried: ${others}`;
   try {

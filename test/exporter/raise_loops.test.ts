@@ -14,13 +14,12 @@ import { kerasLoop, loadLoop } from './support/loops.js';
 import { distance, type Feeds, floats, random, run } from './support/run.js';
 import { scanModel } from './support/scan.js';
 
-const SIZES: Record<string, number> = { B: 2, T: 7 };
-
-function feedsOf(model: Model): Feeds {
+function feedsOf(model: Model, tokens = 7): Feeds {
+  const sizes: Record<string, number> = { B: 2, T: tokens };
   const next = random(5);
   return Object.fromEntries(
     model.graph.inputs.map(({ name }) => {
-      const dims = model.graph.dims(name)!.map((d) => (typeof d === 'number' ? d : SIZES[d!]!));
+      const dims = model.graph.dims(name)!.map((d) => (typeof d === 'number' ? d : sizes[d!]!));
       const isDecay = name === 'g' || name === 'decay';
       const draw = () => (isDecay ? next() / 4 - 0.3 : name === 'beta' ? 0.5 + next() / 3 : next());
       return [name, floats(dims, draw)];
@@ -62,9 +61,18 @@ describe('a loop of PyTorch becomes LinearAttention', () => {
     ['delta_bmm', ['delta', 'after', 1]],
     ['retention', ['gated', 'after', 2]],
     ['per_key_decay', ['gated', 'before', 2]],
+    ['cell', ['gated_delta', 'after', 2]],
   ])('%s', async (name, call) => {
     expect(await movesAndComesBack(() => loadLoop(name), 'ai.onnx.Loop')).toEqual(call);
   });
+});
+
+it('a loop over fewer tokens than none leaves state and outputs as they start', async () => {
+  const load = () => loadLoop('per_key_decay');
+  const feeds = feedsOf(load(), 1);
+  const model = load();
+  await raiseModel(model, { runner: nodeRunner });
+  same(await run(model, feeds), await run(load(), feeds));
 });
 
 describe('a function body of opset 27 becomes its operator', () => {
