@@ -71,6 +71,7 @@ export function lift(
     loop: {
       ...loop,
       tokens: names.map((name) => ({ value: '', axis: 0, name, kept: false })),
+      again: loop.again.filter(([, token]) => names.includes(token)),
       reads: [
         ...loop.reads,
         ...loop.body.nodes.filter((n) => names.some((name) => n.outputs.includes(name))),

@@ -53,11 +53,11 @@ export function readLoop(node: Node, facts: Facts): TokenLoop[] | string {
   });
   if (other)
     return `'${other.initial}' must be a float tensor, received ${facts.dtype(other.initial)}`;
-  const { tokens, reads } = reading.tokens();
+  const { tokens, again, reads } = reading.tokens();
   return tensors.map((state, i) => {
     const buffer = tensors[1 - i];
     return {
-      ...{ node, body, state, tokens, reads, steps },
+      ...{ node, body, state, tokens, again, reads, steps },
       counters: [
         iteration,
         ...reading.carried.filter((c) => reading.counts(c)).map((c) => c.before),
@@ -240,8 +240,9 @@ class Reading {
   }
 
   /** Where the body takes the token of a step. */
-  tokens(): { tokens: Token[]; reads: Node[] } {
+  tokens(): Pick<TokenLoop, 'tokens' | 'again' | 'reads'> {
     const tokens: Token[] = [];
+    const again: [string, string][] = [];
     const reads: Node[] = [];
     for (const node of this.body.nodes) {
       const value = this.source(node.inputs[0] ?? '');
@@ -252,10 +253,15 @@ class Reading {
           ? this.sliced(node)
           : undefined;
       if (!read) continue;
-      tokens.push({ value, name: node.outputs[0]!, ...read });
+      const name = node.outputs[0]!;
+      const known = tokens.find(
+        (t) => t.value === value && t.axis === read.axis && t.kept === read.kept,
+      );
+      if (known) again.push([name, known.name]);
+      else tokens.push({ value, name, ...read });
       reads.push(node);
     }
-    return { tokens, reads };
+    return { tokens, again, reads };
   }
   private gathered(node: Node): Pick<Token, 'axis' | 'kept'> | undefined {
     const index = this.offset(node.inputs[1] ?? '');

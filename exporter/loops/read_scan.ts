@@ -37,7 +37,7 @@ export function readScan(node: Node): TokenLoop[] | string {
         result: node.outputs[1],
         axis: node.ints('scan_output_axes')?.[0] ?? 0,
       },
-      ...{ steps: [], counters: [], reads: [], same: [] },
+      ...{ again: [], steps: [], counters: [], reads: [], same: [] },
     },
   ];
 }

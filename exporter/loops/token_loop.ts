@@ -13,6 +13,8 @@ export interface TokenLoop {
     readonly after: string;
   };
   readonly tokens: readonly Token[];
+  /** Inside: tokens that are read once more, and the name they have above. */
+  readonly again: readonly (readonly [name: string, token: string])[];
   readonly output: Output;
   /** Numbers of tokens, the smallest of which counts; none when the operator goes over all there are. */
   readonly steps: readonly string[];

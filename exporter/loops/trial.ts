@@ -1,4 +1,4 @@
-import { DATA_TYPE, type Dim, Graph, makeValueInfo } from '../ir/index.js';
+import { DATA_TYPE, type Dim, Graph, makeNode, makeValueInfo } from '../ir/index.js';
 import { Facts } from '../match/facts.js';
 import type { Runner, RunTensor } from '../match/runner.js';
 import { feedsFor, inputShapes, type Situation } from '../match/situation.js';
@@ -216,7 +216,7 @@ function addedTo(
 
 /** The body of a loop as a graph of its own, tokens being inputs, with the shapes of a trial. */
 export function bodyGraph(
-  { body, reads }: TokenLoop,
+  { body, reads, again }: TokenLoop,
   inputs: Iterable<readonly [name: string, { type: string; dims: readonly number[] }]>,
   outer: Facts,
   situation: Situation,
@@ -226,7 +226,10 @@ export function bodyGraph(
   const graph = new Graph(
     {
       ...body.proto,
-      node: body.proto.node.filter((n) => !cut.has(n)),
+      node: [
+        ...again.map(([name, token]) => makeNode('Identity', [token], [name])),
+        ...body.proto.node.filter((n) => !cut.has(n)),
+      ],
       input: all.map(([name, { type, dims }]) =>
         makeValueInfo(name, DATA_TYPE[type as 'float32'], dims),
       ),

@@ -67,6 +67,26 @@ describe('a loop of PyTorch becomes LinearAttention', () => {
   });
 });
 
+it('a token that is read twice is one token', async () => {
+  const load = () => {
+    const model = loadLoop('gated_delta_written');
+    const [body] = model.graph.nodes.find((n) => n.is('Loop'))!.subgraphs;
+    const read = body!.nodes.find((n) => n.is('Gather') && n.inputs[0] === 'k')!;
+    const [use] = body!.uses(read.outputs[0]!);
+    body!.insert([makeNode('Gather', read.inputs, ['again'], { axis: 2 })], read);
+    body!.setInput(use!.node, use!.index, 'again');
+    return parseModel(modelBytes(model));
+  };
+  await movesAndComesBack(load, 'ai.onnx.Loop');
+});
+
+it('a body that a target cannot say is a reason', async () => {
+  const model = loadLoop('per_key_decay');
+  const moved = await raiseModel(model, { runner: nodeRunner, body: 'com.microsoft' });
+  expect(moved).toMatchObject([{ to: null, reason: expect.stringContaining('read=before') }]);
+  expect(modelBytes(model)).toEqual(modelBytes(loadLoop('per_key_decay')));
+});
+
 it('a loop over fewer tokens than none leaves state and outputs as they start', async () => {
   const load = () => loadLoop('per_key_decay');
   const feeds = feedsOf(load(), 1);
