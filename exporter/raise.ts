@@ -42,14 +42,16 @@ export async function raiseModel(model: Model, options: RaiseOptions = {}): Prom
   validateModel(model);
   const opset = Math.min(model.opset() ?? 1, STANDARD_SINCE - 1);
   const moved: MovedNode[] = [];
-  for (const graph of graphsOf(model.graph)) {
+  const graphs = graphsOf(model.graph);
+  for (const graph of graphs.toReversed()) graph.sort(); // inner ones first
+  for (const graph of graphs) {
     const nodes = graph.nodes.filter(
       (n) => OPERATORS.has(n.opType) && (n.domain === '' || n.domain === 'com.microsoft'),
     );
     const loops = graph.nodes.filter((n) => n.is('Scan') || n.is('Loop'));
     const convs = graph.nodes.some((n) => n.is('Conv'));
     if (nodes.length + loops.length === 0 && !convs) continue;
-    graph.sort();
+    const before = moved.length;
     const facts = new Facts(graph);
     const runner = options.runner ?? missingRunner;
     if (graph === model.graph) await askShapes([...nodes, ...loops], facts, runner);
@@ -62,14 +64,15 @@ export async function raiseModel(model: Model, options: RaiseOptions = {}): Prom
       });
     }
     for (const conv of carriedConvs(graph, facts)) {
-      const before = [...graph.proto.node];
+      const written = [...graph.proto.node];
       const became = raise(model, asOperator(conv), facts, opset, options);
-      if (became.to === null) graph.proto.node = before;
-      moved.push({ ...became, from: nameOf(conv.conv) });
+      if (became.to === null) graph.proto.node = written;
       graph.touch();
+      moved.push({ ...became, from: nameOf(conv.conv) });
     }
-    graph.touch();
-    if (moved.some((m) => m.to !== null && PARTS.has(m.from))) graph.removeDead();
+    const changed = moved.slice(before).filter((m) => m.to !== null);
+    if (changed.length > 0) graph.touch();
+    if (changed.some((m) => PARTS.has(m.from))) graph.removeDead();
   }
   const left = moved.some(
     (m) => m.to === null && m.from.startsWith('ai.onnx.') && !PARTS.has(m.from),
