@@ -1,5 +1,5 @@
 /**
- * `npm run bench:loops [-- --threads 1]`: recurrences that a model holds as Scan or Loop, before and after `raise`, each on the CPU in the
+ * `npm run bench:loops [-- --threads 1] [-- --note 'what else ran on the machine']`: recurrences that a model holds as Scan or Loop, before and after `raise`, each on the CPU in the
  * stock runtime and with our kernels, calls interleaved.
  */
 import { parseArgs } from 'node:util';
@@ -11,7 +11,9 @@ import { scanModel } from '../../test/exporter/support/scan.js';
 import { interleaved, type Row } from '../results.js';
 import { copyBandwidth, OPTIONS, random, record } from './shared.js';
 
-const { values: flags } = parseArgs({ options: OPTIONS });
+const { values: flags } = parseArgs({
+  options: { ...OPTIONS, note: { type: 'string', default: '' } },
+});
 const threads = Number(flags.threads);
 const [B, H, d] = [1, 8, 64];
 const SIZES = { H, K: d, V: d };
@@ -68,7 +70,7 @@ for (const [peer, op, model] of CASES) {
 const copy = copyBandwidth();
 for (const row of rows) row.fraction_of_copy = row.bytes / (row.ms / 1000) / copy;
 const about = `On the CPU, ${threads} threads, batch 1, float32: recurrences written as Scan or Loop, one token a step, in ONNX Runtime, and the calls that \`onnx-fla raise\` makes of them, in the same process. Calls of both interleaved.`;
-const result = record('loops', about, copy, rows);
+const result = record('loops', [about, flags.note].filter(Boolean).join(' '), copy, rows);
 const table = new Table({ head: ['rule', 'tokens', 'was', 'before ms', 'raised ms', 'ratio'] });
 for (const r of result.rows) table.push([r.op, r.T, r.peer, r.peer_ms, r.ms, `${r.ratio}x`]);
 console.log(table.toString());
