@@ -25,7 +25,6 @@ export interface StandardCall {
 
 /** Values of which the shape decides, and that a model must be asked for when inference does not know it. */
 export function shapesNeeded(node: Node, facts: Facts): string[] {
-  if (node.opType === 'Scan') return scanShapesNeeded(node, facts);
   const [query, decay, beta] = [0, 4, 5].map((i) => node.inputs[i] ?? '');
   if (node.opType === 'CausalConvWithState') {
     const weight = node.inputs[1] ?? '';
@@ -34,18 +33,6 @@ export function shapesNeeded(node: Node, facts: Facts): string[] {
   return [query, decay, beta].filter(
     (value) => value && typeof facts.dims(value!)?.at(-1) !== 'number',
   ) as string[];
-}
-
-/** Of a Scan's inputs, batch and time may stay open. */
-function scanShapesNeeded(node: Node, facts: Facts): string[] {
-  const first = node.inputs.length - (node.int('num_scan_inputs') ?? 0);
-  const axes = node.ints('scan_input_axes') ?? [];
-  return node.inputs.filter((value, i) => {
-    const dims = facts.dims(value);
-    const time = i < first || !dims ? -1 : ((axes[i - first] ?? 0) + dims.length) % dims.length;
-    const fixed = dims?.filter((_, d) => d !== time).slice(1);
-    return fixed?.some((d) => typeof d !== 'number') ?? true;
-  });
 }
 
 /**

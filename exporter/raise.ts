@@ -1,13 +1,16 @@
 import { FlaError } from '../ops/error.js';
 import { callOf, shapesNeeded, writeCall } from './calls.js';
 import { type Graph, type Model, type Node, toNumber } from './ir/index.js';
+import { loopShapesNeeded, raiseLoop } from './loops/raise_loop.js';
 import { Facts } from './match/facts.js';
 import { Prober } from './match/probe.js';
 import { missingRunner, type Runner } from './match/runner.js';
-import { raiseScan } from './raise_scan.js';
+import { asOperator, carriedConvs } from './raise_conv.js';
 import { validateModel } from './validate.js';
 
 const OPERATORS = new Set(['LinearAttention', 'CausalConvWithState']);
+/** What these are written with where a runtime does not have them. */
+const PARTS = new Set(['ai.onnx.Scan', 'ai.onnx.Loop', 'ai.onnx.Conv']);
 /** The version that these operators came to ai.onnx with; nothing else changed in it. */
 const STANDARD_SINCE = 27;
 
@@ -30,8 +33,8 @@ export interface RaiseOptions {
 }
 
 /**
- * Turns LinearAttention and CausalConvWithState of ai.onnx and com.microsoft, and every Scan that is a recurrence of LinearAttention,
- * into calls of com.fla, in place, nested graphs included. They compute the same; what runs them is faster, and ONNX Runtime runs what was ai.onnx at all.
+ * Turns LinearAttention and CausalConvWithState of ai.onnx and com.microsoft, every Scan or Loop that is a recurrence of
+ * LinearAttention, and every Conv that is a CausalConvWithState, into calls of com.fla, in place, nested graphs included. They compute the same; what runs them is faster, and ONNX Runtime runs what was ai.onnx at all.
  *
  * @throws FlaError `invalid_model` when the graph is malformed
  */
@@ -39,27 +42,41 @@ export async function raiseModel(model: Model, options: RaiseOptions = {}): Prom
   validateModel(model);
   const opset = Math.min(model.opset() ?? 1, STANDARD_SINCE - 1);
   const moved: MovedNode[] = [];
-  for (const graph of graphsOf(model.graph)) {
+  const graphs = graphsOf(model.graph);
+  for (const graph of graphs.toReversed()) graph.sort(); // inner ones first
+  for (const graph of graphs) {
     const nodes = graph.nodes.filter(
       (n) => OPERATORS.has(n.opType) && (n.domain === '' || n.domain === 'com.microsoft'),
     );
-    const scans = graph.nodes.filter((n) => n.is('Scan'));
-    if (nodes.length + scans.length === 0) continue;
-    graph.sort();
+    const loops = graph.nodes.filter((n) => n.is('Scan') || n.is('Loop'));
+    const convs = graph.nodes.some((n) => n.is('Conv'));
+    if (nodes.length + loops.length === 0 && !convs) continue;
+    const before = moved.length;
     const facts = new Facts(graph);
     const runner = options.runner ?? missingRunner;
-    if (graph === model.graph) await askShapes([...nodes, ...scans], facts, runner);
+    if (graph === model.graph) await askShapes([...nodes, ...loops], facts, runner);
     for (const node of nodes) moved.push(raise(model, node, facts, opset, options));
-    for (const node of scans) {
-      const left = await raiseScan(model, node, facts, runner, options.body ?? 'auto');
+    for (const node of loops) {
+      const left = await raiseLoop(model, node, facts, runner, options.body ?? 'auto');
       moved.push({
-        ...{ node: node.name, from: 'ai.onnx.Scan' },
+        ...{ node: node.name, from: nameOf(node) },
         ...(left === undefined ? { to: 'com.fla', reason: null } : { to: null, reason: left }),
       });
     }
-    graph.touch();
+    for (const conv of carriedConvs(graph, facts)) {
+      const written = [...graph.proto.node];
+      const became = raise(model, asOperator(conv), facts, opset, options);
+      if (became.to === null) graph.proto.node = written;
+      graph.touch();
+      moved.push({ ...became, from: nameOf(conv.conv) });
+    }
+    const changed = moved.slice(before).filter((m) => m.to !== null);
+    if (changed.length > 0) graph.touch();
+    if (changed.some((m) => PARTS.has(m.from))) graph.removeDead();
   }
-  const left = moved.some((m) => m.to === null && /^ai\.onnx\.(?!Scan$)/.test(m.from));
+  const left = moved.some(
+    (m) => m.to === null && m.from.startsWith('ai.onnx.') && !PARTS.has(m.from),
+  );
   const imported = model.proto.opsetImport.find((o) => !o.domain || o.domain === 'ai.onnx');
   if (imported && !left && toNumber(imported.version) === STANDARD_SINCE && moved.length > 0) {
     imported.version = STANDARD_SINCE - 1;
@@ -94,11 +111,17 @@ export async function askShapes(
   facts: Facts,
   runner: Runner,
 ): Promise<void> {
-  const wanted = [...new Set(nodes.flatMap((n) => shapesNeeded(n, facts)))];
+  const wanted = [...new Set(nodes.flatMap((n) => shapesOf(n, facts)))];
   if (wanted.length === 0) return;
   const shapes = await new Prober(facts.graph, runner).shapes(wanted);
   if (typeof shapes === 'string') return; // each call says what it lacks
   for (const [i, value] of wanted.entries()) facts.assume(value, shapes[i]!);
+}
+
+function shapesOf(node: Node, facts: Facts): string[] {
+  return node.is('Scan') || node.is('Loop')
+    ? loopShapesNeeded(node, facts)
+    : shapesNeeded(node, facts);
 }
 
 export function nameOf(node: Node): string {

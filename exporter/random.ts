@@ -22,3 +22,37 @@ export function hashText(text: string): number {
   }
   return hash >>> 0;
 }
+
+/** A stream of its own for each list of seeds, such as a seed and a position. */
+export class Random {
+  /** A number in [0, 1). */
+  readonly next: () => number;
+
+  constructor(...seeds: readonly number[]) {
+    let state = 0x9e3779b9;
+    for (const seed of seeds) {
+      state = (Math.imul(state ^ (seed >>> 0), 0x85ebca6b) + 0x6d2b79f5) >>> 0;
+    }
+    this.next = seededRandom(state);
+  }
+
+  /** A whole number below n. */
+  below(n: number): number {
+    return Math.floor(this.next() * n);
+  }
+
+  /** One value of the standard normal distribution. */
+  normal(): number {
+    return normal(this.next);
+  }
+
+  /** `count` different numbers from `from` to below `to`, in increasing order. */
+  choose(count: number, from: number, to: number): number[] {
+    const all = Array.from({ length: to - from }, (_, i) => from + i);
+    for (let i = 0; i < count; i++) {
+      const j = i + this.below(all.length - i);
+      [all[i], all[j]] = [all[j]!, all[i]!];
+    }
+    return all.slice(0, count).sort((a, b) => a - b);
+  }
+}

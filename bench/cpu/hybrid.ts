@@ -2,7 +2,6 @@
  * `npm run bench:hybrid [-- --threads 1]`: com.fla.HybridAttention on the CPU against LinearAttention, which knows the far part only,
  * and against its own function body in the stock runtime. One-node models in one process, calls of ours and of one peer interleaved.
  */
-import os from 'node:os';
 import { parseArgs } from 'node:util';
 import Table from 'cli-table3';
 import * as ort from 'onnxruntime-node';
@@ -17,20 +16,10 @@ import {
   hybridAttention,
 } from '../../ops/hybrid_attention/schema.js';
 import { nativeInfo } from '../../runtime/node/index.js';
-import {
-  commit,
-  interleaved,
-  machineName,
-  packageVersion,
-  type ResultFile,
-  type Row,
-  writeResults,
-} from '../results.js';
-import { copyBandwidth, random } from './tensors.js';
+import { interleaved, type Row } from '../results.js';
+import { copyBandwidth, OPTIONS, random, record } from './shared.js';
 
-const { values: flags } = parseArgs({
-  options: { threads: { type: 'string', default: String(os.availableParallelism()) } },
-});
+const { values: flags } = parseArgs({ options: OPTIONS });
 const threads = Number(flags.threads);
 const [H, d, window, sinks] = [8, 64, 64, 4];
 const LENGTHS = [1, 4096, 16384];
@@ -233,32 +222,16 @@ for (const config of CONFIGS) {
     rows.push(...(await measure(config, T, copy)));
   }
 }
-const result: ResultFile = {
-  name: `cpu-hybrid-${threads}t`,
-  about:
-    `HybridAttention with a window of ${window} and ${sinks} sinks, batch 1, float32, ${threads === 1 ? 'one thread' : `${threads} threads`}, states ` +
+const result = record(
+  `cpu-hybrid-${threads}t`,
+  `HybridAttention with a window of ${window} and ${sinks} sinks, batch 1, float32, ${threads === 1 ? 'one thread' : `${threads} threads`}, states ` +
     'carried in and out, outputs preallocated; ours and one peer at a time interleaved in one process through the same ONNX Runtime, ' +
     'medians of wall time including the JavaScript call. LinearAttention does less: it has no window. Its ratio below 1 is the price of the window.',
-  machine: machineName(),
-  device: `${os.cpus()[0]?.model.trim()}, ${os.cpus().length} cores`,
-  date: new Date().toISOString().slice(0, 10),
-  commit: commit(),
-  versions: {
-    'onnxruntime-node': packageVersion('onnxruntime-node'),
-    node: process.versions.node,
-  },
-  copy_bytes_per_second: Math.round(copy),
-  rows: rows.map((r) => ({
-    ...r,
-    ms: Number(r.ms.toPrecision(4)),
-    peer_ms: Number(r.peer_ms!.toPrecision(4)),
-    ratio: Number(r.ratio!.toPrecision(3)),
-    fraction_of_copy: Number(r.fraction_of_copy.toPrecision(3)),
-  })),
-};
+  copy,
+  rows,
+);
 const table = new Table({ head: ['op', 'T', 'ms', 'peer', 'peer ms', 'ratio', 'ours / peer'] });
 for (const r of result.rows) {
   table.push([r.op, r.T, r.ms, r.peer, r.peer_ms, r.ratio, (r.ms / r.peer_ms!).toFixed(2)]);
 }
 console.log(table.toString());
-console.log(`written: ${writeResults(result)}`);

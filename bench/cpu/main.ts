@@ -4,24 +4,14 @@
  * single-node models in one process, through the same ONNX Runtime and the same JavaScript path,
  * calls of ours and of one peer interleaved.
  */
-import os from 'node:os';
 import { parseArgs } from 'node:util';
 import cliProgress from 'cli-progress';
 import Table from 'cli-table3';
 import * as ort from 'onnxruntime-node';
 import { buildModel, makeNode, modelBytes, type ValueSpec } from '../../exporter/ir/index.js';
 import { nativeInfo } from '../../runtime/node/index.js';
-import {
-  commit,
-  interleaved,
-  machineName,
-  median,
-  packageVersion,
-  type ResultFile,
-  type Row,
-  writeResults,
-} from '../results.js';
-import { copyBandwidth, random } from './tensors.js';
+import { interleaved, median, type Row } from '../results.js';
+import { copyBandwidth, OPTIONS, random, record } from './shared.js';
 
 const RULES = ['linear', 'gated', 'gated_per_key', 'delta', 'gated_delta'] as const;
 type Rule = (typeof RULES)[number];
@@ -36,7 +26,7 @@ const { values: flags } = parseArgs({
   options: {
     quick: { type: 'boolean', default: false },
     only: { type: 'string' },
-    threads: { type: 'string', default: String(os.availableParallelism()) },
+    ...OPTIONS,
   },
 });
 const threads = Number(flags.threads);
@@ -291,31 +281,16 @@ for (const { rule, shape } of plan) {
 }
 bar.stop();
 
-const result: ResultFile = {
-  name: flags.quick || flags.only ? 'cpu-partial' : 'cpu',
-  about:
-    `One-node models, batch 1, float32, ${threads} threads, state carried in and out, outputs preallocated; ` +
+const result = record(
+  flags.quick || flags.only ? 'cpu-partial' : 'cpu',
+  `One-node models, batch 1, float32, ${threads} threads, state carried in and out, outputs preallocated; ` +
     'ours and one peer at a time interleaved in one process through the same ONNX Runtime, medians of wall time ' +
     'including the JavaScript call. Copy bandwidth is one typed-array copy on one thread. ' +
     `Softmax attention is quadratic in T and was run where its scores fit into ${SOFTMAX_MAX_BYTES / 1e9} GB; its ` +
     `decode step reads a cache of ${SOFTMAX_CACHE} tokens.`,
-  machine: machineName(),
-  device: `${os.cpus()[0]?.model.trim()}, ${os.cpus().length} cores`,
-  date: new Date().toISOString().slice(0, 10),
-  commit: commit(),
-  versions: {
-    'onnxruntime-node': packageVersion('onnxruntime-node'),
-    node: process.versions.node,
-  },
-  copy_bytes_per_second: Math.round(copy),
-  rows: rows.map((r) => ({
-    ...r,
-    ms: Number(r.ms.toPrecision(4)),
-    peer_ms: r.peer_ms === null ? null : Number(r.peer_ms.toPrecision(4)),
-    ratio: r.ratio === null ? null : Number(r.ratio.toPrecision(3)),
-    fraction_of_copy: Number(r.fraction_of_copy.toPrecision(3)),
-  })),
-};
+  copy,
+  rows,
+);
 const table = new Table({ head: ['op', 'T', 'H', 'd', 'ms', 'peer', 'peer ms', 'ratio'] });
 for (const r of result.rows) {
   table.push([r.op, r.T, r.H, r.K, r.ms, r.peer, r.peer_ms ?? '-', r.ratio ?? '-']);
@@ -327,4 +302,3 @@ for (const peer of new Set(rows.map((r) => r.peer))) {
     `${peer}: ratio min ${Math.min(...ratios).toFixed(2)}, median ${median(ratios).toFixed(2)}, max ${Math.max(...ratios).toFixed(1)}`,
   );
 }
-console.log(`written: ${writeResults(result)}`);

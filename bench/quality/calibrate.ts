@@ -6,7 +6,6 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
-import { Random } from '../../exporter/calibrate/random.js';
 import { openModel } from '../../exporter/calibrate/student_session.js';
 import {
   arrayData,
@@ -24,6 +23,7 @@ import {
   rewriteModel,
   tokenData,
 } from '../../exporter/index.js';
+import { Random } from '../../exporter/random.js';
 import { readText } from '../../exporter/text/read_text.js';
 import { loadTokenizer } from '../../exporter/text/tokenizer.js';
 import { recallSequence } from '../../test/exporter/calibrate/sequences.js';

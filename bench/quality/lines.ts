@@ -3,8 +3,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { drawLine, type LineImage } from '../../examples/demo/line_image.js';
 import { FONT } from '../../examples/demo/paths.js';
-import { Random } from '../../exporter/calibrate/random.js';
 import { arrayData, type CalibrationData, mixedData } from '../../exporter/index.js';
+import { Random } from '../../exporter/random.js';
 import { TINYLM } from '../../test/support/models.js';
 
 const FONTS = [

@@ -2,7 +2,6 @@
  * What the quality bench measures: models, what they read, and the rewrites that are held against the controls.
  */
 import path from 'node:path';
-import { Random } from '../../exporter/calibrate/random.js';
 import {
   arrayData,
   assemble,
@@ -16,6 +15,7 @@ import {
   rewriteModel,
   tokenData,
 } from '../../exporter/index.js';
+import { Random } from '../../exporter/random.js';
 import { readText } from '../../exporter/text/read_text.js';
 import { loadTokenizer } from '../../exporter/text/tokenizer.js';
 import { recallSequence } from '../../test/exporter/calibrate/sequences.js';

@@ -5,7 +5,9 @@ import { tensorInputs } from '../compare/feeds.js';
 import type { SessionChoice } from '../compare/session.js';
 import type { Model } from '../ir/index.js';
 import { nodeRunner } from '../node_runner.js';
+import { openedUp } from '../open_up.js';
 import { type RewriteReport, rewriteModel } from '../rewrite.js';
+import { validateModel } from '../validate.js';
 import type { HybridLayer } from '../variants/options.js';
 import { loadCheckpoint, saveCheckpoint } from './checkpoint.js';
 import { copyModel, replaceWeight } from './copy.js';
@@ -83,7 +85,8 @@ const CHECKPOINT_STEPS = 20;
 
 /**
  * Fits feature maps to the attention of a model, layer by layer, on activations of the original: those of the far part of
- * HybridAttention, or, for a model without causal attention, those of a LinearAttention that sees everything through them.
+ * HybridAttention, or, for a model without causal attention, those of a LinearAttention that sees everything through them. Attention
+ * in model-local functions and in the branches of a merged decoder is taken out of them first, as `rewriteModel` does.
  *
  * @throws FlaError `aborted` when `signal` fires (what is done lies in `checkpoint`), `invalid_argument` for options or data that
  * do not fit the model, `unsupported` for a model without attention to convert
@@ -93,7 +96,9 @@ export async function calibrate(
   data: CalibrationData,
   options: CalibrateOptions = {},
 ): Promise<Calibration> {
-  const analysis = await analyse(copyModel(model), {
+  validateModel(model);
+  const opened = openedUp(model);
+  const analysis = await analyse(copyModel(opened), {
     ...options,
     runner: nodeRunner,
     onProgress: undefined,
@@ -112,12 +117,12 @@ export async function calibrate(
       `sequences must be longer than window and sinks together (${window + sinks} tokens), received ${data.tokens}`,
     );
   }
-  const state = await fitLayers(model, data, layers, bidirectional, options);
+  const state = await fitLayers(opened, data, layers, bidirectional, options);
   const projections = new Map<string, { layer: number; data: Float32Array }>();
   const calibration: Calibration = { options, bidirectional, ...state, projections };
   const ways = new Map(layers.map((l) => [l, projectionOf(analysis, l)]));
-  if (options.refit !== false) await refit(model, data, calibration, ways);
-  if (options.distil) await distil(model, data, calibration, ways, options);
+  if (options.refit !== false) await refit(opened, data, calibration, ways);
+  if (options.distil) await distil(opened, data, calibration, ways, options);
   return calibration;
 }
 
@@ -128,7 +133,7 @@ export async function assemble(
   keep: readonly number[] = [],
 ): Promise<{ model: Model; report: RewriteReport }> {
   const { options, bidirectional, layers, projections } = calibration;
-  const copy = copyModel(model);
+  const copy = copyModel(openedUp(model));
   const converted = [...layers.keys()].filter((l) => !keep.includes(l));
   for (const [name, { layer, data }] of projections) {
     if (converted.includes(layer)) replaceWeight(copy.graph, name, data);

@@ -1,3 +1,4 @@
+import { Random } from '../random.js';
 import { Adam } from './adam.js';
 import {
   balance,
@@ -6,7 +7,6 @@ import {
   initialValues,
   PairMoments,
 } from './initial.js';
-import { Random } from './random.js';
 import { type HeadSizes, type HybridForm, PARAMETER_NAMES, parameterShapes } from './student.js';
 import type { TappedHeads, TappedLayer } from './taps.js';
 import { type LossWeights, TrainingStep, type Values } from './training.js';

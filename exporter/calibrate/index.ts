@@ -1,5 +1,7 @@
 import type { Model } from '../ir/index.js';
+import { openedUp } from '../open_up.js';
 import type { RewriteReport } from '../rewrite.js';
+import { validateModel } from '../validate.js';
 import { assemble, type CalibrateOptions, type Calibration, calibrate } from './calibrate.js';
 import { type ChoiceGoal, chooseLayers, type ParetoRow } from './choose.js';
 import type { CalibrationData } from './data/index.js';
@@ -52,15 +54,17 @@ export async function calibrateModel(
   data: CalibrationData,
   options: CalibrateModelOptions = {},
 ): Promise<{ model: Model; report: CalibrationReport; calibration: Calibration }> {
-  const calibration = await calibrate(model, data, options);
+  validateModel(model);
+  const opened = openedUp(model);
+  const calibration = await calibrate(opened, data, options);
   const goal = options.choose ?? { keep: 0 };
   const { bidirectional } = calibration;
   const outputs = bidirectional
-    ? await chooseByOutputs(model, calibration, data, goal, options)
+    ? await chooseByOutputs(opened, calibration, data, goal, options)
     : [];
-  const pareto = bidirectional ? [] : await chooseLayers(model, calibration, data, goal, options);
+  const pareto = bidirectional ? [] : await chooseLayers(opened, calibration, data, goal, options);
   const { kept } = [...outputs, ...pareto].at(-1)!;
-  const { model: rewritten, report } = await assemble(model, calibration, kept);
+  const { model: rewritten, report } = await assemble(opened, calibration, kept);
   rewritten.setMetadata(PARETO_KEY, JSON.stringify(bidirectional ? outputs : pareto));
   const losses = Object.fromEntries(calibration.losses);
   return { model: rewritten, report: { rewrite: report, losses, pareto, outputs }, calibration };

@@ -1,5 +1,5 @@
+import type { Random } from '../random.js';
 import { eigen, inverseRoot, type Matrix, product, solve, transposed } from './linear_algebra.js';
-import type { Random } from './random.js';
 import type { HeadSizes, HybridForm } from './student.js';
 import type { TappedHeads } from './taps.js';
 import type { Values } from './training.js';

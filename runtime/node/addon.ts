@@ -58,14 +58,18 @@ export interface NativeSession {
   readonly inputs: NativeValueInfo[];
   readonly outputs: NativeValueInfo[];
   readonly metadata: Record<string, string>;
-  /** Resolves to one entry per output: an array, a handle, or undefined where it was written in place. */
+  /**
+   * Resolves to one entry per output: an array, a handle, or undefined where it was written in place. Runs on another thread,
+   * or here, before it returns. `milliseconds` is what the run took, the way to the other thread and back left out.
+   */
   run(
     inputIndices: number[],
     inputs: (NativeValue | TensorView)[],
     outputIndices: number[],
     fetches: Fetch[],
     options?: NativeRunOptions,
-  ): Promise<(ArrayOutput | NativeValue | undefined)[]>;
+    here?: boolean,
+  ): Promise<(ArrayOutput | NativeValue | undefined)[] & { readonly milliseconds: number }>;
   /** Zeros where the session computes: on its GPU, or in the host's memory. */
   allocate(type: number, dims: readonly number[]): NativeValue;
   endProfiling(): string;

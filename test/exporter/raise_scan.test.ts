@@ -46,6 +46,7 @@ const FORMS: ScanForm[] = [
   { rule: 'gated' },
   { rule: 'gated', perKey: true, transposed: true },
   { rule: 'gated', direct: true, read: 'before' },
+  { rule: 'gated', odd: true, axis: 1 },
   { rule: 'gated', perKey: true, direct: true, flat: true },
   { rule: 'delta', axis: 1 },
   { rule: 'delta', transposed: true, flat: true },
@@ -86,7 +87,7 @@ describe.each(FORMS)('%o', (form) => {
 
 describe('left alone, with the reason', () => {
   it('a recurrence of another kind', async () => {
-    expect(await raiseModel(scanModel({ rule: 'gated', odd: true }))).toMatchObject([
+    expect(await raiseModel(scanModel({ rule: 'delta', odd: true }))).toMatchObject([
       { to: null, reason: 'its body is none of the rules linear, gated, delta and gated_delta' },
     ]);
   });

@@ -1,6 +1,7 @@
 import { Worker } from 'node:worker_threads';
-import type * as ort from 'onnxruntime-node';
+import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { buildModel, makeNode, modelBytes } from '../../exporter/index.js';
 import { NativeTensor, type RunOptions } from '../../runtime/node/index.js';
 import { binaryModel, slowModel } from './support/models.js';
 import { createSession, failureOf, floats } from './support/session.js';
@@ -63,6 +64,46 @@ describe('a long run', () => {
   test('with terminate set stops at once', async () => {
     const error = await failureOf(slow.run({ x: ones(SIZE) }, { terminate: true }));
     expect(error.message).toContain('terminate');
+  });
+});
+
+describe('short runs, which stay on the event loop', () => {
+  test('leave room for timers, one after the other', async () => {
+    const session = await createSession(binaryModel('Add', 'float32'));
+    const x = floats([1, 2, 3, 4], [1, 4]);
+    const { ticks, ms } = await ticksDuring(async () => {
+      for (let i = 0; i < 3000; i++) await session.run({ x, y: x });
+    });
+    expect(ticks).toBeGreaterThan(ms / 20);
+    await session.release();
+  });
+
+  test('may have their inputs disposed at once', async () => {
+    const session = await createSession(binaryModel('Add', 'float32'));
+    const x = floats([1, 2, 3, 4], [1, 4]);
+    for (let i = 0; i < 4; i++) {
+      const y = NativeTensor.from('float32', Float32Array.of(i, i, i, i), [1, 4]);
+      const running = session.run({ x, y: y as unknown as ort.Tensor });
+      y.dispose();
+      expect((await running).z.data[3]).toBe(4 + i);
+    }
+    await session.release();
+  });
+
+  test('are rejections when they fail, and the next one works', async () => {
+    const model = buildModel({
+      inputs: { x: ['float32', [4]], i: ['int64', [1]] },
+      outputs: { y: ['float32', [1]] },
+      nodes: [makeNode('Gather', ['x', 'i'], ['y'])],
+    });
+    const session = await createSession(modelBytes(model), { logSeverityLevel: 4 });
+    const x = floats([1, 2, 3, 4], [4]);
+    const run = (i: number) => session.run({ x, i: new ort.Tensor('int64', [BigInt(i)], [1]) });
+    for (let i = 0; i < 4; i++) expect((await run(i)).y.data[0]).toBe(i + 1);
+    for (const i of [9, 9])
+      expect((await failureOf(run(i))).message).toContain('out of data bounds');
+    expect((await run(2)).y.data[0]).toBe(3);
+    await session.release();
   });
 });
 

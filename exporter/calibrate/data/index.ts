@@ -2,7 +2,7 @@ import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../../ops/error.js';
 import { numberTensor, type TensorInput } from '../../compare/feeds.js';
 import { loadOnnxRuntime } from '../../compare/session.js';
-import { Random } from '../random.js';
+import { Random } from '../../random.js';
 import type { NpyArray } from './npz.js';
 
 /** Where a batch comes from: what is fitted, or what is only measured. */

@@ -35,7 +35,7 @@ export function addRaise(program: Command, io: Io): void {
   program
     .command('raise')
     .description(
-      'turn LinearAttention and CausalConvWithState of ai.onnx and com.microsoft, and recurrences in Scan, into com.fla',
+      'turn LinearAttention and CausalConvWithState of ai.onnx and com.microsoft, and loops that compute the same, into com.fla',
     )
     .argument('<model>', 'ONNX file')
     .option('-o, --output <file>', 'where the model goes')

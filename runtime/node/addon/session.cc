@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <chrono>
 #include <cstring>
 
 #include "addon.h"
@@ -99,6 +100,13 @@ class RunTask : public Task {
   }
 
   void work() override {
+    const auto start = std::chrono::steady_clock::now();
+    compute();
+    milliseconds_ =
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  void compute() {
     std::vector<const OrtValue*> in;
     std::vector<OrtValue*> out;
     for (const auto& tensor : inputs_) in.push_back(tensor->value());
@@ -200,6 +208,7 @@ class RunTask : public Task {
   Napi::Value finish(Napi::Env env) override {
     Napi::Array results = Napi::Array::New(env, outputs_.size());
     for (uint32_t i = 0; i < outputs_.size(); ++i) results.Set(i, result(env, i));
+    results.Set("milliseconds", milliseconds_);
     return results;
   }
 
@@ -211,6 +220,7 @@ class RunTask : public Task {
   std::vector<std::shared_ptr<Tensor>> inputs_;
   std::vector<std::shared_ptr<Tensor>> outputs_;
   std::vector<Fetch> fetches_;
+  double milliseconds_ = 0;
 };
 
 using CountFunction = OrtStatus* (*)(const OrtSession*, size_t*);
@@ -363,8 +373,9 @@ Napi::Value Session::get_metadata(const Napi::CallbackInfo& info) {
   });
 }
 
-// run(inputIndices, inputs, outputIndices, fetches, runOptions?) -> promise of one entry per
-// output. An input is a Value or { type, dims, data: Uint8Array | string[] }. A fetch is undefined
+// run(inputIndices, inputs, outputIndices, fetches, runOptions?, here?) -> promise of one entry per
+// output, and `milliseconds`; it is settled already when it is to run here. An input is a Value or
+// { type, dims, data: Uint8Array | string[] }. A fetch is undefined
 // (-> { type, dims, data }), true (-> Value), or a Value or { type, dims, data } that is written in
 // place (-> undefined).
 Napi::Value Session::run(const Napi::CallbackInfo& info) {
@@ -381,7 +392,8 @@ Napi::Value Session::run(const Napi::CallbackInfo& info) {
     for (uint32_t i = 0; i < fetches.Length(); ++i) {
       task->fetch(output_indices.Get(i).As<Napi::Number>().Uint32Value(), fetches.Get(i));
     }
-    return Task::start(std::move(task));
+    const bool here = info[5].IsBoolean() && info[5].As<Napi::Boolean>();
+    return here ? Task::run_here(std::move(task)) : Task::start(std::move(task));
   });
 }
 

@@ -11,8 +11,8 @@
 
 namespace fla {
 
-// Work on a libuv thread that settles a promise. `work` runs there; `finish` makes the result on
-// the JavaScript thread.
+// Work that settles a promise, on a libuv thread or, when it is short, on the caller's. `work` runs
+// there; `finish` makes the result on the JavaScript thread.
 class Task : public Napi::AsyncWorker {
  public:
   explicit Task(Napi::Env env)
@@ -23,6 +23,13 @@ class Task : public Napi::AsyncWorker {
     const Napi::Promise promise = task->deferred_.Promise();
     task.release()->Queue();
     return promise;
+  }
+
+  // Does it here.
+  static Napi::Promise run_here(std::unique_ptr<Task> task) {
+    task->Execute();
+    task->OnOK();
+    return task->deferred_.Promise();
   }
 
  protected:

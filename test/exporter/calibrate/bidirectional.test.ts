@@ -3,7 +3,6 @@ import os from 'node:os';
 import path from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, expect, it, vi } from 'vitest';
-import { Random } from '../../../exporter/calibrate/random.js';
 import { openModel } from '../../../exporter/calibrate/student_session.js';
 import {
   assemble,
@@ -19,6 +18,7 @@ import {
   writeNpz,
 } from '../../../exporter/index.js';
 import { nodeRunner } from '../../../exporter/node_runner.js';
+import { Random } from '../../../exporter/random.js';
 import { runCli, runJson } from '../cli/run_cli.js';
 import { decoder } from '../support/decoder.js';
 import { bertBlock } from '../support/families/block.js';

@@ -3,7 +3,6 @@ import os from 'node:os';
 import path from 'node:path';
 import { afterAll, expect, it, vi } from 'vitest';
 import { measure } from '../../../exporter/calibrate/measure.js';
-import { Random } from '../../../exporter/calibrate/random.js';
 import { openModel } from '../../../exporter/calibrate/student_session.js';
 import {
   arrayData,
@@ -14,6 +13,7 @@ import {
   modelBytes,
   rewriteModel,
 } from '../../../exporter/index.js';
+import { Random } from '../../../exporter/random.js';
 import { ROOT } from '../../support/models.js';
 import { recallSequence } from './sequences.js';
 

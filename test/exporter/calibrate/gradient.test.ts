@@ -1,6 +1,5 @@
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Random } from '../../../exporter/calibrate/random.js';
 import {
   type HybridForm,
   PARAMETER_NAMES,
@@ -8,6 +7,7 @@ import {
 } from '../../../exporter/calibrate/student.js';
 import type { TappedHeads } from '../../../exporter/calibrate/taps.js';
 import { TrainingStep, type Values } from '../../../exporter/calibrate/training.js';
+import { Random } from '../../../exporter/random.js';
 
 const sizes = { HQ: 4, HV: 2, K: 6, V: 5, D: 6, M: 7 };
 const T = 14;

@@ -7,7 +7,7 @@ import {
   solve,
   transposed,
 } from '../../../exporter/calibrate/linear_algebra.js';
-import { Random } from '../../../exporter/calibrate/random.js';
+import { Random } from '../../../exporter/random.js';
 
 const n = 9;
 const random = new Random(1);

@@ -1,4 +1,4 @@
-import type { Random } from '../../../exporter/calibrate/random.js';
+import type { Random } from '../../../exporter/random.js';
 
 /** Random tokens below 128 in which a segment of `shortest` to T/3 tokens comes a second time. */
 export function recallSequence(random: Random, T: number, shortest = 16) {

@@ -22,7 +22,7 @@ export interface ScanForm {
   /** Where time lies. */
   axis?: number;
   scale?: number;
-  /** Something that no rule does. */
+  /** What is written goes through tanh: values, or, with a delta rule, something that no rule does. */
   odd?: boolean;
 }
 
