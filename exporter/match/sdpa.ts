@@ -61,8 +61,13 @@ export function batchAxis({ layout }: Heads): number {
 
 /** One step between the scaled scores and Softmax. All values broadcast to [B,H,Tq,Tk]. */
 export type MaskStep =
-  /** Added to the scores. */
-  | { readonly kind: 'add'; readonly value: string }
+  /** Added to the scores, after it was multiplied by `factor`; `flat`: [B*H,1|Tq,1|Tk]. */
+  | {
+      readonly kind: 'add';
+      readonly value: string;
+      readonly factor?: number;
+      readonly flat?: boolean;
+    }
   /** Scores stay where the condition is `keep`, and become `fill` elsewhere. */
   | {
       readonly kind: 'where';
@@ -95,7 +100,15 @@ export interface Cache {
   readonly presentValue: string;
 }
 
-/** What every attention site is brought to: softmax(scale q k' + masks) v. */
+/**
+ * A key more for every query, whose value is zero: `logits` holds its score in each head, H numbers of any shape; without them it
+ * is 0. It takes weight and gives nothing (attention sinks of gpt-oss; smooth softmax).
+ */
+export interface Sink {
+  readonly logits?: string;
+}
+
+/** What every attention site is brought to: softmax(cap(scale q k') + masks) v, perhaps with a sink among the keys. */
 export interface Sdpa {
   readonly rule: string;
   /** The Softmax or fused node. */
@@ -105,7 +118,10 @@ export interface Sdpa {
   readonly k: Heads;
   readonly v: Heads;
   readonly scale: number;
+  /** c > 0 where scores s become c tanh(s / c) before the masks (softcap of Gemma 2). */
+  readonly softcap?: number;
   readonly masks: readonly MaskStep[];
+  readonly sink?: Sink;
   readonly cache?: Cache;
   /** What the site computes: [B,H,T,D], [B,T,H,D], [B,T,H*D] or (`tnd`) [T,B*H,D]. */
   readonly output: { readonly value: string; readonly layout: 'bhtd' | 'bthd' | 'packed' | 'tnd' };

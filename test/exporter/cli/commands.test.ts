@@ -70,6 +70,7 @@ describe('inspect', () => {
       cache: false,
       rewritable: true,
       reason: null,
+      notes: [],
     });
     expect(sites[2]).toMatchObject({ node: 'p2o.Softmax.2', layer: null, rewritable: false });
     expect(sites[2]!.reason).toMatch(/not attention/);

@@ -3,6 +3,7 @@ import { ENCODERS } from './families/encoders.js';
 import { LANGUAGE } from './families/language.js';
 import { MICROSOFT } from './families/microsoft.js';
 import { ONNX } from './families/onnx.js';
+import { SCORES } from './families/scores.js';
 import type { Family } from './families/writer.js';
 
 export { genaiLengths } from './families/microsoft.js';
@@ -12,6 +13,7 @@ export const FAMILIES: readonly Family[] = [
   ...DECOMPOSED,
   ...ENCODERS,
   ...LANGUAGE,
+  ...SCORES,
   ...ONNX,
   ...MICROSOFT,
 ];

@@ -133,6 +133,8 @@ export interface Family {
   /** The mask's name in the report. */
   readonly mask: string;
   readonly pattern?: string;
+  /** What the report says of its linear form. */
+  readonly notes?: readonly string[];
   /** ONNX Runtime has no CPU kernel for the original, and says so in these words. */
   readonly noKernel?: RegExp;
 }
