@@ -28,7 +28,9 @@ export const otherFused: Rule = {
 export function fusedSite(
   node: Node,
   facts: Facts,
-  found: Pick<Sdpa, 'rule' | 'q' | 'k' | 'v' | 'masks'> & { readonly cache: Cache | undefined },
+  found: Pick<Sdpa, 'rule' | 'q' | 'k' | 'v' | 'masks' | 'softcap' | 'sink'> & {
+    readonly cache: Cache | undefined;
+  },
 ): { readonly sdpa: Sdpa } {
   const { cache, ...rest } = found;
   const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';

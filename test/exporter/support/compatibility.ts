@@ -36,6 +36,7 @@ sequence that the exporter named writes; the last table but one is of files that
 - **linear**: variant \`linear\`. The tests compare it with a float64 model of the same layer (families and fused nodes), with the same text read
   in one call (caches), or run it (the rest)
 - **gated**: \`retention\`, \`gla\`, \`gated-delta\`, which need a causal mask; what they compute is tested on some of the models
+- what follows a *yes* is what the variant makes of ALiBi, a softcap or a sink
 - **on request**: a window costs little as it is, and is converted when its layer is asked for
 
 ## MatMul, Softmax, MatMul
@@ -149,8 +150,8 @@ async function answers(build: () => Model): Promise<string[]> {
     all(layers.map((s) => (s.reason === null || s.reason.startsWith('mask: ') ? 'yes' : 'no'))),
     ...both.map((sitesOf) =>
       all(
-        sitesOf.map(({ kept, rewritten, reason, mask }) => {
-          if (rewritten) return 'yes';
+        sitesOf.map(({ kept, rewritten, reason, mask, notes }) => {
+          if (rewritten) return ['yes', ...notes].join('; ');
           if (reason) return `no: ${reason.replace(/^mask: /, '')}`;
           if (kept?.includes('bounded already')) return 'on request';
           return mask?.startsWith('bidirectional') || mask === 'padding'

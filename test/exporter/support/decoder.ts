@@ -12,6 +12,7 @@ import {
   genaiLengths,
   packedWeights,
   repeat,
+  SHARED_SLOPES,
   scaled,
   transposed,
   Writer,
@@ -39,6 +40,11 @@ export interface DecoderSpec {
   /** GroupQueryAttention: seqlens_k and total_sequence_length are inputs, in place of the mask. */
   readonly told?: boolean;
   readonly window?: number;
+  /** GroupQueryAttention. */
+  readonly softcap?: number;
+  readonly sinks?: boolean;
+  /** Decomposed: ALiBi before the mask. */
+  readonly alibi?: boolean;
 }
 
 export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float32'): Model {
@@ -76,7 +82,8 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
       return w.op('Concat', [`past_key_values.0.${name}`, current], { axis: 2 }, { output });
     };
     const [keys, values] = [all('key', k), all('value', v)];
-    const scores = scaled(w, w.op('MatMul', [w.heads(q, heads), transposed(w, repeat(w, keys))]));
+    const product = scaled(w, w.op('MatMul', [w.heads(q, heads), transposed(w, repeat(w, keys))]));
+    const scores = spec.alibi ? w.op('Add', [product, alibi(w, keys)]) : product;
     return w.finish(w.weighted(w.op('Add', [scores, mask(w, spec)]), repeat(w, values)));
   }
   const past = spec.cache ? ['past_key_values.0.key', 'past_key_values.0.value'] : ['', ''];
@@ -106,6 +113,14 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
   return w.project('att');
 }
 
+/** float [H,1,total]: slope times (key - last key), as MPT cuts it from a table. */
+function alibi(w: Writer, keys: string): string {
+  const table = SHARED_SLOPES.flatMap((s) => Array.from({ length: 64 }, (_, j) => s * (j - 63)));
+  const start = w.op('Sub', [w.ints(64), w.dim(keys, 2)]);
+  const whole = w.weight('alibi', [w.layer.heads, 1, 64], table);
+  return w.op('Slice', [whole, start, w.ints(2 ** 31), w.ints(2)]);
+}
+
 function packedDecoder(w: Writer, spec: DecoderSpec, x: string): Model {
   const { weight, bias } = packedWeights(w);
   const padding = spec.padding ? w.op('Cast', ['attention_mask'], { to: DATA_TYPE.int32 }) : '';
@@ -121,7 +136,7 @@ function packedDecoder(w: Writer, spec: DecoderSpec, x: string): Model {
 
 function groupQuery(
   w: Writer,
-  { told, rope, window, padding }: DecoderSpec,
+  { told, rope, window, padding, softcap, sinks }: DecoderSpec,
   inputs: readonly string[],
   present: readonly string[],
 ): void {
@@ -138,9 +153,11 @@ function groupQuery(
         w.weight(`${t}_cache`, [64, rope.rotary / 2], ropeTable(t, rope, 64)),
       )
     : [];
+  const blanks = Array(4 - tables.length).fill('');
+  const head = () => w.weight('sinks', [heads], [0.5, -1, 2, 0]);
   w.ops(
     'GroupQueryAttention',
-    [...inputs, ...lengths, ...tables],
+    [...inputs, ...lengths, ...tables, ...(sinks ? [...blanks, head()] : [])],
     ['att', ...present.map((p, i) => p || `present_${i}`)],
     {
       num_heads: heads,
@@ -148,6 +165,7 @@ function groupQuery(
       do_rotary: rope ? 1 : 0,
       rotary_interleaved: rope?.interleaved ? 1 : 0,
       local_window_size: window ?? -1,
+      ...(softcap && { softcap: { float: softcap } }),
     },
     { domain: 'com.microsoft' },
   );
@@ -210,6 +228,7 @@ const SPECS: DecoderSpec[] = [
   { attention: 'decomposed', cache: true, positions: 'mask', padding: true },
   { attention: 'decomposed', cache: true, positions: 'input', padding: true },
   { attention: 'decomposed', cache: true, positions: 'none', padding: false },
+  { attention: 'decomposed', cache: true, positions: 'none', padding: true, alibi: true },
   { attention: 'Attention', cache: true, positions: 'none', padding: false },
   { attention: 'Attention', cache: true, positions: 'mask', padding: true },
   { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
@@ -220,7 +239,7 @@ const SPECS: DecoderSpec[] = [
 
 /** Decoders with a cache that grows. */
 export const DECODERS = SPECS.map((spec) => ({
-  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
+  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}${spec.alibi ? ', ALiBi' : ''}`,
   spec,
 }));
 
@@ -244,6 +263,7 @@ export const GROUPED: readonly { name: string; spec: DecoderSpec }[] = [
     name: 'rotary embedding, a window of 3',
     spec: { ...base, positions: 'none', rope: { rotary: 16 }, window: 3 },
   },
+  { name: 'softcap and sinks', spec: { ...base, positions: 'none', softcap: 0.5, sinks: true } },
 ];
 
 /** A decoder with a cache as Optimum merged it: an If decides by an input whether the cache is used. */

@@ -49,6 +49,8 @@ export interface Call {
   readonly x: ArrayLike<number>;
   /** May query i of row b see key j? */
   readonly sees: (b: number, i: number, j: number) => boolean;
+  /** Keys less than so many tokens away are weighed by softmax, all others by features without a scale; one sum for both. */
+  readonly near?: number;
 }
 
 /** How queries weigh keys: softmax; non-negative features phi(q) phi(k) divided by their sum; for silu as they are. */
@@ -76,7 +78,9 @@ export function evaluate(layer: Layer, call: Call, weighing: Weighing): Float64A
         const row = (b * call.tokens + i) * heads + h;
         const at = (j: number) => (b * call.tokens + j) * kvHeads + shared;
         const distances = keys.map((j) => i - j);
-        const weights = weigh(layer, { q, k, row, keys: keys.map(at), h, distances }, weighing);
+        const { near = 0 } = call;
+        const seen = { q, k, row, keys: keys.map(at), h, distances, near };
+        const weights = weigh(layer, seen, weighing);
         for (let c = 0; c < dim; c++)
           out[row * dim + c] = keys.reduce(
             (sum, j, n) => sum + weights[n]! * v[at(j) * dim + c]!,
@@ -105,11 +109,12 @@ interface Row {
   readonly keys: readonly number[];
   readonly h: number;
   readonly distances: readonly number[];
+  readonly near: number;
 }
 
 function weigh(
   { dim, scale = 1 / Math.sqrt(dim), slopes, softcap, sinks }: Layer,
-  { q, k, row, keys, h, distances }: Row,
+  { q, k, row, keys, h, distances, near }: Row,
   weighing: Weighing,
 ): number[] {
   const dot = (f: (x: number) => number, key: number) => {
@@ -119,16 +124,21 @@ function weigh(
   };
   const decay = distances.map((n) => Math.exp(-(slopes?.[h] ?? 0) * n));
   const sink = sinks ? Math.exp(sinks[h]!) : 0;
+  const cap = (s: number) => (softcap ? softcap * Math.tanh(s / softcap) : s);
+  const exact = (key: number, n: number) => Math.exp(cap(scale * dot((x) => x, key))) * decay[n]!;
   if (weighing !== 'softmax') {
     const f = FEATURES[weighing];
-    const raw = keys.map((key, n) => scale * dot(f, key) * decay[n]!);
+    const factor = near > 0 ? 1 : scale; // and nothing is added to the sum of both
+    const raw = keys.map((key, n) =>
+      distances[n]! < near ? exact(key, n) : factor * dot(f, key) * decay[n]!,
+    );
     // A sink weighs as much as a key that scores its logit would, were features exponentials: exp(logit) times that of a score of 0.
     const beside = sink * scale * dim * f(0) ** 2;
-    const total = weighing === 'silu' ? 1 : raw.reduce((a, b) => a + b, 0) + 1e-6 + beside;
+    const total =
+      weighing === 'silu' ? 1 : raw.reduce((a, b) => a + b, near > 0 ? 0 : 1e-6) + beside;
     return raw.map((w) => w / total);
   }
-  const cap = (s: number) => (softcap ? softcap * Math.tanh(s / softcap) : s);
-  const raw = keys.map((key, n) => Math.exp(cap(scale * dot((x) => x, key))) * decay[n]!);
+  const raw = keys.map(exact);
   const total = raw.reduce((a, b) => a + b, 0) + sink;
   return raw.map((w) => w / total);
 }

@@ -3,19 +3,19 @@ import { makeLayer } from '../layer.js';
 import { LOWEST, rms, roped, turning } from './language.js';
 import { rmsNorm, rotated } from './rope.js';
 import {
+  ALIBI_NOTES,
   causalPadding,
   type Family,
   packed,
   qkv,
   range,
   repeat,
+  SLOPES,
   transposed,
   type Writer,
 } from './writer.js';
 
-const SLOPES = [0.5, 0.25, 0.125, 0.0625];
 const SINKS = [0.5, -1, 2, 0].map(Math.fround);
-const ALIBI = ['ALiBi becomes a decay of each head'];
 
 /** bool [1,1,T,T], true where a key comes after the query. */
 const later = (w: Writer) => {
@@ -83,7 +83,7 @@ export const SCORES: readonly Family[] = [
     visible: 'causal',
     padding: true,
     mask: 'causal+padding+ALiBi',
-    notes: ALIBI,
+    notes: ALIBI_NOTES,
     build(w) {
       const { heads, dim } = w.layer;
       const n = heads * dim;
@@ -111,7 +111,7 @@ export const SCORES: readonly Family[] = [
     visible: 'causal',
     padding: true,
     mask: 'causal+padding+ALiBi',
-    notes: ALIBI,
+    notes: ALIBI_NOTES,
     build(w) {
       const { heads, dim } = w.layer;
       const [q, k, v] = interleaved(w);
@@ -142,7 +142,7 @@ export const SCORES: readonly Family[] = [
     visible: 'causal',
     padding: true,
     mask: 'causal+padding+ALiBi',
-    notes: ALIBI,
+    notes: ALIBI_NOTES,
     build(w) {
       const { heads } = w.layer;
       const [q, k, v] = qkv(w);

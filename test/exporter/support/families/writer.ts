@@ -225,3 +225,17 @@ export function causalPadding(w: Writer, like = 'x'): string {
   const seen = w.op('And', [past, w.op('Greater', [keys, w.constant('int64', [0], [])])]);
   return w.op('Where', [seen, w.scalar(0), w.scalar(-3.4028234663852886e38)]);
 }
+
+/** ALiBi of four heads, and what the report says of it. */
+export const SLOPES = [0.5, 0.25, 0.125, 0.0625];
+/** The same where two query heads share a key head. */
+export const SHARED_SLOPES = [0.5, 0.5, 0.125, 0.125];
+export const ALIBI_NOTES = ['ALiBi becomes a decay of each head'];
+
+/** float [1,H,T,T]: slope times (key - query). */
+export function alibi(w: Writer, slopes: readonly number[] = SLOPES): string {
+  const at = range(w, 'x');
+  const [keys, queries] = [0, 1].map((axis) => w.op('Unsqueeze', [at, w.ints(axis)]));
+  const distance = w.op('Cast', [w.op('Sub', [keys!, queries!])], { to: DATA_TYPE[w.dtype] });
+  return w.op('Mul', [w.weight('slopes', [1, slopes.length, 1, 1], slopes), distance]);
+}
