@@ -16,6 +16,8 @@ export interface Heads {
   readonly axis?: 2 | 3;
   /** `value` is to be multiplied with this weight [E,N] first. */
   readonly weight?: string;
+  /** Both are integers of 8 bits. */
+  readonly quantised?: Quantised;
   /** `packed` only: the first column of the heads, where the last axis holds more than them. */
   readonly from?: number;
   /** A vector to be added to the packed heads: elements `from` to `from + heads * dim` of `value`. */
@@ -26,6 +28,14 @@ export interface Heads {
   readonly rope?: Rope;
   readonly heads: number;
   readonly dim: number;
+}
+
+/** Scales and zero points of a value (one number) and of the weight that it is multiplied with (one, or N); '' is 0. */
+export interface Quantised {
+  readonly valueScale: string;
+  readonly weightScale: string;
+  readonly valueZero: string;
+  readonly weightZero: string;
 }
 
 /** Rotary position embedding: tables [positions, R/2] of cosines and sines; of each head the first R elements are rotated. */

@@ -13,7 +13,6 @@ const OTHERS: Readonly<Record<string, string>> = {
   PackedAttention: 'has the tokens of all rows in one',
   PackedMultiHeadAttention: 'has the tokens of all rows in one',
   PagedAttention: 'has its cache in pages',
-  QAttention: 'quantises its input with the scales of 8-bit weights',
   QOrderedAttention: 'quantises its input with the scales of 8-bit weights',
   SparseAttention: 'sees blocks of keys',
 };
@@ -30,10 +29,11 @@ export function fusedSite(
   facts: Facts,
   found: Pick<Sdpa, 'rule' | 'q' | 'k' | 'v' | 'masks' | 'softcap' | 'sink'> & {
     readonly cache: Cache | undefined;
+    /** Default: that of the first input. */
+    readonly dtype?: DTypeName;
   },
 ): { readonly sdpa: Sdpa } {
-  const { cache, ...rest } = found;
-  const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
+  const { cache, dtype = facts.dtype(node.inputs[0]!) ?? 'float32', ...rest } = found;
   return {
     sdpa: {
       ...rest,

@@ -4,7 +4,7 @@ import { decomposed } from './decomposed.js';
 import { otherFused } from './fused.js';
 import { groupQueryAttention } from './group_query_attention.js';
 import { multiHeadAttention } from './multi_head_attention.js';
-import { packedAttention } from './packed_attention.js';
+import { packedAttention, quantisedAttention } from './packed_attention.js';
 
 /** Every rule; the first that has something to say about a node wins. */
 export const RULES: readonly Rule[] = [
@@ -13,5 +13,6 @@ export const RULES: readonly Rule[] = [
   multiHeadAttention,
   groupQueryAttention,
   packedAttention,
+  quantisedAttention,
   otherFused,
 ];
