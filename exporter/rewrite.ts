@@ -192,7 +192,9 @@ function whyKept(site: AnalysedSite, options: RewriteOptions): string | null {
   if (options.layers && !asked) return 'it is not among the layers asked for';
   if (options.keepSoftmax?.includes(layer!)) return 'it was asked to stay softmax';
   // A round trip needs no knowledge of what the mask hides.
-  if (options.variant === 'none') return null;
+  if (options.variant === 'none') {
+    return sdpa.cache?.opaque ? 'its cache has an order that only the node itself knows' : null;
+  }
   if (mask.kind === 'other' || (mask.bias && options.bias !== 'drop'))
     return 'it is not rewritable';
   if (mask.kind === 'window' && !asked) {

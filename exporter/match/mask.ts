@@ -399,7 +399,9 @@ async function hides(
   const left = Array.from({ length: width }, (_, j) =>
     (onlyRight(sdpa) ? j > width - 3 : j < 2) ? 0 : 1,
   );
-  const right = Array.from({ length: width }, (_, j) => (j === width - 1 ? 0 : 1));
+  // The last token is a query, and the only one of some models.
+  const right =
+    base.tokens === 1 ? left : Array.from({ length: width }, (_, j) => (j === width - 1 ? 0 : 1));
   const mask = Array.from({ length: base.batch }, (_, b) => (b % 2 === 0 ? right : left));
   const s: Situation = { ...base, mask, only: name };
   const rows = sdpa.masks.find((m) => m.kind === 'rows');

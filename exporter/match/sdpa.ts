@@ -103,6 +103,10 @@ export interface Cache {
   readonly stacked?: boolean;
   /** Rows are of different length, and the cache may be longer than they are. */
   readonly lengths?: Lengths;
+  /** The cache is a buffer, of which so many tokens are filled (an integer with one element); new ones are written behind them. */
+  readonly filled?: string;
+  /** Keys lie in it in an order that only the node itself knows. */
+  readonly opaque?: boolean;
   readonly pastKey: string;
   readonly pastValue: string;
   /** '' when the node has no such output. */

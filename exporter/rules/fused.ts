@@ -7,8 +7,6 @@ import type { Cache, MaskStep, Sdpa } from '../match/sdpa.js';
 /** Fused attention of com.microsoft that is listed and left alone, and why. */
 const OTHERS: Readonly<Record<string, string>> = {
   DecoderAttention: 'decides by its inputs between self- and cross-attention',
-  DecoderMaskedMultiHeadAttention: 'writes its cache in place, in an order of its own',
-  DecoderMaskedSelfAttention: 'writes its cache in place, in an order of its own',
   LongformerAttention: 'sees a window and some global tokens',
   PackedAttention: 'has the tokens of all rows in one',
   PackedMultiHeadAttention: 'has the tokens of all rows in one',
@@ -84,6 +82,13 @@ export function cacheOf(
     }
   }
   return { pastKey, pastValue, presentKey: presentKey!, presentValue: presentValue! };
+}
+
+/** Why the inputs for beam search, beam_width and cache_indirection, are not understood; one beam is. */
+export function beams(width: string, indirection: string, facts: Facts): string | undefined {
+  if (indirection) return `cache_indirection '${indirection}': beams that share a cache`;
+  const beams = width ? facts.scalar(width) : 1;
+  return beams === 1 ? undefined : `beam_width must be 1, received ${beams ?? `'${width}'`}`;
 }
 
 /** The masks of com.microsoft's nodes: [B,Tk] or [B,Tq,Tk] with 0 for hidden keys, or the lengths [B] of rows. */

@@ -3,14 +3,16 @@ import type { Facts } from '../match/facts.js';
 import { headMismatch, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Cache, Heads, MaskStep, Quantised, RuleResult } from '../match/sdpa.js';
-import { fusedSite, maskIndex, usedOutput } from './fused.js';
+import { beams, fusedSite, maskIndex, usedOutput } from './fused.js';
 
 /** Which input is which; the first two are the hidden states and the weights, the third the bias. */
 interface Inputs {
   readonly mask: number;
   readonly past: number;
-  readonly bias?: number;
-  readonly pastLength?: number;
+  readonly added?: number;
+  readonly filled?: number;
+  readonly beamWidth?: number;
+  readonly indirection?: number;
 }
 
 /**
@@ -18,13 +20,27 @@ interface Inputs {
  *
  *     output, present = Attention(input, weights, bias, mask_index, past, attention_bias, past_sequence_length)
  *
- * with weights [E, (Hq + Hk) * D + H * V] of the projections inside, and keys and values of earlier calls as one [2,B,H,T,D].
+ * with weights [E, (Hq + Hk) * D + H * V] of the projections inside, and keys and values of earlier calls as one [2,B,H,T,D], or with
+ * past_sequence_length a buffer [2,B,H,L,D], past and present in one.
  */
 export const packedAttention = packedRule('com.microsoft.Attention', {
   mask: 3,
   past: 4,
-  bias: 5,
-  pastLength: 6,
+  added: 5,
+  filled: 6,
+});
+
+/**
+ * The same of one token after others, in decoders: two inputs more, beam_width and cache_indirection. Keys lie in its cache in an order that suits
+ * its CUDA kernel, the only one there is.
+ */
+export const decoderMaskedSelfAttention = packedRule('com.microsoft.DecoderMaskedSelfAttention', {
+  mask: 3,
+  past: 4,
+  added: 5,
+  filled: 6,
+  beamWidth: 7,
+  indirection: 8,
 });
 
 /**
@@ -42,7 +58,7 @@ function packedRule(name: string, at: Inputs): Rule {
     name,
     anchors: (node) => node.is(name.slice(name.lastIndexOf('.') + 1), 'com.microsoft'),
     match(node, facts): RuleResult {
-      const refused = refusedFeature(node, at);
+      const refused = refusedFeature(node, at, facts);
       if (refused) return unsupported(refused);
       const quantised = node.is('QAttention', 'com.microsoft') ? quantisedInputs(node) : undefined;
       const heads = headsOfWeights(node, facts);
@@ -53,7 +69,7 @@ function packedRule(name: string, at: Inputs): Rule {
         Heads,
       ];
       const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
-      const cache = stackedCache(node, at.past, facts);
+      const cache = stackedCache(node, at, facts);
       if (typeof cache === 'string') return unsupported(cache, partial);
       const wrong = headMismatch(q, k, v);
       if (wrong) return unsupported(wrong, partial);
@@ -65,12 +81,13 @@ function packedRule(name: string, at: Inputs): Rule {
   };
 }
 
-function refusedFeature(node: Node, { pastLength }: Inputs): string | undefined {
+function refusedFeature(node: Node, at: Inputs, facts: Facts): string | undefined {
   if (node.int('do_rotary') === 1) return 'do_rotary must be 0, received 1: it brings no tables';
-  if (node.int('past_present_share_buffer') === 1 || (pastLength && node.inputs[pastLength])) {
-    return 'past_sequence_length: caches that are written in place are not understood';
-  }
-  return undefined;
+  const input = (i: number | undefined) => (i === undefined ? '' : (node.inputs[i] ?? ''));
+  const shared = node.int('past_present_share_buffer') === 1;
+  if (shared && !input(at.filled))
+    return 'past_sequence_length must be given where past and present share a buffer';
+  return beams(input(at.beamWidth), input(at.indirection), facts);
 }
 
 function quantisedInputs({ inputs }: Node): Quantised {
@@ -109,8 +126,8 @@ function headsOfWeights(node: Node, facts: Facts): [Heads, Heads, Heads] | strin
   }) as [Heads, Heads, Heads];
 }
 
-function stackedCache(node: Node, at: number, facts: Facts): Cache | string | undefined {
-  const [past, present] = [node.inputs[at] ?? '', node.outputs[1] ?? ''];
+function stackedCache(node: Node, at: Inputs, facts: Facts): Cache | string | undefined {
+  const [past, present] = [node.inputs[at.past] ?? '', node.outputs[1] ?? ''];
   if (!past) {
     return usedOutput(node, 1, facts)
       ? `'${present}' is used although no past comes in`
@@ -121,8 +138,11 @@ function stackedCache(node: Node, at: number, facts: Facts): Cache | string | un
   if (use && !use.node.is('Shape')) {
     return `cache '${present}' is also read by ${use.node.opType} '${use.node.name}'`;
   }
+  const filled = at.filled === undefined ? undefined : node.inputs[at.filled];
   return {
     stacked: true,
+    ...(filled && { filled }),
+    ...(node.is('DecoderMaskedSelfAttention', 'com.microsoft') && { opaque: true }),
     pastKey: past,
     pastValue: past,
     presentKey: present,
@@ -130,9 +150,9 @@ function stackedCache(node: Node, at: number, facts: Facts): Cache | string | un
   };
 }
 
-function masksOf(node: Node, { mask, bias }: Inputs, facts: Facts): MaskStep[] | string {
+function masksOf(node: Node, { mask, added: at }: Inputs, facts: Facts): MaskStep[] | string {
   const masks: MaskStep[] = [];
-  const added = bias && node.inputs[bias];
+  const added = at && node.inputs[at];
   if (added) masks.push({ kind: 'add', value: added });
   if (node.inputs[mask]) {
     const step = maskIndex('mask_index', node.inputs[mask], node, facts);

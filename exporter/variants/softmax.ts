@@ -83,6 +83,7 @@ function allTokens(e: SiteEmitter, sdpa: Sdpa, what: 'Key' | 'Value'): string {
   if (sdpa.cache.lengths) {
     return scattered(e, past, e.bhtd(current), sdpa.cache.lengths, current.dim, present);
   }
+  if (sdpa.cache.filled) return behind(e, past, e.bhtd(current), sdpa.cache.filled, present);
   // Outside a fused node the concatenation is there already.
   const producer = e.graph.producer(present);
   if (producer && producer !== sdpa.anchor) return present;
@@ -92,14 +93,38 @@ function allTokens(e: SiteEmitter, sdpa: Sdpa, what: 'Key' | 'Value'): string {
 /** Keys and values of cached and new tokens, when the cache holds both in one value. */
 function stackedTokens(e: SiteEmitter, sdpa: Sdpa, cache: Cache): [string, string] {
   const entry = (i: number) => e.squeeze(e.slice(cache.pastKey, 0, i, i + 1), 0);
-  const both = [sdpa.k, sdpa.v].map((h, i) =>
-    e.op('Concat', [entry(i), e.bhtd(h)], { axis: 2 }),
-  ) as [string, string];
+  const whole: string[] = [];
+  const both = [sdpa.k, sdpa.v].map((h, i) => {
+    if (cache.filled === undefined) {
+      whole.push(e.op('Concat', [entry(i), e.bhtd(h)], { axis: 2 }));
+      return whole[i];
+    }
+    whole.push(cache.presentKey && e.graph.fresh(`${sdpa.anchor.name}/present`));
+    return behind(e, entry(i), e.bhtd(h), cache.filled, whole[i]!);
+  }) as [string, string];
   if (cache.presentKey) {
-    const apart = both.map((x) => e.unsqueeze(x, 0));
+    const apart = whole.map((x) => e.unsqueeze(x, 0));
     e.op('Concat', apart, { axis: 0 }, { output: cache.presentKey });
   }
   return both;
+}
+
+/** The filled part of a buffer [B,H,L,D] and the new tokens; `present`, if that is a name, the whole buffer afterwards. */
+function behind(
+  e: SiteEmitter,
+  buffer: string,
+  current: string,
+  filled: string,
+  present: string,
+): string {
+  const before = e.reshape(e.cast(filled, 'int64'), [1]);
+  const all = e.op('Concat', [e.window(buffer, 2, 0, before), current], { axis: 2 });
+  if (present) {
+    const after = e.add(before, e.dim(current, 2));
+    const rest = e.window(buffer, 2, after, e.sub(e.dim(buffer, 2), after));
+    e.op('Concat', [all, rest], { axis: 2 }, { output: present });
+  }
+  return all;
 }
 
 /**

@@ -495,8 +495,8 @@ export const NEAR_MISSES: readonly NearMiss[] = [
     }),
   ),
   {
-    name: 'Attention whose cache is written in place',
-    reason: /past_sequence_length: caches that are written in place/,
+    name: 'Attention with a buffer of unknown length',
+    reason: /past_sequence_length must be given where past and present share a buffer/,
     build: (w) => inside(w, 'Attention', { past_present_share_buffer: 1 }),
   },
   {
@@ -505,8 +505,28 @@ export const NEAR_MISSES: readonly NearMiss[] = [
     build: (w) => inside(w, 'Attention', { do_rotary: 1 }),
   },
   {
-    name: 'QAttention whose cache is written in place',
-    reason: /past_sequence_length: caches that are written in place/,
-    build: (w) => inside(w, 'QAttention', { past_present_share_buffer: 1 }),
+    name: 'DecoderMaskedMultiHeadAttention with beams',
+    reason: /cache_indirection 'indirection': beams that share a cache/,
+    build(w) {
+      const { heads, dim } = w.layer;
+      for (const name of ['key', 'value']) {
+        w.inputs[`past_${name}`] = ['float32', ['batch', heads, 32, dim]];
+        w.outputs[`present_${name}`] = ['float32', ['batch', heads, 32, dim]];
+      }
+      w.inputs.past_sequence_length = ['int32', [1]];
+      w.inputs.indirection = ['int32', ['batch', 2, 32]];
+      const two = w.constant('int32', [2]);
+      const past = ['past_key', 'past_value', 'past_sequence_length'];
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v'), '', '', ...past, two];
+      const attrs = { num_heads: heads, past_present_share_buffer: 1 };
+      w.ops(
+        'DecoderMaskedMultiHeadAttention',
+        [...inputs, 'indirection'],
+        ['att', 'present_key', 'present_value'],
+        attrs,
+        MICROSOFT,
+      );
+      return w.project('att');
+    },
   },
 ];
