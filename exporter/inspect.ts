@@ -3,7 +3,7 @@ import type { Model } from './ir/index.js';
 import { type MaskClass, maskName } from './match/mask.js';
 import type { Runner } from './match/runner.js';
 import { openedUp } from './open_up.js';
-import { notesOf } from './variants/features.js';
+import { biasRefused, notesOf } from './variants/features.js';
 import type { RewriteOptions } from './variants/options.js';
 
 /** What `inspectModel` says about one Softmax or fused attention node. Keys are those of `inspect --json`. */
@@ -79,8 +79,7 @@ export function siteReport(
 }
 
 /** Why no variant takes a mask, or null. */
-function maskReason({ kind, reason, bias }: MaskClass, options: RewriteOptions): string | null {
-  if (kind === 'other') return `mask: ${reason}`;
-  if (!bias || options.bias === 'drop') return null;
-  return `mask: ${bias}; bias 'drop' leaves it out`;
+function maskReason(mask: MaskClass, options: RewriteOptions): string | null {
+  if (mask.kind === 'other') return `mask: ${mask.reason}`;
+  return biasRefused(mask, options) ? `mask: ${mask.bias}; bias 'drop' leaves it out` : null;
 }

@@ -10,7 +10,7 @@ import { openedUp, openUp } from './open_up.js';
 import { declareStates, removeCaches, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
 import { SiteEmitter } from './variants/emit.js';
-import { misfit } from './variants/features.js';
+import { biasRefused, distanceTable, misfit } from './variants/features.js';
 import { emitWindowed, isWindowed } from './variants/hybrid.js';
 import { emitLinear, VARIANTS } from './variants/linear.js';
 import type { LayerGates, RewriteOptions, Variant } from './variants/options.js';
@@ -195,8 +195,7 @@ function whyKept(site: AnalysedSite, options: RewriteOptions): string | null {
   if (options.variant === 'none') {
     return sdpa.cache?.opaque ? 'its cache has an order that only the node itself knows' : null;
   }
-  if (mask.kind === 'other' || (mask.bias && options.bias !== 'drop'))
-    return 'it is not rewritable';
+  if (mask.kind === 'other' || biasRefused(mask, options)) return 'it is not rewritable';
   if (mask.kind === 'window' && !asked) {
     return `its cost is bounded already by a window of ${mask.window} keys; ask for layer ${layer} to convert it`;
   }
@@ -268,7 +267,9 @@ async function convert(
     const { slopes } = site.mask!;
     const bias = slopes && { slopes };
     if (isWindowed(options.variant)) {
-      emitWindowed(e, { sdpa, layer, mask, ...states, ...bias }, options);
+      const distances = distanceTable({ sdpa, mask: site.mask! }, options);
+      const added = { ...bias, ...(distances && { distances }) };
+      emitWindowed(e, { sdpa, layer, mask, ...states, ...added }, options);
     } else {
       const gates = gatesFor(options, layer);
       const emitted = {

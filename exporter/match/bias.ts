@@ -50,6 +50,42 @@ export function sameSlopes(a: readonly number[], b: readonly number[]): boolean 
   return a.length === b.length && a.every((x, h) => Math.abs(x - b[h]!) <= 2 * ROUNDING * x + 1e-6);
 }
 
+/**
+ * A bias by distance: query i adds f(h, i - j) to the score of key j <= i, as T5 does (Raffel et al. 2019,
+ * https://arxiv.org/abs/1910.10683).
+ *
+ * @param past how many keys come before the first query
+ * @returns f, [H][Tk]; or undefined when the bias is something else
+ */
+export function distanceBias({ data, dims, seen }: Bias, past: number): number[][] | undefined {
+  const [B, H, T, K] = dims;
+  const found: number[][] = Array.from({ length: H }, () => []);
+  for (let b = 0; b < B; b++)
+    for (let h = 0; h < H; h++)
+      for (let i = 0; i < T; i++)
+        for (let j = 0; j < K; j++) {
+          const value = data[((b * H + h) * T + i) * K + j]!;
+          if (!seen(value)) continue;
+          const distance = past + i - j;
+          if (distance < 0) return undefined;
+          const known = (found[h]![distance] ??= value);
+          if (Math.abs(value - known) > 1e-5 * (1 + Math.abs(known))) return undefined;
+        }
+  // Distances that no query showed: a window hides them.
+  return found.every((f) => f.length > 0 && !f.includes(undefined as never)) ? found : undefined;
+}
+
+/** Do two lists by distance agree as far as both go? */
+export function sameDistances(
+  a: readonly (readonly number[])[],
+  b: readonly (readonly number[])[],
+): boolean {
+  return (
+    a.length === b.length &&
+    a.every((f, h) => f.every((x, d) => Math.abs(x - (b[h]![d] ?? x)) <= 1e-5 * (1 + Math.abs(x))))
+  );
+}
+
 interface Row {
   readonly head: number;
   /** Where it starts. */

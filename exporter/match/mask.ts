@@ -1,4 +1,11 @@
-import { alibiSlopes, type Bias, sameSlopes, unevenRow } from './bias.js';
+import {
+  alibiSlopes,
+  type Bias,
+  distanceBias,
+  sameDistances,
+  sameSlopes,
+  unevenRow,
+} from './bias.js';
 import type { Facts } from './facts.js';
 import type { Probed, Prober } from './probe.js';
 import { type Lengths, type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
@@ -17,6 +24,8 @@ export interface MaskClass {
   readonly slopes?: readonly number[];
   /** Scores of keys that are seen get something else added, by position: what. */
   readonly bias?: string;
+  /** That, where it depends on the distance alone: by query head (or for all of them), and by distance. */
+  readonly distances?: readonly (readonly number[])[];
   /** For `other`: what it is. */
   readonly reason?: string;
 }
@@ -88,14 +97,18 @@ async function farAway(
 function biasOf(
   { kind }: MaskClass,
   seen: readonly Visibility[],
-): Pick<MaskClass, 'slopes' | 'bias'> {
+): Pick<MaskClass, 'slopes' | 'bias' | 'distances'> {
   const worst = Math.max(...seen.map((s) => s.uneven ?? 0));
   if (worst === 0) return {};
   const slopes = seen.filter((s) => s.dims[3] > 1).map((s) => s.slopes);
   const [first] = slopes;
   if (first && kind !== 'bidirectional' && slopes.every((s) => s && sameSlopes(first, s)))
     return { slopes: slopes.at(-1)! };
+  const byDistance = seen.map((s) => s.distances);
+  const longest = byDistance.at(-1);
+  const alike = longest && byDistance.every((d) => d && sameDistances(d, longest));
   return {
+    ...(alike && kind === 'causal' && { distances: longest }),
     bias: `it adds up to ${worst.toPrecision(3)} to keys that are seen: a bias (relative positions), not a mask`,
   };
 }
@@ -145,6 +158,8 @@ interface Visibility {
   /** The largest difference between what keys of one query get added, when there is any; and the slopes, when it is ALiBi. */
   readonly uneven: number | undefined;
   readonly slopes: readonly number[] | undefined;
+  /** The same by distance. */
+  readonly distances: readonly (readonly number[])[] | undefined;
 }
 
 async function visibility(
@@ -181,6 +196,7 @@ async function visibility(
     at: (b, h, i, j) => bias[((b * H + h) * T + i) * K + j]! > HIDDEN,
     uneven,
     slopes: uneven === undefined ? undefined : alibiSlopes(whole),
+    distances: distanceBias(whole, s.past),
   };
 }
 

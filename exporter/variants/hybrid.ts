@@ -30,11 +30,21 @@ export interface HybridSite {
   readonly window?: StatePair;
   /** ALiBi of the original. */
   readonly slopes?: readonly number[];
+  /** What is added by distance, [HQ][window + 1]. */
+  readonly distances?: readonly (readonly number[])[];
 }
 
 /** Is it a variant with an exact window? */
 export function isWindowed(variant: Variant): variant is 'hybrid' | 'window' {
   return variant === 'hybrid' || variant === 'window';
+}
+
+/** How many of the last and of the first tokens are seen exactly. */
+export function windowOf({ window = DEFAULTS.window, sinks = DEFAULTS.sinks }: RewriteOptions): {
+  window: number;
+  sinks: number;
+} {
+  return { window, sinks };
 }
 
 /** Sizes of one converted layer. */
@@ -52,7 +62,7 @@ export interface HybridShape {
 
 /** How one layer is converted. */
 export function hybridShape(sdpa: Sdpa, layer: number, options: RewriteOptions): HybridShape {
-  const { window = DEFAULTS.window, sinks = DEFAULTS.sinks } = options;
+  const { window, sinks } = windowOf(options);
   const fitted = options.hybrid?.[layer];
   const cache = options.variant === 'hybrid' ? (options.cache ?? DEFAULTS.cache) : 0;
   const featureMap = fitted?.featureMap ?? hybridMap(options);
@@ -114,13 +124,14 @@ export function emitWindowed(e: SiteEmitter, site: HybridSite, options: RewriteO
   let result = packedOutput;
   if (options.variant === 'window') {
     const slopes = slopesOf(e, site);
-    const inputs = [query!, key!, value!, site.mask, slopes, '', past[0]!];
+    const distances = distancesOf(e, site);
+    const inputs = [query!, key!, value!, site.mask, slopes, distances, past[0]!];
     const body = windowAttentionFunction({
       attributes: { ...common, scale: sdpa.scale, softcap },
       present: {
         mask: site.mask !== '',
         alibi_slopes: slopes !== '',
-        distance_bias: false,
+        distance_bias: distances !== '',
         past_window: past[0] !== '',
       },
       ...call,
@@ -131,7 +142,7 @@ export function emitWindowed(e: SiteEmitter, site: HybridSite, options: RewriteO
   } else {
     const p = parameters(e, site, shape, options);
     const own = shape.extra > 0 ? unrotated(e, site) : ['', ''];
-    const biases = [slopesOf(e, site), '', decayOf(e, site)];
+    const biases = [slopesOf(e, site), distancesOf(e, site), decayOf(e, site)];
     const inputs = [query!, key!, value!, ...own, site.mask, ...p, ...biases, ...past];
     const { cache, featureMap, signs } = shape;
     const attributes = { ...common, cache, feature_map: featureMap, signs };
@@ -174,19 +185,32 @@ function besideSink(
 /** ALiBi inside the window: alibi_slopes [HQ], or ''. */
 function slopesOf(e: SiteEmitter, { sdpa, slopes }: HybridSite): string {
   if (!slopes) return '';
-  return numbers(e, sdpa, 'alibi_slopes', querySlopes(slopes, sdpa));
+  return numbers(e, sdpa, 'alibi_slopes', [sdpa.q.heads], querySlopes(slopes, sdpa));
+}
+
+/** A bias by distance: distance_bias [HQ,window+1], or ''. */
+function distancesOf(e: SiteEmitter, { sdpa, distances }: HybridSite): string {
+  if (!distances) return '';
+  const dims = [sdpa.q.heads, distances[0]!.length];
+  return numbers(e, sdpa, 'distance_bias', dims, distances.flat());
 }
 
 /** ALiBi beyond it: decay [HV], or ''. */
 function decayOf(e: SiteEmitter, { sdpa, slopes }: HybridSite): string {
   if (!slopes) return '';
   const decay = keySlopes(slopes, sdpa)!.map((s) => -s);
-  return numbers(e, sdpa, 'decay', decay);
+  return numbers(e, sdpa, 'decay', [decay.length], decay);
 }
 
-function numbers(e: SiteEmitter, { anchor }: Sdpa, name: string, values: readonly number[]) {
+function numbers(
+  e: SiteEmitter,
+  { anchor }: Sdpa,
+  name: string,
+  dims: readonly number[],
+  values: readonly number[],
+): string {
   const stem = e.graph.fresh(`${anchor.name}/${name}`);
-  return e.graph.addInitializer(makeTensor(stem, 'float32', [values.length], values));
+  return e.graph.addInitializer(makeTensor(stem, 'float32', dims, values));
 }
 
 /** Queries and keys before their rotary embedding, packed. */
@@ -216,19 +240,18 @@ function write(
 /** Initializers query_weight to key_mean; '' for what is absent. */
 function parameters(
   e: SiteEmitter,
-  { sdpa, layer, slopes }: HybridSite,
+  { sdpa, layer, slopes, distances }: HybridSite,
   shape: HybridShape,
   options: RewriteOptions,
 ): string[] {
   const p = options.hybrid?.[layer] ?? uncalibrated(sdpa, shape, options);
   checkParameters(p, sdpa, shape, layer);
-  // What leaves the window has lost as much as its age there says.
-  const alpha = slopes && {
+  // What leaves the window has lost as much as its age there says, and keeps what all larger distances add.
+  const far = (h: number) =>
+    distances ? distances[h]!.at(-1)! : slopes ? -querySlopes(slopes, sdpa)[h]! * shape.window : 0;
+  const alpha = (slopes || distances) && {
     dims: [sdpa.q.heads],
-    data: Float32Array.from(
-      querySlopes(slopes, sdpa),
-      (slope, h) => (p.alpha?.data[h] ?? 0) - slope * shape.window,
-    ),
+    data: Float32Array.from({ length: sdpa.q.heads }, (_, h) => (p.alpha?.data[h] ?? 0) + far(h)),
   };
   const named = {
     query_weight: p.queryWeight,

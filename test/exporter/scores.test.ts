@@ -1,6 +1,12 @@
 import { describe, expect, it } from 'vitest';
-import { modelBytes, parseModel, type RewriteOptions, rewriteModel } from '../../exporter/index.js';
-import { FAMILIES, type Family, Writer } from './support/families.js';
+import {
+  inspectModel,
+  modelBytes,
+  parseModel,
+  type RewriteOptions,
+  rewriteModel,
+} from '../../exporter/index.js';
+import { BIASED, FAMILIES, type Family, t5Decoder, Writer } from './support/families.js';
 import { evaluate, makeLayer, type Weighing } from './support/layer.js';
 import { distance, floats, ints, random, run } from './support/run.js';
 
@@ -57,6 +63,57 @@ it.each([MPT, BLOOM])('hybrid decays beyond its window as ALiBi does: $name', as
 it('hybrid keeps a softcap within its window, and features know none', async () => {
   const options = { variant: 'hybrid', window: 3, sinks: 0, featureMap: 'elu1' } as const;
   expect(await error(GEMMA, options, 'elu1', 3)).toBeLessThan(2e-6);
+});
+
+describe.each(BIASED)('$name', (f) => {
+  const model = () => f.build(new Writer(f.layer!()));
+
+  it('is refused as linear attention, until it may be dropped', async () => {
+    const { sites } = await inspectModel(model());
+    expect(sites).toMatchObject([
+      {
+        mask: f.mask,
+        rewritable: false,
+        reason: expect.stringMatching(
+          /^mask: it adds up to .* a bias .* bias 'drop' leaves it out$/,
+        ),
+      },
+    ]);
+    const bare = { bias: undefined };
+    const options = { variant: 'linear', bias: 'drop' } as const;
+    expect(await error(f, options, 'elu1', undefined, bare)).toBeLessThan(2e-6);
+  });
+
+  it('is the same after a round trip, in a window, and in a hybrid whose window holds its buckets', async () => {
+    expect(await error(f, { variant: 'none' }, 'softmax')).toBeLessThan(2e-6);
+    const window = { variant: 'window', window: TOKENS, sinks: 0 } as const;
+    expect(await error(f, window, 'softmax')).toBeLessThan(2e-6);
+    expect(await error(f, { variant: 'hybrid', window: 128 }, 'softmax')).toBeLessThan(2e-6);
+  });
+});
+
+describe('a bias that is settled within the window', () => {
+  const f = t5Decoder({ count: 4, longest: 3 });
+
+  it('raises all weights beyond it alike', async () => {
+    const options = { variant: 'hybrid', window: 3, sinks: 0, featureMap: 'elu1' } as const;
+    expect(await error(f, options, 'elu1', 3)).toBeLessThan(2e-6);
+  });
+
+  it('is kept with a shorter window, or dropped', async () => {
+    for (const options of [
+      { variant: 'hybrid', window: 2 },
+      { variant: 'window', window: 2, sinks: 1 },
+    ] as const) {
+      const model = () => f.build(new Writer(f.layer!()));
+      const report = await rewriteModel(model(), options);
+      expect(report.sites[0]!.kept).toMatch(/changes beyond the window of 2 tokens/);
+      const dropped = await rewriteModel(model(), { ...options, bias: 'drop' });
+      expect(dropped.sites).toMatchObject([
+        { rewritten: true, notes: ['the bias by position is left out'] },
+      ]);
+    }
+  });
 });
 
 describe('what is left out is said', () => {

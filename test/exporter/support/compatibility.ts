@@ -2,7 +2,7 @@ import { inspectModel, loadModel, type Model, rewriteModel } from '../../../expo
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
 import { DECODERS, decoder, GROUPED } from './decoder.js';
 import { QUANTISED, quantiser } from './families/quantised.js';
-import { FAMILIES, type Family, Writer } from './families.js';
+import { BIASED, FAMILIES, type Family, Writer } from './families.js';
 import { makeLayer } from './layer.js';
 import { NEAR_MISSES } from './near_misses.js';
 import { ONE_TOKEN } from './one_token.js';
@@ -20,7 +20,9 @@ const TORCHSCRIPT = 'PyTorch, TorchScript';
 
 /** The page, from what the rewriter says of every model that the tests run. */
 export async function compatibilityPage(): Promise<string> {
-  const plain = FAMILIES.filter((f) => !f.pattern).map((f) => family(f, TORCHSCRIPT));
+  const plain = [...FAMILIES, ...BIASED]
+    .filter((f) => !f.pattern)
+    .map((f) => family(f, TORCHSCRIPT));
   const onnx = FAMILIES.filter((f) => f.pattern?.startsWith('ai.onnx'));
   const fused = FAMILIES.filter((f) => f.pattern?.startsWith('com.microsoft'));
   const genai = (f: Family) =>

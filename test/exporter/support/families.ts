@@ -7,6 +7,7 @@ import { SCORES } from './families/scores.js';
 import type { Family } from './families/writer.js';
 
 export { genaiLengths } from './families/microsoft.js';
+export { BIASED, t5Decoder } from './families/scores.js';
 export * from './families/writer.js';
 
 export const FAMILIES: readonly Family[] = [

@@ -19,6 +19,8 @@ export interface Layer {
   readonly scale?: number;
   /** ALiBi, per query head: what a token of distance costs. */
   readonly slopes?: readonly number[];
+  /** What is added to scores of query head h by distance. Features have no scores. */
+  readonly bias?: (h: number, distance: number) => number;
   /** Scores s become softcap tanh(s / softcap). Features know no bound. */
   readonly softcap?: number;
   /** Score of a key more, whose value is 0, per query head. */
@@ -113,7 +115,7 @@ interface Row {
 }
 
 function weigh(
-  { dim, scale = 1 / Math.sqrt(dim), slopes, softcap, sinks }: Layer,
+  { dim, scale = 1 / Math.sqrt(dim), slopes, bias = () => 0, softcap, sinks }: Layer,
   { q, k, row, keys, h, distances, near }: Row,
   weighing: Weighing,
 ): number[] {
@@ -125,12 +127,15 @@ function weigh(
   const decay = distances.map((n) => Math.exp(-(slopes?.[h] ?? 0) * n));
   const sink = sinks ? Math.exp(sinks[h]!) : 0;
   const cap = (s: number) => (softcap ? softcap * Math.tanh(s / softcap) : s);
-  const exact = (key: number, n: number) => Math.exp(cap(scale * dot((x) => x, key))) * decay[n]!;
+  const exact = (key: number, n: number) =>
+    Math.exp(cap(scale * dot((x) => x, key)) + bias(h, distances[n]!)) * decay[n]!;
   if (weighing !== 'softmax') {
     const f = FEATURES[weighing];
     const factor = near > 0 ? 1 : scale; // and nothing is added to the sum of both
     const raw = keys.map((key, n) =>
-      distances[n]! < near ? exact(key, n) : factor * dot(f, key) * decay[n]!,
+      distances[n]! < near
+        ? exact(key, n)
+        : factor * dot(f, key) * decay[n]! * (near > 0 ? Math.exp(bias(h, distances[n]!)) : 1),
     );
     // A sink weighs as much as a key that scores its logit would, were features exponentials: exp(logit) times that of a score of 0.
     const beside = sink * scale * dim * f(0) ** 2;

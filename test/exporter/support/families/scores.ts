@@ -223,3 +223,73 @@ export const SCORES: readonly Family[] = [
     },
   },
 ];
+
+/** Buckets of relative positions: half of them exact, the others wider and wider up to a distance. */
+export interface Buckets {
+  readonly count: number;
+  readonly longest: number;
+}
+
+const bucketOf = (distance: number, { count, longest }: Buckets) => {
+  const exact = count / 2;
+  if (distance < exact) return Math.max(0, distance);
+  const wide = (Math.log(distance / exact) / Math.log(longest / exact)) * (count - exact);
+  return Math.min(count - 1, exact + Math.floor(Math.fround(wide)));
+};
+const tableOf = (heads: number, { count }: Buckets) =>
+  Array.from({ length: count * heads }, (_, i) => Math.fround(Math.sin(i + 1)));
+
+/** float [1,H,T,T] of a T5 decoder: the table's rows by bucket of max(query - key, 0). */
+function relativeBias(w: Writer, { count, longest }: Buckets): string {
+  const int = (value: number) => w.constant('int64', [value], []);
+  const at = range(w, 'x');
+  const [keys, queries] = [0, 1].map((axis) => w.op('Unsqueeze', [at, w.ints(axis)]));
+  const relative = w.op('Sub', [keys!, queries!]);
+  const distance = w.op('Neg', [w.op('Min', [relative, int(0)])]);
+  const exact = count / 2;
+  const float = w.op('Div', [
+    w.op('Cast', [w.op('Max', [distance, int(1)])], { to: DATA_TYPE.float32 }),
+    w.scalar(exact),
+  ]);
+  const log = w.op('Div', [w.op('Log', [float]), w.scalar(Math.log(longest / exact))]);
+  const wide = w.op('Cast', [w.op('Mul', [log, w.scalar(count - exact)])], { to: DATA_TYPE.int64 });
+  const large = w.op('Min', [w.op('Add', [wide, int(exact)]), int(count - 1)]);
+  const bucket = w.op('Where', [w.op('Less', [distance, int(exact)]), distance, large]);
+  const { heads } = w.layer;
+  const table = w.weight(
+    'relative_attention_bias',
+    [count, heads],
+    tableOf(heads, { count, longest }),
+  );
+  const rows = w.op('Gather', [table, bucket]);
+  return w.op('Unsqueeze', [w.op('Transpose', [rows], { perm: [2, 0, 1] }), w.ints(0)]);
+}
+
+/** A decoder's layer of T5: a bias by distance, no scale. */
+export function t5Decoder(buckets: Buckets): Family {
+  const layer = makeLayer(12, 4, 4, 3);
+  const table = tableOf(layer.heads, buckets);
+  return {
+    name: `T5, decoder: a learned bias of ${buckets.count} buckets up to a distance of ${buckets.longest}`,
+    layer: () => ({
+      ...layer,
+      scale: 1,
+      bias: (h, distance) => table[bucketOf(distance, buckets) * layer.heads + h]!,
+    }),
+    visible: 'causal',
+    padding: true,
+    mask: 'causal+padding+bias',
+    build(w) {
+      const [q, k, v] = qkv(w);
+      const scores = w.op('MatMul', [q, transposed(w, k)]);
+      const bias = w.op('Add', [relativeBias(w, buckets), causalPadding(w)]);
+      return w.finish(w.weighted(w.op('Add', [scores, bias]), v));
+    },
+  };
+}
+
+/** Models with a bias by position, which linear attention refuses or drops. */
+export const BIASED: readonly Family[] = [
+  t5Decoder({ count: 8, longest: 20 }),
+  t5Decoder({ count: 32, longest: 128 }),
+];
