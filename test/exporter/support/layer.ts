@@ -133,7 +133,7 @@ function weigh(
     const f = FEATURES[weighing];
     const factor = near > 0 ? 1 : scale; // and nothing is added to the sum of both
     const raw = keys.map((key, n) =>
-      distances[n]! < near
+      near > 0 && distances[n]! < near
         ? exact(key, n)
         : factor * dot(f, key) * decay[n]! * (near > 0 ? Math.exp(bias(h, distances[n]!)) : 1),
     );

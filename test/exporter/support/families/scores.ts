@@ -32,7 +32,7 @@ function alibiFromMask(w: Writer): string {
   const mask = w.maskInput();
   const sum = w.op('CumSum', [mask, w.constant('int64', [-1], [])]);
   const places = w.op('Mul', [w.op('Sub', [sum, w.constant('int64', [1], [])]), mask]);
-  const float = w.op('Cast', [w.op('Unsqueeze', [places, w.ints(1)])], { to: DATA_TYPE.float32 });
+  const float = w.op('Cast', [w.op('Unsqueeze', [places, w.ints(1)])], { to: DATA_TYPE[w.dtype] });
   const slopes = w.op('Unsqueeze', [w.weight('slopes', [w.layer.heads], SLOPES), w.ints(1)]);
   const rows = w.op('Mul', [w.dim('x', 0), w.ints(w.layer.heads)]);
   return w.op('Reshape', [
