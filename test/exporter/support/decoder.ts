@@ -8,6 +8,7 @@ import {
 } from '../../../exporter/index.js';
 import { type RopeSpec, ropeTable } from './families/rope.js';
 import {
+  alibiFromMask,
   causalPadding,
   genaiLengths,
   packedWeights,
@@ -43,8 +44,8 @@ export interface DecoderSpec {
   /** GroupQueryAttention. */
   readonly softcap?: number;
   readonly sinks?: boolean;
-  /** Decomposed: ALiBi before the mask. */
-  readonly alibi?: boolean;
+  /** Decomposed: ALiBi before the mask, cut from a table as in MPT, or made of the mask and added to [B*H,T,total] as in BLOOM. */
+  readonly alibi?: 'table' | 'mask';
 }
 
 export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float32'): Model {
@@ -82,6 +83,7 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
       return w.op('Concat', [`past_key_values.0.${name}`, current], { axis: 2 }, { output });
     };
     const [keys, values] = [all('key', k), all('value', v)];
+    if (spec.alibi === 'mask') return bloom(w, spec, w.heads(q, heads), keys, values);
     const product = scaled(w, w.op('MatMul', [w.heads(q, heads), transposed(w, repeat(w, keys))]));
     const scores = spec.alibi ? w.op('Add', [product, alibi(w, keys)]) : product;
     return w.finish(w.weighted(w.op('Add', [scores, mask(w, spec)]), repeat(w, values)));
@@ -119,6 +121,23 @@ function alibi(w: Writer, keys: string): string {
   const start = w.op('Sub', [w.ints(64), w.dim(keys, 2)]);
   const whole = w.weight('alibi', [w.layer.heads, 1, 64], table);
   return w.op('Slice', [whole, start, w.ints(2 ** 31), w.ints(2)]);
+}
+
+/** baddbmm over [B*H,T,D], the heads apart again for mask and Softmax. */
+function bloom(w: Writer, spec: DecoderSpec, q: string, keys: string, values: string): Model {
+  const { heads, dim } = w.layer;
+  const rows = w.op('Mul', [w.dim(q, 0), w.ints(heads)]);
+  const flat = (x: string, last: string) =>
+    w.op('Reshape', [x, w.op('Concat', [rows, w.ints(-1), last], { axis: 0 })]);
+  const [key, value] = [keys, values].map((x) => flat(repeat(w, x), w.ints(dim)));
+  const turned = w.op('Transpose', [key!], { perm: [0, 2, 1] });
+  const product = scaled(w, w.op('MatMul', [flat(q, w.ints(dim)), turned]));
+  const scores = w.op('Add', [product, alibiFromMask(w, q, SHARED_SLOPES, 'attention_mask')]);
+  const apart = [w.dim(q, 0), w.ints(heads), w.dim(q, 2)];
+  const wide = w.op('Reshape', [scores, w.op('Concat', [...apart, w.ints(-1)], { axis: 0 })]);
+  const weights = w.op('Softmax', [w.op('Add', [wide, mask(w, spec)])], { axis: -1 });
+  const out = w.op('MatMul', [flat(weights, w.dim(keys, 2)), value!]);
+  return w.finish(w.op('Reshape', [out, w.op('Concat', [...apart, w.ints(dim)], { axis: 0 })]));
 }
 
 function packedDecoder(w: Writer, spec: DecoderSpec, x: string): Model {
@@ -228,7 +247,8 @@ const SPECS: DecoderSpec[] = [
   { attention: 'decomposed', cache: true, positions: 'mask', padding: true },
   { attention: 'decomposed', cache: true, positions: 'input', padding: true },
   { attention: 'decomposed', cache: true, positions: 'none', padding: false },
-  { attention: 'decomposed', cache: true, positions: 'none', padding: true, alibi: true },
+  { attention: 'decomposed', cache: true, positions: 'none', padding: true, alibi: 'table' },
+  { attention: 'decomposed', cache: true, positions: 'none', padding: true, alibi: 'mask' },
   { attention: 'Attention', cache: true, positions: 'none', padding: false },
   { attention: 'Attention', cache: true, positions: 'mask', padding: true },
   { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
@@ -239,7 +259,7 @@ const SPECS: DecoderSpec[] = [
 
 /** Decoders with a cache that grows. */
 export const DECODERS = SPECS.map((spec) => ({
-  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}${spec.alibi ? ', ALiBi' : ''}`,
+  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}${spec.alibi ? `, ALiBi from a ${spec.alibi}` : ''}`,
   spec,
 }));
 

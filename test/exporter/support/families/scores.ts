@@ -4,6 +4,7 @@ import { LOWEST, rms, roped, turning } from './language.js';
 import { rmsNorm, rotated } from './rope.js';
 import {
   ALIBI_NOTES,
+  alibiFromMask,
   causalPadding,
   type Family,
   packed,
@@ -26,20 +27,6 @@ const later = (w: Writer) => {
   ]);
   return w.op('Unsqueeze', [after, w.ints(0, 1)]);
 };
-
-/** [B*H,1,T]: slopes times (cumsum(mask) - 1) * mask, as BLOOM and Falcon build it. */
-function alibiFromMask(w: Writer): string {
-  const mask = w.maskInput();
-  const sum = w.op('CumSum', [mask, w.constant('int64', [-1], [])]);
-  const places = w.op('Mul', [w.op('Sub', [sum, w.constant('int64', [1], [])]), mask]);
-  const float = w.op('Cast', [w.op('Unsqueeze', [places, w.ints(1)])], { to: DATA_TYPE[w.dtype] });
-  const slopes = w.op('Unsqueeze', [w.weight('slopes', [w.layer.heads], SLOPES), w.ints(1)]);
-  const rows = w.op('Mul', [w.dim('x', 0), w.ints(w.layer.heads)]);
-  return w.op('Reshape', [
-    w.op('Mul', [slopes, float]),
-    w.op('Concat', [rows, w.ints(1), w.dim('x', 1)], { axis: 0 }),
-  ]);
-}
 
 /** [B,T,H,D] of each part of [B,T,H*3*D]. */
 function interleaved(w: Writer): [string, string, string] {

@@ -239,3 +239,19 @@ export function alibi(w: Writer, slopes: readonly number[] = SLOPES): string {
   const distance = w.op('Cast', [w.op('Sub', [keys!, queries!])], { to: DATA_TYPE[w.dtype] });
   return w.op('Mul', [w.weight('slopes', [1, slopes.length, 1, 1], slopes), distance]);
 }
+
+/** [B*H,1,T]: slopes times (cumsum(mask) - 1) * mask, as BLOOM and Falcon build it. */
+export function alibiFromMask(
+  w: Writer,
+  like = 'x',
+  slopes: readonly number[] = SLOPES,
+  mask = w.maskInput(),
+): string {
+  const sum = w.op('CumSum', [mask, w.constant('int64', [-1], [])]);
+  const places = w.op('Mul', [w.op('Sub', [sum, w.constant('int64', [1], [])]), mask]);
+  const float = w.op('Cast', [w.op('Unsqueeze', [places, w.ints(1)])], { to: DATA_TYPE[w.dtype] });
+  const column = w.op('Unsqueeze', [w.weight('slopes', [w.layer.heads], slopes), w.ints(1)]);
+  const rows = w.op('Mul', [w.dim(like, 0), w.ints(w.layer.heads)]);
+  const shape = w.op('Concat', [rows, w.ints(1), w.ints(-1)], { axis: 0 });
+  return w.op('Reshape', [w.op('Mul', [column, float]), shape]);
+}
