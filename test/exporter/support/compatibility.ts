@@ -143,8 +143,8 @@ async function table(rows: readonly Row[]): Promise<string> {
 
 /** mask, none, linear, gated; joined where layers differ. */
 async function answers(build: () => Model): Promise<string[]> {
-  const { sites } = await inspectModel(build());
-  const layers = sites.filter((s) => s.layer !== null);
+  const roundTrip = await rewriteModel(build(), { variant: 'none', dryRun: true });
+  const layers = roundTrip.sites.filter((s) => s.layer !== null);
   if (layers.length === 0) return ['no attention', '', '', ''];
   const both = await Promise.all(
     (['linear', 'retention'] as const).map(async (variant) => {
@@ -152,15 +152,10 @@ async function answers(build: () => Model): Promise<string[]> {
       return report.sites.filter((s) => s.layer !== null);
     }),
   );
-  const roundTrip = await rewriteModel(build(), { variant: 'none', dryRun: true });
   const all = (texts: readonly string[]) => [...new Set(texts)].join('; ');
   return [
     all(layers.map((s) => s.mask ?? '?')),
-    all(
-      roundTrip.sites
-        .filter((s) => s.layer !== null)
-        .map((s) => (s.rewritten ? 'yes' : `no: ${s.kept}`)),
-    ),
+    all(layers.map((s) => (s.rewritten ? 'yes' : `no: ${s.reason ?? s.kept}`))),
     ...both.map((sitesOf) =>
       all(
         sitesOf.map(({ kept, rewritten, reason, mask, notes }) => {
