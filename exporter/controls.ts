@@ -34,7 +34,9 @@ export async function rewriteControl(model: Model, options: ControlOptions): Pro
   const causalCaches = await startsCausally(model, options);
   openUp(model);
   const analysis = await analyse(model, { ...options, causalCaches });
-  const chosen = analysis.sites.filter((s) => s.sdpa && s.mask && s.mask.kind !== 'other');
+  const chosen = analysis.sites.filter(
+    ({ sdpa, mask }) => sdpa && mask && mask.kind !== 'other' && !sdpa.cache?.opaque,
+  );
   for (const site of chosen) reEmit(site, analysis, options);
   model.graph.removeDead();
   model.graph.sort();

@@ -1,8 +1,10 @@
 import { type AnalysedSite, analyse } from './analysis.js';
 import type { Model } from './ir/index.js';
-import { maskName } from './match/mask.js';
+import { type MaskClass, maskName } from './match/mask.js';
 import type { Runner } from './match/runner.js';
 import { openedUp, startsCausally } from './open_up.js';
+import { biasRefused, notesOf } from './variants/features.js';
+import type { RewriteOptions } from './variants/options.js';
 
 /** What `inspectModel` says about one Softmax or fused attention node. Keys are those of `inspect --json`. */
 export interface SiteReport {
@@ -15,13 +17,18 @@ export interface SiteReport {
   q_num_heads: number | null;
   kv_num_heads: number | null;
   head_dim: number | null;
-  /** `bidirectional`, `causal`, `padding`, `causal+padding`, `window <w>`, `window <w>+padding`, or `other`. */
+  /**
+   * `bidirectional`, `causal`, `padding`, `causal+padding`, `window <w>`, `window <w>+padding`, or `other`; with `+ALiBi` or `+bias` where
+   * something is added to scores by position.
+   */
   mask: string | null;
   /** True when keys and values of earlier calls are concatenated in front (a KV cache). */
   cache: boolean;
   rewritable: boolean;
   /** Why it cannot be rewritten; null when it can. */
   reason: string | null;
+  /** What linear attention changes or leaves out of it besides the softmax; of a rewritten site, what the variant did. */
+  notes: string[];
 }
 
 export interface InspectReport {
@@ -46,13 +53,17 @@ export async function inspectModel(
 ): Promise<InspectReport> {
   const causalCaches = await startsCausally(model, options);
   const { sites } = await analyse(openedUp(model), { ...options, causalCaches });
-  return { sites: sites.map(siteReport) };
+  return { sites: sites.map((site) => siteReport(site)) };
 }
 
-/** One site in the words of the report. */
-export function siteReport(site: AnalysedSite): SiteReport {
-  const { sdpa, refusal, mask } = site;
-  const reason = refusal?.reason ?? (mask?.kind === 'other' ? `mask: ${mask.reason}` : null);
+/** One site in the words of the report; `options` say what it is to become, linear attention by default. */
+export function siteReport(
+  site: AnalysedSite,
+  options: RewriteOptions = { variant: 'linear' },
+): SiteReport {
+  const { sdpa, refusal, mask, layer } = site;
+  const reason = refusal?.reason ?? (mask ? maskReason(mask, options) : null);
+  const notes = sdpa && mask ? notesOf({ sdpa, mask, layer: layer! }, options) : [];
   return {
     node: site.node.name,
     layer: site.layer,
@@ -64,5 +75,12 @@ export function siteReport(site: AnalysedSite): SiteReport {
     cache: sdpa ? sdpa.cache !== undefined : (refusal?.partial?.cache ?? false),
     rewritable: reason === null,
     reason,
+    notes,
   };
+}
+
+/** Why no variant takes a mask, or null. */
+function maskReason(mask: MaskClass, options: RewriteOptions): string | null {
+  if (mask.kind === 'other') return `mask: ${mask.reason}`;
+  return biasRefused(mask, options) ? `mask: ${mask.bias}; bias 'drop' leaves it out` : null;
 }

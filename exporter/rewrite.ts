@@ -10,6 +10,7 @@ import { openedUp, openUp, startsCausally } from './open_up.js';
 import { declareStates, removeCaches, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
 import { SiteEmitter } from './variants/emit.js';
+import { biasRefused, distanceTable, misfit } from './variants/features.js';
 import { emitWindowed, isWindowed } from './variants/hybrid.js';
 import { emitLinear, VARIANTS } from './variants/linear.js';
 import type { LayerGates, RewriteOptions, Variant } from './variants/options.js';
@@ -89,13 +90,17 @@ async function choose(model: Model, options: RewriteOptions, causalCaches?: bool
   checkLayers(analysis, options);
   const sites = analysis.sites.map((site): RewrittenSite => {
     const kept = whyKept(site, options);
-    return { ...siteReport(site), rewritten: kept === null, kept };
+    return { ...siteReport(site, options), rewritten: kept === null, kept };
   });
   return { analysis, sites, chosen: analysis.sites.filter((_, i) => sites[i]!.rewritten) };
 }
 
 function checkOptions(options: RewriteOptions): void {
-  const { variant, normalize, featureMap, decay, gates } = options;
+  const { variant, normalize, featureMap, decay, gates, bias } = options;
+  if (bias !== undefined && (bias !== 'drop' || variant === 'none')) {
+    const what = variant === 'none' ? 'absent for variant none' : "'drop' or absent";
+    throw new FlaError('invalid_argument', `bias must be ${what}, received ${bias}`);
+  }
   if (variant !== 'none' && !isWindowed(variant) && !(variant in VARIANTS)) {
     const known = ['none', ...Object.keys(VARIANTS), 'hybrid', 'window'].join(', ');
     throw new FlaError('invalid_argument', `variant must be one of ${known}, received ${variant}`);
@@ -173,7 +178,7 @@ function checkLayers({ sites }: Analysis, options: RewriteOptions): void {
   }
   for (const layer of asked) {
     const site = sites.find((s) => s.layer === layer)!;
-    const { rewritable, reason } = siteReport(site);
+    const { rewritable, reason } = siteReport(site, options);
     if (!rewritable && options.variant !== 'none') {
       throw new FlaError('unsupported', `layer ${layer} cannot be rewritten: ${reason}`);
     }
@@ -188,8 +193,10 @@ function whyKept(site: AnalysedSite, options: RewriteOptions): string | null {
   if (options.layers && !asked) return 'it is not among the layers asked for';
   if (options.keepSoftmax?.includes(layer!)) return 'it was asked to stay softmax';
   // A round trip needs no knowledge of what the mask hides.
-  if (options.variant === 'none') return null;
-  if (mask.kind === 'other') return 'it is not rewritable';
+  if (options.variant === 'none') {
+    return sdpa.cache?.opaque ? 'its cache has an order that only the node itself knows' : null;
+  }
+  if (mask.kind === 'other' || biasRefused(mask, options)) return 'it is not rewritable';
   if (mask.kind === 'window' && !asked) {
     return `its cost is bounded already by a window of ${mask.window} keys; ask for layer ${layer} to convert it`;
   }
@@ -197,6 +204,8 @@ function whyKept(site: AnalysedSite, options: RewriteOptions): string | null {
   if (mask.kind === 'bidirectional' && leftToRight) {
     return `${options.variant} runs from left to right, and this attention is bidirectional`;
   }
+  const unfit = misfit({ sdpa, mask, layer: layer! }, options);
+  if (unfit) return unfit;
   if (options.variant === 'gla' || options.variant === 'gated-delta') {
     checkGates(options.variant, layer!, gatesFor(options, layer!));
   }
@@ -256,8 +265,13 @@ async function convert(
     const { graph: place } = site.node;
     const e = new SiteEmitter(place, analysis.factsOf(place), site.node.name, shared.rows);
     const mask = shared.padding(site);
-    if (isWindowed(options.variant)) emitWindowed(e, { sdpa, layer, mask, ...states }, options);
-    else {
+    const { slopes } = site.mask!;
+    const bias = slopes && { slopes };
+    if (isWindowed(options.variant)) {
+      const distances = distanceTable({ sdpa, mask: site.mask! }, options);
+      const added = { ...bias, ...(distances && { distances }) };
+      emitWindowed(e, { sdpa, layer, mask, ...states, ...added }, options);
+    } else {
       const gates = gatesFor(options, layer);
       const emitted = {
         sdpa,
@@ -267,6 +281,7 @@ async function convert(
         pastState: states.state?.past ?? '',
         presentState: states.state?.present ?? '',
         ...(gates && { gates }),
+        ...bias,
       };
       emitLinear(e, emitted, options);
     }

@@ -10,7 +10,7 @@ import {
 import type { Cache, Sdpa } from './match/sdpa.js';
 import { featureCount, fittedFor } from './variants/fitted.js';
 import { carriedShapes, hybridShape, isWindowed } from './variants/hybrid.js';
-import { normalizes } from './variants/linear.js';
+import { inFloat32, normalizes } from './variants/linear.js';
 import type { RewriteOptions } from './variants/options.js';
 import { type FloatDType, floatType, stateType } from './variants/types.js';
 
@@ -70,7 +70,13 @@ export function declareStates(
   const columns = sdpa.v.dim + (normalizes(options) ? 1 : 0);
   const fitted = fittedFor(layer, options);
   const dims = [sdpa.v.heads, fitted ? featureCount(sdpa, fitted) : sdpa.k.dim, columns];
-  return { state: declare('state', dims, fitted ? 'float32' : stateType(dtype, options)) };
+  return {
+    state: declare(
+      'state',
+      dims,
+      inFloat32(sdpa, layer, options) ? 'float32' : stateType(dtype, options),
+    ),
+  };
 }
 
 /** Declares a pair, before the input and output of the given names or else at the end. */

@@ -1,6 +1,6 @@
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
-import { type Analysis, analyse } from '../analysis.js';
+import { type AnalysedSite, type Analysis, analyse } from '../analysis.js';
 import { tensorInputs } from '../compare/feeds.js';
 import type { SessionChoice } from '../compare/session.js';
 import type { Model } from '../ir/index.js';
@@ -158,8 +158,11 @@ function chosenLayers(
   { sites }: Analysis,
   options: CalibrateOptions,
 ): { layers: number[]; bidirectional: boolean } {
+  // What is fitted is softmax(scale q k') v, and nothing beside it.
+  const plain = ({ sdpa, mask }: AnalysedSite) =>
+    sdpa && mask && !sdpa.softcap && !sdpa.sink && !mask.slopes && !mask.bias;
   const of = (kind: string) =>
-    sites.filter((s) => s.sdpa && s.mask?.kind === kind).map((s) => s.layer!);
+    sites.filter((s) => plain(s) && s.mask!.kind === kind).map((s) => s.layer!);
   const causal = of('causal');
   const bidirectional = causal.length === 0;
   const all = bidirectional ? of('bidirectional') : causal;
@@ -175,7 +178,10 @@ function chosenLayers(
   }
   const wanted = (options.layers ?? all).filter((l) => !options.keepSoftmax?.includes(l));
   if (wanted.length === 0) {
-    throw new FlaError('unsupported', 'model must have attention to convert, received none');
+    throw new FlaError(
+      'unsupported',
+      'model must have attention to convert (without ALiBi, softcap, sink and bias by position), received none',
+    );
   }
   return { layers: [...wanted].sort((a, b) => a - b), bidirectional };
 }

@@ -55,11 +55,11 @@ export function untransposeKeys(
   if (node?.is('Reshape')) {
     const middle = lookThrough(node.inputs[0]!, facts).node;
     // Transposed before it is flattened.
-    if (middle?.is('Transpose') && middle.ints('perm')?.join('') === '0132') {
-      return done(middle.inputs[0]!, 'bhtd');
-    }
-    if (middle?.is('Transpose') && middle.ints('perm')?.join('') === '021') {
-      const first = lookThrough(middle.inputs[0]!, facts).node;
+    const perm = middle?.is('Transpose') ? middle.ints('perm')?.join('') : undefined;
+    if (perm === '0132') return done(middle!.inputs[0]!, 'bhtd');
+    if (perm === '0231') return done(middle!.inputs[0]!, 'bthd');
+    if (perm === '021') {
+      const first = lookThrough(middle!.inputs[0]!, facts).node;
       if (first?.is('Reshape') && facts.rank(first.inputs[0]!) === 4)
         return done(first.inputs[0]!, 'bhtd');
     }

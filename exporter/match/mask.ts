@@ -1,3 +1,11 @@
+import {
+  alibiSlopes,
+  type Bias,
+  distanceBias,
+  sameDistances,
+  sameSlopes,
+  unevenRow,
+} from './bias.js';
 import type { Facts } from './facts.js';
 import type { Probed, Prober } from './probe.js';
 import { type Lengths, type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
@@ -12,6 +20,12 @@ export interface MaskClass {
   readonly padding?: string;
   /** The lengths of rows that hide keys, where they are an input of the model: int32 [B], or as GroupQueryAttention has them. */
   readonly lengths?: string | Lengths;
+  /** ALiBi: what a distance of one token takes from the scores of each query head, or of all of them. */
+  readonly slopes?: readonly number[];
+  /** Scores of keys that are seen get something else added, by position: what. */
+  readonly bias?: string;
+  /** That, where it depends on the distance alone: by query head (or for all of them), and by distance. */
+  readonly distances?: readonly (readonly number[])[];
   /** For `other`: what it is. */
   readonly reason?: string;
 }
@@ -19,12 +33,16 @@ export interface MaskClass {
 /** How `inspect` writes a class. */
 export function maskName(c: MaskClass): string {
   const base = c.kind === 'window' ? `window ${c.window}` : c.kind;
-  if (!c.padding && !c.lengths) return base;
-  return base === 'bidirectional' ? 'padding' : `${base}+padding`;
+  const padded = c.padding !== undefined || c.lengths !== undefined;
+  const alone = padded && base === 'bidirectional' ? 'padding' : base;
+  const added = c.slopes ? '+ALiBi' : c.bias ? '+bias' : '';
+  return `${alone}${padded && alone === base ? '+padding' : ''}${added}`;
 }
 
 const HIDDEN = -1000; // BERT adds -10000, others the smallest float or -infinity
 const LONGEST_PROBE = 8192;
+/** Lengths at which a bias must go on as it began: beyond the last bucket of T5 (128), or as far as a table goes. */
+const LONG_BIAS = [300, 40];
 
 /** Finds out the class of a site's mask, by proof where there is nothing to run, by probing otherwise. */
 export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
@@ -44,9 +62,11 @@ export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Pr
   const foreign = foreignInput(sdpa, values, fixed, prober);
   if (foreign) return other(foreign);
   let found: MaskClass | undefined;
+  const added: Visibility[] = [];
   for (const s of situations(sdpa, fixed)) {
     const seen = await visibility(sdpa, values, s, prober);
     if (typeof seen === 'string') return other(seen);
+    added.push(seen);
     const here = classOf(seen, s);
     if (here.kind === 'other') return here;
     // One query over few keys cannot tell causal from bidirectional, nor a window wider than the keys.
@@ -54,7 +74,45 @@ export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Pr
     if (found.kind === 'other') return found;
   }
   found = await widen(found!, sdpa, values, fixed, prober);
-  return found.kind === 'other' ? found : withPadding(found, sdpa, values, fixed, prober);
+  if (found.kind === 'other') return found;
+  if (added.some((a) => a.uneven !== undefined) && !fixed)
+    added.push(...(await farAway(sdpa, values, prober)));
+  found = { ...found, ...biasOf(found, added) };
+  return withPadding(found, sdpa, values, fixed, prober);
+}
+
+/** What a long text shows, as far as the mask exists there. */
+async function farAway(
+  sdpa: Sdpa,
+  values: readonly string[],
+  prober: Prober,
+): Promise<Visibility[]> {
+  for (const tokens of LONG_BIAS) {
+    const s: Situation = { batch: batchOf(prober.graph, 1), tokens, past: 0 };
+    const seen = await visibility(sdpa, values, s, prober);
+    if (typeof seen !== 'string') return [seen];
+  }
+  return [];
+}
+
+/** What is added to scores that are seen: nothing, ALiBi, or something else. */
+function biasOf(
+  { kind }: MaskClass,
+  seen: readonly Visibility[],
+): Pick<MaskClass, 'slopes' | 'bias' | 'distances'> {
+  const worst = Math.max(...seen.map((s) => s.uneven ?? 0));
+  if (worst === 0) return {};
+  const slopes = seen.filter((s) => s.dims[3] > 1).map((s) => s.slopes);
+  const [first] = slopes;
+  if (first && kind !== 'bidirectional' && slopes.every((s) => s && sameSlopes(first, s)))
+    return { slopes: slopes.at(-1)! };
+  const byDistance = seen.map((s) => s.distances);
+  const longest = byDistance.at(-1);
+  const alike = longest && byDistance.every((d) => d && sameDistances(d, longest));
+  return {
+    ...(alike && kind === 'causal' && { distances: longest }),
+    bias: `it adds up to ${worst.toPrecision(3)} to keys that are seen: a bias (relative positions), not a mask`,
+  };
 }
 
 function other(reason: string): MaskClass {
@@ -100,6 +158,11 @@ function situations(sdpa: Sdpa, fixed: number | undefined): Situation[] {
 interface Visibility {
   readonly dims: readonly [number, number, number, number];
   readonly at: (b: number, h: number, i: number, j: number) => boolean;
+  /** The largest difference between what keys of one query get added, when there is any; and the slopes, when it is ALiBi. */
+  readonly uneven: number | undefined;
+  readonly slopes: readonly number[] | undefined;
+  /** The same by distance. */
+  readonly distances: readonly (readonly number[])[] | undefined;
 }
 
 async function visibility(
@@ -110,7 +173,7 @@ async function visibility(
 ): Promise<Visibility | string> {
   const probed = values.length > 0 ? await prober.run(values, s) : [];
   if (typeof probed === 'string') return `the mask cannot be probed: ${probed}`;
-  const byName = new Map(values.map((v, i) => [v, probed[i]!]));
+  const byName = new Map(values.map((v, i) => [v, apart(v, probed[i]!, sdpa, s)]));
   const keys = s.past + s.tokens;
   const shapes = [...sdpa.masks].flatMap((m) =>
     m.kind === 'add' || m.kind === 'where' ? stepValues(m) : [],
@@ -128,12 +191,23 @@ async function visibility(
   if (total > LARGEST_PROBE) return `the mask cannot be probed: scores [${dims}] are too many`;
   const bias = new Float32Array(total);
   for (const step of sdpa.masks) apply(step, bias, dims, s, byName);
-  const biased = unevenRow(bias, dims);
-  if (biased !== undefined) {
-    return `it adds up to ${biased.toPrecision(3)} to keys that are seen: a bias (relative positions, ALiBi), not a mask`;
-  }
   const [, H, T, K] = dims;
-  return { dims, at: (b, h, i, j) => bias[((b * H + h) * T + i) * K + j]! > HIDDEN };
+  const whole: Bias = { data: bias, dims, seen: (value) => value > HIDDEN };
+  const uneven = unevenRow(whole);
+  return {
+    dims,
+    at: (b, h, i, j) => bias[((b * H + h) * T + i) * K + j]! > HIDDEN,
+    uneven,
+    slopes: uneven === undefined ? undefined : alibiSlopes(whole),
+    distances: distanceBias(whole, s.past),
+  };
+}
+
+/** A mask of [B*H,..] scores as [B,H,..]. */
+function apart(value: string, p: Probed, sdpa: Sdpa, { batch }: Situation): Probed {
+  const flat = sdpa.masks.some((m) => m.kind === 'add' && m.value === value && m.flat);
+  const [rows, ...rest] = p.dims;
+  return flat && rows === batch * sdpa.q.heads ? { ...p, dims: [batch, sdpa.q.heads, ...rest] } : p;
 }
 
 function apply(
@@ -158,7 +232,7 @@ function apply(
     for (let h = 0; h < H; h++)
       for (let i = 0; i < T; i++)
         for (let j = 0; j < K; j++, n++) {
-          if (step.kind === 'add') bias[n]! += first!(b, h, i, j);
+          if (step.kind === 'add') bias[n]! += (step.factor ?? 1) * first!(b, h, i, j);
           else if (step.kind === 'where') {
             if ((cond!(b, h, i, j) !== 0) !== step.keep) bias[n] = fill(b, h, i, j);
           } else if (step.kind === 'keys') {
@@ -192,23 +266,6 @@ function reader(
     d === 1 && dims[a] !== 1 ? 0 : shape.slice(a + 1).reduce((x, y) => x * y, 1),
   );
   return (b, h, i, j) => p.data[b * stride[0]! + h * stride[1]! + i * stride[2]! + j * stride[3]!]!;
-}
-
-/** The largest difference between what visible keys of one query get added, when there is any. */
-function unevenRow(bias: Float32Array, dims: readonly number[]): number | undefined {
-  const K = dims[3]!;
-  let worst = 0;
-  for (let at = 0; at < bias.length; at += K) {
-    let low = Number.POSITIVE_INFINITY;
-    let high = Number.NEGATIVE_INFINITY;
-    for (let j = at; j < at + K; j++) {
-      if (!(bias[j]! > HIDDEN)) continue;
-      low = Math.min(low, bias[j]!);
-      high = Math.max(high, bias[j]!);
-    }
-    if (high > low) worst = Math.max(worst, high - low);
-  }
-  return worst > 1e-5 ? worst : undefined;
 }
 
 function classOf(seen: Visibility, s: Situation): MaskClass {
@@ -361,7 +418,9 @@ async function hides(
   const left = Array.from({ length: width }, (_, j) =>
     (onlyRight(sdpa) ? j > width - 3 : j < 2) ? 0 : 1,
   );
-  const right = Array.from({ length: width }, (_, j) => (j === width - 1 ? 0 : 1));
+  // The last token is a query, and the only one of some models.
+  const right =
+    base.tokens === 1 ? left : Array.from({ length: width }, (_, j) => (j === width - 1 ? 0 : 1));
   const mask = Array.from({ length: base.batch }, (_, b) => (b % 2 === 0 ? right : left));
   const s: Situation = { ...base, mask, only: name };
   const rows = sdpa.masks.find((m) => m.kind === 'rows');
@@ -377,6 +436,8 @@ async function hides(
   }
   const seen = await visibility(sdpa, values, s, prober);
   if (typeof seen === 'string') return seen;
+  if (found.slopes && !(seen.slopes && sameSlopes(found.slopes, seen.slopes)))
+    return `what it adds to scores changes with zeros of graph input '${name}'`;
   const [B, H, T, K] = seen.dims;
   let exact = true;
   let none = true;

@@ -98,14 +98,16 @@ export function lazy<S>(pattern: () => Pattern<S>): Pattern<S> {
   );
 }
 
-/** Adds a note after a match; the note may use and consume values bound in it. */
+/** Adds a note after a match; the note may use and consume values bound in it, and the matched value. */
 export function note<S>(
   pattern: Pattern<S>,
-  make: (values: Readonly<Record<string, string>>, facts: Facts) => S,
+  make: (values: Readonly<Record<string, string>>, facts: Facts, value: string) => S,
 ): Pattern<S> {
   return (value, found, facts) => {
     const r = pattern(value, { ...found, notes: [] }, facts);
-    return isMiss(r) ? r : { ...r, notes: [...found.notes, make(r.values, facts), ...r.notes] };
+    return isMiss(r)
+      ? r
+      : { ...r, notes: [...found.notes, make(r.values, facts, value), ...r.notes] };
   };
 }
 

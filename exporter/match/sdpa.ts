@@ -16,6 +16,8 @@ export interface Heads {
   readonly axis?: 2 | 3;
   /** `value` is to be multiplied with this weight [E,N] first. */
   readonly weight?: string;
+  /** Both are integers of 8 bits. */
+  readonly quantised?: Quantised;
   /** `packed` only: the first column of the heads, where the last axis holds more than them. */
   readonly from?: number;
   /** A vector to be added to the packed heads: elements `from` to `from + heads * dim` of `value`. */
@@ -26,6 +28,14 @@ export interface Heads {
   readonly rope?: Rope;
   readonly heads: number;
   readonly dim: number;
+}
+
+/** Scales and zero points of a value (one number) and of the weight that it is multiplied with (one, or N); '' is 0. */
+export interface Quantised {
+  readonly valueScale: string;
+  readonly weightScale: string;
+  readonly valueZero: string;
+  readonly weightZero: string;
 }
 
 /** Rotary position embedding: tables [positions, R/2] of cosines and sines; of each head the first R elements are rotated. */
@@ -61,8 +71,13 @@ export function batchAxis({ layout }: Heads): number {
 
 /** One step between the scaled scores and Softmax. All values broadcast to [B,H,Tq,Tk]. */
 export type MaskStep =
-  /** Added to the scores. */
-  | { readonly kind: 'add'; readonly value: string }
+  /** Added to the scores, after it was multiplied by `factor`; `flat`: [B*H,1|Tq,1|Tk]. */
+  | {
+      readonly kind: 'add';
+      readonly value: string;
+      readonly factor?: number;
+      readonly flat?: boolean;
+    }
   /** Scores stay where the condition is `keep`, and become `fill` elsewhere. */
   | {
       readonly kind: 'where';
@@ -90,6 +105,10 @@ export interface Cache {
   readonly stacked?: boolean;
   /** Rows are of different length, and the cache may be longer than they are. */
   readonly lengths?: Lengths;
+  /** The cache is a buffer, of which so many tokens are filled (an integer with one element); new ones are written behind them. */
+  readonly filled?: string;
+  /** Keys lie in it in an order that only the node itself knows. */
+  readonly opaque?: boolean;
   readonly pastKey: string;
   readonly pastValue: string;
   /** '' when the node has no such output. */
@@ -97,7 +116,15 @@ export interface Cache {
   readonly presentValue: string;
 }
 
-/** What every attention site is brought to: softmax(scale q k' + masks) v. */
+/**
+ * A key more for every query, whose value is zero: `logits` holds its score in each head, H numbers of any shape; without them it
+ * is 0. It takes weight and gives nothing (attention sinks of gpt-oss; smooth softmax).
+ */
+export interface Sink {
+  readonly logits?: string;
+}
+
+/** What every attention site is brought to: softmax(cap(scale q k') + masks) v, perhaps with a sink among the keys. */
 export interface Sdpa {
   readonly rule: string;
   /** The Softmax or fused node. */
@@ -107,7 +134,10 @@ export interface Sdpa {
   readonly k: Heads;
   readonly v: Heads;
   readonly scale: number;
+  /** c > 0 where scores s become c tanh(s / c) before the masks (softcap of Gemma 2). */
+  readonly softcap?: number;
   readonly masks: readonly MaskStep[];
+  readonly sink?: Sink;
   readonly cache?: Cache;
   /** What the site computes: [B,H,T,D], [B,T,H,D], [B,T,H*D] or (`tnd`) [T,B*H,D]. */
   readonly output: { readonly value: string; readonly layout: 'bhtd' | 'bthd' | 'packed' | 'tnd' };

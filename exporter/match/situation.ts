@@ -38,9 +38,18 @@ export const LARGEST_PROBE = 2 ** 26;
 
 /** The batch size that a model's inputs fix, or the one wanted. */
 export function batchOf(graph: Graph, wanted = 2): number {
-  const fixed = graph.root.inputs.map(({ name }) => graph.dims(name)?.[0]);
+  const fixed = graph.root.inputs.flatMap(({ name }) => {
+    const dims = graph.dims(name) ?? [];
+    if (roleOf(graph, name) === 'lengths' && dims.length <= 1 && dims[0] === 1) return [];
+    return [dims[batchAxisOf(roleOf(graph, name), dims.length)]];
+  });
   const number = fixed.find((d) => typeof d === 'number' && d > 0);
   return (number as number | undefined) ?? wanted;
+}
+
+/** A cache of keys and values in one has the batch behind its first axis. */
+function batchAxisOf(role: Role, rank: number): number {
+  return role === 'past' && rank === 5 ? 1 : 0;
 }
 
 /** Shapes of all graph inputs in a situation; inputs without a declared shape are left out. */
@@ -57,8 +66,7 @@ export function inputShapes(graph: Graph, s: Situation): Record<string, number[]
 
 function length(d: Dim, axis: number, rank: number, role: Role, s: Situation): number {
   if (typeof d === 'number' && d > 0) return d;
-  // A cache of keys and values in one has the batch behind its first axis.
-  if (axis === 0 || (role === 'past' && axis === 1 && rank === 5)) return s.batch;
+  if (axis === batchAxisOf(role, rank)) return s.batch;
   const name = typeof d === 'string' ? d : '';
   if (role === 'past') return axis === rank - 2 || /past/i.test(name) ? s.past : 4;
   if (role === 'mask' || /total|\+/i.test(name)) return s.past + s.tokens;

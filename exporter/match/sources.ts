@@ -44,7 +44,8 @@ export function projectionInputs(value: string, facts: Facts): Set<string> {
 
 /** The same for heads, whose projection may be part of the attention. */
 export function sourcesOf(h: Heads, facts: Facts): Set<string> {
-  return h.weight ? new Set([h.value]) : projectionInputs(h.value, facts);
+  if (!h.weight) return projectionInputs(h.value, facts);
+  return new Set([h.quantised ? unquantised(h.value, facts) : h.value]);
 }
 
 function projectionInput(node: Node, facts: Facts): string | undefined {

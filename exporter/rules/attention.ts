@@ -52,6 +52,7 @@ function describe(
   const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
   const precision = dtypeName(node.int('softmax_precision') ?? 0);
   const given = node.float('scale');
+  const softcap = node.float('softcap') ?? 0;
   const value = node.outputs[0]!;
   const output: Sdpa['output'] =
     facts.rank(node.inputs[0]!) === 3 ? { value, layout: 'packed' } : siteOutput(value, facts);
@@ -63,6 +64,8 @@ function describe(
       k,
       v,
       scale: given !== undefined ? given : 1 / Math.sqrt(q.dim),
+      // Before the masks, as corrected after the operator's release (onnx/onnx#7867) and as ONNX Runtime does it.
+      ...(softcap > 0 && { softcap }),
       masks: masksOf(node, facts),
       ...(cache && { cache }),
       output,
@@ -76,7 +79,7 @@ function describe(
 
 function refusedFeature(node: Node, facts: Facts): string | undefined {
   const softcap = node.float('softcap') ?? 0;
-  if (softcap !== 0) return `softcap must be 0, received ${softcap}`;
+  if (softcap < 0) return `softcap must not be negative, received ${softcap}`;
   if (usedOutput(node, 3, facts))
     return `its scores '${node.outputs[3]}' (qk_matmul_output) are used`;
   const [left, right] = [node.int('left_window_size') ?? -1, node.int('right_window_size') ?? -1];

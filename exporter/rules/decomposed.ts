@@ -15,6 +15,7 @@ import {
   type Found,
   isMiss,
   lazy,
+  lookThrough,
   match,
   note,
   number,
@@ -22,7 +23,7 @@ import {
   type Pattern,
 } from '../match/pattern.js';
 import { notAttention, type Rule, unsupported } from '../match/rule.js';
-import type { MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
+import type { MaskStep, RuleResult, Sdpa, Sink } from '../match/sdpa.js';
 import { crossAttention, weightLike } from '../match/sources.js';
 import { flatten } from './decomposed_flat.js';
 import { keysAndValues } from './decomposed_keys.js';
@@ -31,7 +32,10 @@ import { keysAndValues } from './decomposed_keys.js';
 type Step =
   | MaskStep
   | { readonly kind: 'scale'; readonly factor: number }
-  | { readonly kind: 'softcap' }
+  | { readonly kind: 'tanh' }
+  /** A column more, and its removal from the weights. */
+  | { readonly kind: 'sink'; readonly logits: string }
+  | { readonly kind: 'cut' }
   /** Weights are set to 0 where the condition is not `keep`. */
   | { readonly kind: 'zeroed'; readonly cond: string; readonly keep: boolean };
 type P = Pattern<Step>;
@@ -57,7 +61,7 @@ function layoutOf(node: Node, factor: 'A' | 'B'): 'ntd' | 'tnd' {
 /**
  * The scores: q k', then in any order factors, added masks and Where masks.
  *
- *     Softmax <- [Add(mask) | Where(cond, scores, fill) | Mul | Div | Tanh | Reshape]* <- MatMul(q, k')
+ *     [Concat(sink)] <- [Add(mask) | Where(cond, scores, fill) | Mul | Div | Tanh | Reshape]* <- MatMul(q, k')
  */
 const scores: P = lazy(() =>
   either<Step>(
@@ -77,7 +81,11 @@ const scores: P = lazy(() =>
       kind: 'scale',
       factor: facts.scalar(v.factor!)!,
     })),
-    note(op('Add', [scores, any('mask')]), (v) => ({ kind: 'add', value: v.mask! })),
+    note(op('Add', [scores, any('mask')]), (v, facts, sum) => ({
+      kind: 'add',
+      value: v.mask!,
+      ...(perHeadOfBatch(v.mask!, sum, facts) && { flat: true }),
+    })),
     note(op('Where', [any('cond'), scores, any('fill')]), (v) => ({
       kind: 'where',
       cond: v.cond!,
@@ -97,13 +105,67 @@ const scores: P = lazy(() =>
         ? undefined
         : `'${node.name}' must cut off at the lowest number`,
     ),
-    note(op('Tanh', [scores]), () => ({ kind: 'softcap' })),
+    note(op('Tanh', [scores]), () => ({ kind: 'tanh' })),
   ),
 );
 
-const softmax: P = op('Softmax', [scores], (node, facts) =>
+/** gpt-oss: a learned score of each head behind those of the keys. */
+const withSink: P = note(
+  op('Concat', [scores, any('sink')], (node, facts) =>
+    node.inputs.length === 2 && isLast(node.int('axis') ?? 0, node.outputs[0]!, facts)
+      ? undefined
+      : `'${node.name}' must add a column to the scores`,
+  ),
+  (v, facts) => ({ kind: 'sink', logits: beforeExpand(v.sink!, facts) }),
+);
+const joined: P = either(scores, withSink);
+const columns: P = either(
+  joined,
+  // The largest is subtracted, which changes nothing.
+  op('Sub', [joined, op('ReduceMax', [any('reduced')])], (node, facts) => {
+    const [minuend, largest] = node.inputs;
+    return facts.graph.producer(largest!)?.inputs[0] === minuend
+      ? undefined
+      : `'${node.name}' must subtract the largest score`;
+  }),
+);
+
+const softmax: P = op('Softmax', [columns], (node, facts) =>
   overLastAxis(node, facts) ? undefined : `'${node.name}' must run over the last axis`,
 );
+
+/** Softmax over a row, the column of the sink cut off again. */
+const rows: P = either(
+  note(
+    op('Slice', [softmax], (node, facts) => {
+      const [part, ...more] = facts.sliceOf(node) ?? [];
+      const all = part?.start === 0 && part.end === -1 && part.step === 1 && more.length === 0;
+      return all && isLast(part.axis, node.outputs[0]!, facts)
+        ? undefined
+        : `'${node.name}' must cut off the last column`;
+    }),
+    () => ({ kind: 'cut' }),
+  ),
+  softmax,
+);
+
+function isLast(axis: number, value: string, facts: Facts): boolean {
+  return axis === -1 || axis + 1 === facts.rank(value);
+}
+
+/** Is a value added to [B*H,Tq,Tk] scores [B*H,..] itself? */
+function perHeadOfBatch(value: string, sum: string, facts: Facts): boolean {
+  const dims = facts.dims(value);
+  return facts.rank(sum) === 3 && dims?.length === 3 && dims[0] !== 1;
+}
+
+/** What is repeated for the batch and every query. */
+function beforeExpand(value: string, facts: Facts): string {
+  const { node } = lookThrough(value, facts);
+  return node && /^(Expand|Tile|Reshape|Unsqueeze)$/.test(node.opType)
+    ? beforeExpand(node.inputs[0]!, facts)
+    : value;
+}
 
 function noScores(node: Node): string {
   return `'${node.name}' (${node.string('equation')}) must be queries times keys`;
@@ -112,17 +174,17 @@ function noScores(node: Node): string {
 /** What exporters put between Softmax and the product with the values. */
 const weights: P = lazy(() =>
   either<Step>(
-    softmax,
-    op('Reshape', [softmax]),
+    rows,
+    op('Reshape', [rows]),
     // Rows without any visible key are NaN; newer exporters zero them.
-    op('Where', [op('IsNaN', [any('weights')]), number('zero'), softmax]),
+    op('Where', [op('IsNaN', [any('weights')]), number('zero'), rows]),
     // Speech models zero what is masked once more.
-    note(op('Where', [any('zeroed'), number('zero'), softmax]), (v) => ({
+    note(op('Where', [any('zeroed'), number('zero'), rows]), (v) => ({
       kind: 'zeroed',
       cond: v.zeroed!,
       keep: false,
     })),
-    note(op('Where', [any('zeroed'), softmax, number('zero')]), (v) => ({
+    note(op('Where', [any('zeroed'), rows, number('zero')]), (v) => ({
       kind: 'zeroed',
       cond: v.zeroed!,
       keep: true,
@@ -195,7 +257,7 @@ function weightedSum(anchor: Node, facts: Facts): Node | string {
     const found = uses.find((u) => (isProduct(u.node) && u.index === 0) || u.node.is('Einsum'));
     if (found) return found.node;
     const next = uses.find((u) =>
-      /^(Cast|Identity|Dropout|Expand|QuantizeLinear|DequantizeLinear|Reshape|Where)$/.test(
+      /^(Cast|Identity|Dropout|Expand|QuantizeLinear|DequantizeLinear|Reshape|Slice|Where)$/.test(
         u.node.opType,
       ),
     );
@@ -284,13 +346,11 @@ function normalise(
   if (mismatch) return unsupported(mismatch, partial);
   const cross = crossAttention(q, kv.k, kv.v, facts);
   if (cross) return unsupported(cross, partial);
-  const { scale, masks, reason } = scoreSteps(
-    steps,
-    query.scale * inner.scale * keys.scale * (fused?.float('alpha') ?? 1),
-    is3d,
-    facts,
-  );
-  if (reason) return unsupported(reason, partial);
+  const factor = query.scale * inner.scale * keys.scale * (fused?.float('alpha') ?? 1);
+  const found = scoreSteps(steps, factor, is3d, facts);
+  if ('reason' in found) return unsupported(found.reason, partial);
+  const sink = sinkOf(steps, q.heads, facts);
+  if (typeof sink === 'string') return unsupported(sink, partial);
   const dtype = facts.dtype(root.outputs[0]!) ?? 'float32';
   const sdpa: Sdpa = {
     rule: 'decomposed',
@@ -298,8 +358,8 @@ function normalise(
     q,
     k: kv.k,
     v: kv.v,
-    scale,
-    masks,
+    ...found,
+    ...(sink && { sink }),
     ...(kv.cache && { cache: kv.cache }),
     output:
       flat?.timeFirst ??
@@ -320,47 +380,76 @@ function keysOf(value: string, fused: Node | undefined, facts: Facts) {
   return { ...unscale(value, facts), layout };
 }
 
-/** Folds all factors into one; refuses factors between masks, which would scale a mask. */
+/** Folds all factors into one, those after an added mask into the mask too. */
 function scoreSteps(
   notes: readonly Step[],
   outside: number,
   is3d: boolean,
   facts: Facts,
-): { scale: number; masks: MaskStep[]; reason?: string } {
+): Pick<Sdpa, 'scale' | 'softcap' | 'masks'> | { reason: string } {
   let scale = outside;
-  const masks: MaskStep[] = [];
+  let softcap: number | undefined;
+  let masks: MaskStep[] = [];
   // Notes run from Softmax towards the product; computation runs the other way.
   for (const step of [...notes].reverse()) {
-    if (step.kind === 'softcap')
-      return { scale, masks, reason: 'scores go through Tanh (softcap)' };
-    if (step.kind === 'zeroed') {
-      const same = (m: MaskStep) =>
-        m.kind === 'where' && m.cond === step.cond && m.keep === step.keep;
-      if (masks.some(same)) continue;
-      const reason = `weights are set to 0 by '${step.cond}', which is not what masks the scores`;
-      return { scale, masks, reason };
-    }
-    if (step.kind === 'scale') {
-      if (masks.length > 0) {
-        return { scale, masks, reason: `scores are multiplied by ${step.factor} after a mask` };
+    switch (step.kind) {
+      case 'sink':
+      case 'cut':
+        break;
+      case 'tanh':
+        if (masks.length > 0 || softcap !== undefined)
+          return { reason: 'scores go through Tanh after a mask or another Tanh' };
+        softcap = 1;
+        break;
+      case 'zeroed': {
+        const same = (m: MaskStep) =>
+          m.kind === 'where' && m.cond === step.cond && m.keep === step.keep;
+        if (masks.some(same)) break;
+        return {
+          reason: `weights are set to 0 by '${step.cond}', which is not what masks the scores`,
+        };
       }
-      scale *= step.factor;
-    } else {
-      masks.push(step);
+      case 'scale': {
+        const { factor } = step;
+        if (masks.some((m) => m.kind !== 'add'))
+          return { reason: `scores are multiplied by ${factor} after a mask` };
+        masks = masks.map((m) =>
+          m.kind === 'add' ? { ...m, factor: factor * (m.factor ?? 1) } : m,
+        );
+        if (softcap === undefined) scale *= factor;
+        else softcap *= factor;
+        break;
+      }
+      default:
+        masks.push(step);
     }
   }
   for (const step of masks) {
-    const value = step.kind === 'add' ? step.value : step.kind === 'where' ? step.cond : '';
-    const dims = facts.dims(value);
+    const value = step.kind === 'where' ? step.cond : step.kind === 'add' ? step.value : '';
+    const dims = step.kind === 'add' && step.flat ? undefined : facts.dims(value);
     if (is3d && dims?.length === 3 && dims[0] !== 1) {
-      return {
-        scale,
-        masks,
-        reason: `mask '${value}' [${shown(dims)}] counts batch and heads in one dimension`,
-      };
+      return { reason: `mask '${value}' [${shown(dims)}] counts batch and heads in one dimension` };
     }
   }
-  return { scale, masks };
+  if (softcap === undefined) return { scale, masks };
+  // cap tanh(x) = cap tanh(cap x / cap)
+  return softcap > 0
+    ? { scale: scale * softcap, softcap, masks }
+    : { reason: `scores behind Tanh must be multiplied by a positive number, received ${softcap}` };
+}
+
+/** The sink among the keys, if there is one; or why it is none. */
+function sinkOf(notes: readonly Step[], heads: number, facts: Facts): Sink | string | undefined {
+  const cut = notes.some((n) => n.kind === 'cut');
+  const sink = notes.find((n) => n.kind === 'sink');
+  if (!sink)
+    return cut ? 'the last column of the weights is cut off, and is that of a key' : undefined;
+  if (!cut) return `the column '${sink.logits}' of the weights is multiplied with values`;
+  const dims = facts.dims(sink.logits);
+  const count = dims?.reduce((n: number, d) => n * (typeof d === 'number' ? d : Number.NaN), 1);
+  if (count === heads) return { logits: sink.logits };
+  if (!dims) facts.wanted.add(sink.logits);
+  return `sink '${sink.logits}' must hold ${heads} numbers, one for each head, received [${shown(dims)}]`;
 }
 
 function overLastAxis(node: Node, facts: Facts): boolean {

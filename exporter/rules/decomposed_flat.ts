@@ -48,7 +48,7 @@ export function flatten(
     }
     return {
       q: heads,
-      k: { value: k4, layout: 'bhtd' as const },
+      k: { value: k4, layout: factors.k.layout === 'bthd' ? 'bthd' : 'bhtd' },
       v: { value: v4, layout: 'bhtd' as const },
       output: after,
     };

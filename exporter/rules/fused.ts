@@ -7,13 +7,10 @@ import type { Cache, MaskStep, Sdpa } from '../match/sdpa.js';
 /** Fused attention of com.microsoft that is listed and left alone, and why. */
 const OTHERS: Readonly<Record<string, string>> = {
   DecoderAttention: 'decides by its inputs between self- and cross-attention',
-  DecoderMaskedMultiHeadAttention: 'writes its cache in place, in an order of its own',
-  DecoderMaskedSelfAttention: 'writes its cache in place, in an order of its own',
   LongformerAttention: 'sees a window and some global tokens',
   PackedAttention: 'has the tokens of all rows in one',
   PackedMultiHeadAttention: 'has the tokens of all rows in one',
   PagedAttention: 'has its cache in pages',
-  QAttention: 'quantises its input with the scales of 8-bit weights',
   QOrderedAttention: 'quantises its input with the scales of 8-bit weights',
   SparseAttention: 'sees blocks of keys',
 };
@@ -24,18 +21,17 @@ export const otherFused: Rule = {
   match: (node) => unsupported(`com.microsoft.${node.opType} ${OTHERS[node.opType]}`),
 };
 
-/** Of MultiHeadAttention and Attention: on the CPU, ONNX Runtime ignores the input or refuses it. */
-export const IN_PLACE =
-  'past_sequence_length: its cache is written in place, which no kernel for the CPU does as it is defined';
-
 /** The site of a fused node of com.microsoft, whose output is [B,T,H*D] and whose scale, 0 or absent, is that of the head dim. */
 export function fusedSite(
   node: Node,
   facts: Facts,
-  found: Pick<Sdpa, 'rule' | 'q' | 'k' | 'v' | 'masks'> & { readonly cache: Cache | undefined },
+  found: Pick<Sdpa, 'rule' | 'q' | 'k' | 'v' | 'masks' | 'softcap' | 'sink'> & {
+    readonly cache: Cache | undefined;
+    /** Default: that of the first input. */
+    readonly dtype?: DTypeName;
+  },
 ): { readonly sdpa: Sdpa } {
-  const { cache, ...rest } = found;
-  const dtype = facts.dtype(node.inputs[0]!) ?? 'float32';
+  const { cache, dtype = facts.dtype(node.inputs[0]!) ?? 'float32', ...rest } = found;
   return {
     sdpa: {
       ...rest,
@@ -86,6 +82,13 @@ export function cacheOf(
     }
   }
   return { pastKey, pastValue, presentKey: presentKey!, presentValue: presentValue! };
+}
+
+/** Why the inputs for beam search, beam_width and cache_indirection, are not understood; one beam is. */
+export function beams(width: string, indirection: string, facts: Facts): string | undefined {
+  if (indirection) return `cache_indirection '${indirection}': beams that share a cache`;
+  const beams = width ? facts.scalar(width) : 1;
+  return beams === 1 ? undefined : `beam_width must be 1, received ${beams ?? `'${width}'`}`;
 }
 
 /** The masks of com.microsoft's nodes: [B,Tk] or [B,Tq,Tk] with 0 for hidden keys, or the lengths [B] of rows. */

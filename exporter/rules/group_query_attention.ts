@@ -2,7 +2,7 @@ import type { Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import { headMismatch, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
-import type { Heads, Lengths, MaskStep, Rope, RuleResult } from '../match/sdpa.js';
+import type { Heads, Lengths, MaskStep, Rope, RuleResult, Sink } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
 import { cacheOf, fusedSite, usedOutput } from './fused.js';
 
@@ -36,8 +36,12 @@ export const groupQueryAttention: Rule = {
     if (typeof cache === 'string') return unsupported(cache, partial);
     const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
     if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
+    const sink = sinkOf(node);
+    const softcap = node.float('softcap') ?? 0;
     const { sdpa } = fusedSite(node, facts, {
       ...{ rule: NAME, q, k, v, masks: masksOf(node, lengths) },
+      ...(softcap > 0 && { softcap }),
+      ...(sink && { sink }),
       cache: cache && { ...cache, lengths },
     });
     // Kernels multiply and add in float32 whatever the inputs are.
@@ -45,12 +49,10 @@ export const groupQueryAttention: Rule = {
   },
 };
 
-/** What softmax(scale q k' + masks) v cannot say. */
+/** What the description of a site cannot say. */
 function refusedFeature(node: Node, facts: Facts): string | undefined {
   const softcap = node.float('softcap') ?? 0;
-  if (softcap !== 0) return `softcap must be 0, received ${softcap}`;
-  if (node.int('smooth_softmax') === 1) return 'smooth_softmax: weights do not sum to 1';
-  if (node.inputs[11]) return `head_sink '${node.inputs[11]}': weights do not sum to 1`;
+  if (softcap < 0) return `softcap must not be negative, received ${softcap}`;
   if (usedOutput(node, 3, facts)) return `its scores '${node.outputs[3]}' (output_qk) are used`;
   if (node.int('causal') === 0) return 'causal must be 1, received 0';
   if (node.int('sliding_window_cache') === 1) {
@@ -61,6 +63,13 @@ function refusedFeature(node: Node, facts: Facts): string | undefined {
     if (type !== 'NONE') return `${which} must be NONE, received ${type}: the cache is quantised`;
   }
   return undefined;
+}
+
+/** head_sink [H], or the score 0 of smooth_softmax. */
+function sinkOf(node: Node): Sink | undefined {
+  const logits = node.inputs[11];
+  if (logits) return { logits };
+  return node.int('smooth_softmax') === 1 ? {} : undefined;
 }
 
 function lengthsOf(node: Node): Lengths | undefined {

@@ -4,51 +4,92 @@ import { headMismatch, headsOf, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Heads, MaskStep, RuleResult } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
-import { cacheOf, fusedSite, IN_PLACE, maskIndex, usedOutput } from './fused.js';
+import { beams, cacheOf, fusedSite, maskIndex, usedOutput } from './fused.js';
 
-const NAME = 'com.microsoft.MultiHeadAttention';
+/** Which input is which, after query, key and value. */
+interface Inputs {
+  readonly bias: number;
+  readonly mask: number;
+  readonly added: number;
+  readonly past: readonly [number, number];
+  readonly filled: number;
+  readonly beamWidth?: number;
+  readonly indirection: number;
+}
 
 /**
  * com.microsoft.MultiHeadAttention:
  *
  *     output, present_key, present_value, qk = MultiHeadAttention(
- *         query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value, past_sequence_length, ..)
+ *         query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value, past_sequence_length,
+ *         cache_indirection)
  *
  * with query, key, value as [B,T,H*D]; or packed QKV as query [B,T,H,3,D]; or packed KV as key [B,T,H,2,D]; or keys and
- * values as [B,H,T,D].
+ * values as [B,H,T,D]. With past_sequence_length the cache is a buffer [B,H,L,D], past and present in one.
  */
-export const multiHeadAttention: Rule = {
-  name: NAME,
-  anchors: (node) => node.is('MultiHeadAttention', 'com.microsoft'),
-  match(node, facts): RuleResult {
-    const refused = refusedFeature(node, facts);
-    if (refused) return unsupported(refused);
-    const inputs = headsOfInputs(node, facts);
-    if (typeof inputs === 'string') return unsupported(inputs);
-    const { q, k, v } = inputs;
-    const cache = cacheOf(node, { past: [6, 7], present: [1, 2] }, facts);
-    const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
-    if (typeof cache === 'string') return unsupported(cache, partial);
-    const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
-    if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
-    const masks = masksOf(node, facts);
-    if (typeof masks === 'string') return unsupported(masks, partial);
-    return fusedSite(node, facts, { rule: NAME, q, k, v, masks, cache });
-  },
-};
+export const multiHeadAttention = multiHeadRule('com.microsoft.MultiHeadAttention', {
+  bias: 3,
+  mask: 4,
+  added: 5,
+  past: [6, 7],
+  filled: 8,
+  indirection: 9,
+});
 
-function refusedFeature(node: Node, facts: Facts): string | undefined {
-  if (usedOutput(node, 3, facts)) return `its scores '${node.outputs[3]}' (qk) are used`;
-  if (node.inputs[9]) {
-    return `cache_indirection '${node.inputs[9]}': its cache is read in the order of beams, which no state can follow`;
-  }
-  if (node.inputs[8]) return IN_PLACE;
-  return undefined;
+/**
+ * The same of one token after others, in decoders:
+ *
+ *     output, present_key, present_value, qk = DecoderMaskedMultiHeadAttention(
+ *         query, key, value, mask_index, attention_bias, past_key, past_value, past_sequence_length, beam_width,
+ *         cache_indirection, bias)
+ */
+export const decoderMaskedMultiHeadAttention = multiHeadRule(
+  'com.microsoft.DecoderMaskedMultiHeadAttention',
+  { bias: 10, mask: 3, added: 4, past: [5, 6], filled: 7, beamWidth: 8, indirection: 9 },
+);
+
+function multiHeadRule(name: string, at: Inputs): Rule {
+  return {
+    name,
+    anchors: (node) => node.is(name.slice(name.lastIndexOf('.') + 1), 'com.microsoft'),
+    match(node, facts): RuleResult {
+      const refused = refusedFeature(node, at, facts);
+      if (refused) return unsupported(refused);
+      const inputs = headsOfInputs(node, at, facts);
+      if (typeof inputs === 'string') return unsupported(inputs);
+      const { q, k, v } = inputs;
+      const bare = cacheOf(node, { past: at.past, present: [1, 2] }, facts);
+      const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
+      if (typeof bare === 'string') return unsupported(bare, partial);
+      const filled = node.inputs[at.filled];
+      const cache = bare && filled ? { ...bare, filled } : bare;
+      const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
+      if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
+      const masks = masksOf(node, at, facts);
+      if (typeof masks === 'string') return unsupported(masks, partial);
+      return fusedSite(node, facts, { rule: name, q, k, v, masks, cache });
+    },
+  };
 }
 
-function headsOfInputs(node: Node, facts: Facts): { q: Heads; k: Heads; v: Heads } | string {
+function refusedFeature(node: Node, at: Inputs, facts: Facts): string | undefined {
+  if (usedOutput(node, 3, facts)) return `its scores '${node.outputs[3]}' (qk) are used`;
+  const width = at.beamWidth === undefined ? '' : (node.inputs[at.beamWidth] ?? '');
+  const beam = beams(width, node.inputs[at.indirection] ?? '', facts);
+  if (beam) return beam;
+  const shared = node.int('past_present_share_buffer') === 1 && node.inputs[at.past[0]];
+  return shared && !node.inputs[at.filled]
+    ? 'past_sequence_length must be given where past and present share a buffer'
+    : undefined;
+}
+
+function headsOfInputs(
+  node: Node,
+  at: Inputs,
+  facts: Facts,
+): { q: Heads; k: Heads; v: Heads } | string {
   const heads = node.int('num_heads') ?? 0;
-  const [query, key, value, bias] = node.inputs.map((x) => x || undefined);
+  const [query, key, value, bias] = [0, 1, 2, at.bias].map((i) => node.inputs[i] || undefined);
   const dims = [query, key, value].map((x) => (x ? facts.dims(x) : undefined));
   const received = () => dims.map((d) => `[${shown(d)}]`).join(', ');
   const last = (d: (typeof dims)[number]) =>
@@ -113,13 +154,13 @@ function withBias(
   };
 }
 
-function masksOf(node: Node, facts: Facts): MaskStep[] | string {
+function masksOf(node: Node, at: Inputs, facts: Facts): MaskStep[] | string {
   const masks: MaskStep[] = [];
-  const bias = node.inputs[5];
+  const bias = node.inputs[at.added];
   if (bias) masks.push({ kind: 'add', value: bias });
-  const padding = node.inputs[4];
+  const padding = node.inputs[at.mask];
   if (padding) {
-    const step = maskIndex('key_padding_mask', padding, node, facts);
+    const step = maskIndex(at.mask === 3 ? 'mask_index' : 'key_padding_mask', padding, node, facts);
     if (typeof step === 'string') return step;
     masks.push(step);
   }

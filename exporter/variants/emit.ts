@@ -1,7 +1,7 @@
 import { BodyEmitter } from '../../ops/function/emitter.js';
 import type { DTypeName, Graph } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
-import type { Heads, Rope } from '../match/sdpa.js';
+import type { Heads, Quantised, Rope } from '../match/sdpa.js';
 import { Rows } from './rows.js';
 
 /** Writes the nodes that replace one site, in the model's version of the default domain. */
@@ -26,7 +26,7 @@ export class SiteEmitter extends BodyEmitter {
 
   /** Heads as [B,T,H*D]. */
   packed(h: Heads): string {
-    const { rope, norm, bias, weight, from, ...bare } = h;
+    const { rope, norm, bias, weight, quantised, from, ...bare } = h;
     if (rope) return this.rotate(this.packed({ ...h, rope: undefined }), h, rope);
     if (norm) return this.normalise(this.packed({ ...h, norm: undefined }), h, norm);
     if (bias) {
@@ -36,7 +36,7 @@ export class SiteEmitter extends BodyEmitter {
     if (from !== undefined) {
       return this.slice(this.packed({ ...h, from: undefined }), 2, from, from + h.heads * h.dim);
     }
-    if (weight) return this.product(this.packed(bare), weight);
+    if (weight) return this.product(this.packed(bare), weight, quantised);
     const flat = (bthd: string) => this.reshape(bthd, [0, 0, h.heads * h.dim]);
     switch (h.layout) {
       case 'packed':
@@ -62,11 +62,20 @@ export class SiteEmitter extends BodyEmitter {
   }
 
   /** x W; q, k and v of one weight share the product. */
-  private product(x: string, weight: string): string {
+  private product(x: string, weight: string, quantised: Quantised | undefined): string {
     const key = `${x}|${weight}`;
-    const product = this.products.get(key) ?? this.matmul(x, weight);
+    const make = () =>
+      quantised ? this.integerProduct(x, weight, quantised) : this.matmul(x, weight);
+    const product = this.products.get(key) ?? make();
     this.products.set(key, product);
     return product;
+  }
+
+  /** (x - x0) (W - w0) in integers, times both scales. */
+  private integerProduct(x: string, weight: string, q: Quantised): string {
+    const product = this.op('MatMulInteger', [x, weight, q.valueZero, q.weightZero]);
+    const scale = this.mul(q.valueScale, q.weightScale);
+    return this.mul(this.cast(product, this.facts.dtype(q.weightScale) ?? 'float32'), scale);
   }
 
   /** x / sqrt(mean(x^2) + epsilon) * weight over each head, in float32; x is [B,T,H*D]. */

@@ -11,9 +11,10 @@ import { type AttributeValue, makeTensor } from '../ir/index.js';
 import { beforeRotation } from '../match/rotation.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { StatePair } from '../states.js';
+import { keySlopes, querySlopes } from './alibi.js';
 import type { SiteEmitter } from './emit.js';
 import type { HybridFeatureMap, HybridLayer, RewriteOptions, Variant } from './options.js';
-import { floatType } from './types.js';
+import { type FloatDType, floatType } from './types.js';
 
 /** What is exact unless told otherwise. */
 const DEFAULTS = { window: 64, sinks: 4, cache: 0 } as const;
@@ -27,11 +28,23 @@ export interface HybridSite {
   /** What is carried, when there was a cache. */
   readonly state?: StatePair;
   readonly window?: StatePair;
+  /** ALiBi of the original. */
+  readonly slopes?: readonly number[];
+  /** What is added by distance, [HQ][window + 1]. */
+  readonly distances?: readonly (readonly number[])[];
 }
 
 /** Is it a variant with an exact window? */
 export function isWindowed(variant: Variant): variant is 'hybrid' | 'window' {
   return variant === 'hybrid' || variant === 'window';
+}
+
+/** How many of the last and of the first tokens are seen exactly. */
+export function windowOf({ window = DEFAULTS.window, sinks = DEFAULTS.sinks }: RewriteOptions): {
+  window: number;
+  sinks: number;
+} {
+  return { window, sinks };
 }
 
 /** Sizes of one converted layer. */
@@ -49,7 +62,7 @@ export interface HybridShape {
 
 /** How one layer is converted. */
 export function hybridShape(sdpa: Sdpa, layer: number, options: RewriteOptions): HybridShape {
-  const { window = DEFAULTS.window, sinks = DEFAULTS.sinks } = options;
+  const { window, sinks } = windowOf(options);
   const fitted = options.hybrid?.[layer];
   const cache = options.variant === 'hybrid' ? (options.cache ?? DEFAULTS.cache) : 0;
   const featureMap = fitted?.featureMap ?? hybridMap(options);
@@ -86,9 +99,9 @@ export function emitWindowed(e: SiteEmitter, site: HybridSite, options: RewriteO
   const dtype = floatType(sdpa, layer);
   const shape = hybridShape(sdpa, layer, options);
   const [query, key, value] = [sdpa.q, sdpa.k, sdpa.v].map((h) => e.as(e.packed(h), dtype));
-  const { output } = sdpa;
+  const { output, softcap = 0, sink } = sdpa;
   const packedOutput =
-    output.layout === 'packed'
+    output.layout === 'packed' && !sink
       ? output.value
       : e.graph.fresh(`${sdpa.anchor.name}/${options.variant}`);
   const common = {
@@ -97,7 +110,7 @@ export function emitWindowed(e: SiteEmitter, site: HybridSite, options: RewriteO
     window: shape.window,
     sinks: shape.sinks,
     scale: { float: sdpa.scale },
-    softcap: { float: 0 },
+    softcap: { float: softcap },
   };
   const call = {
     dtype,
@@ -108,23 +121,29 @@ export function emitWindowed(e: SiteEmitter, site: HybridSite, options: RewriteO
   };
   const past = [site.window?.past ?? '', site.state?.past ?? ''];
   const present = [site.window?.present ?? '', site.state?.present ?? ''];
+  let result = packedOutput;
   if (options.variant === 'window') {
-    const inputs = [query!, key!, value!, site.mask, '', '', past[0]!];
+    const slopes = slopesOf(e, site);
+    const distances = distancesOf(e, site);
+    const inputs = [query!, key!, value!, site.mask, slopes, distances, past[0]!];
     const body = windowAttentionFunction({
-      attributes: { ...common, scale: sdpa.scale, softcap: 0 },
+      attributes: { ...common, scale: sdpa.scale, softcap },
       present: {
         mask: site.mask !== '',
-        alibi_slopes: false,
-        distance_bias: false,
+        alibi_slopes: slopes !== '',
+        distance_bias: distances !== '',
         past_window: past[0] !== '',
       },
       ...call,
     });
-    write(e, 'WindowAttention', inputs, [packedOutput, '', present[0]!], common, body);
+    const lse = sink ? e.graph.fresh(`${sdpa.anchor.name}/lse`) : '';
+    write(e, 'WindowAttention', inputs, [packedOutput, lse, present[0]!], common, body);
+    if (sink) result = besideSink(e, sdpa, packedOutput, lse, dtype);
   } else {
     const p = parameters(e, site, shape, options);
     const own = shape.extra > 0 ? unrotated(e, site) : ['', ''];
-    const inputs = [query!, key!, value!, ...own, site.mask, ...p, '', '', '', ...past];
+    const biases = [slopesOf(e, site), distancesOf(e, site), decayOf(e, site)];
+    const inputs = [query!, key!, value!, ...own, site.mask, ...p, ...biases, ...past];
     const { cache, featureMap, signs } = shape;
     const attributes = { ...common, cache, feature_map: featureMap, signs };
     const given = Object.fromEntries(
@@ -135,15 +154,63 @@ export function emitWindowed(e: SiteEmitter, site: HybridSite, options: RewriteO
       cache > 0
         ? undefined
         : hybridAttentionFunction({
-            attributes: { ...attributes, scale: sdpa.scale, softcap: 0 },
+            attributes: { ...attributes, scale: sdpa.scale, softcap },
             present: given,
             ...call,
           });
     write(e, 'HybridAttention', inputs, [packedOutput, ...present], attributes, body);
   }
   if (output.layout !== 'packed') {
-    e.fromPacked(packedOutput, sdpa.q.heads, sdpa.v.dim, { ...output, layout: output.layout });
+    e.fromPacked(result, sdpa.q.heads, sdpa.v.dim, { ...output, layout: output.layout });
+  } else if (result !== output.value) {
+    e.op('Identity', [result], {}, { output: output.value });
   }
+}
+
+/** Softmax without the sink, times the share of the keys beside it: exp(lse) / (exp(lse) + exp(logit)). */
+function besideSink(
+  e: SiteEmitter,
+  { q, v, sink }: Sdpa,
+  output: string,
+  lse: string,
+  dtype: FloatDType,
+): string {
+  const logits = sink!.logits ? e.reshape(e.as(sink!.logits, 'float32'), [1, 1, q.heads]) : '';
+  const share = e.op('Sigmoid', [logits ? e.sub(lse, logits) : lse]);
+  const factor = e.unsqueeze(dtype === 'float32' ? share : e.cast(share, dtype), 3);
+  const scaled = e.mul(e.reshape(output, [0, 0, q.heads, v.dim]), factor);
+  return e.reshape(scaled, [0, 0, q.heads * v.dim]);
+}
+
+/** ALiBi inside the window: alibi_slopes [HQ], or ''. */
+function slopesOf(e: SiteEmitter, { sdpa, slopes }: HybridSite): string {
+  if (!slopes) return '';
+  return numbers(e, sdpa, 'alibi_slopes', [sdpa.q.heads], querySlopes(slopes, sdpa));
+}
+
+/** A bias by distance: distance_bias [HQ,window+1], or ''. */
+function distancesOf(e: SiteEmitter, { sdpa, distances }: HybridSite): string {
+  if (!distances) return '';
+  const dims = [sdpa.q.heads, distances[0]!.length];
+  return numbers(e, sdpa, 'distance_bias', dims, distances.flat());
+}
+
+/** ALiBi beyond it: decay [HV], or ''. */
+function decayOf(e: SiteEmitter, { sdpa, slopes }: HybridSite): string {
+  if (!slopes) return '';
+  const decay = keySlopes(slopes, sdpa)!.map((s) => -s);
+  return numbers(e, sdpa, 'decay', [decay.length], decay);
+}
+
+function numbers(
+  e: SiteEmitter,
+  { anchor }: Sdpa,
+  name: string,
+  dims: readonly number[],
+  values: readonly number[],
+): string {
+  const stem = e.graph.fresh(`${anchor.name}/${name}`);
+  return e.graph.addInitializer(makeTensor(stem, 'float32', dims, values));
 }
 
 /** Queries and keys before their rotary embedding, packed. */
@@ -173,18 +240,25 @@ function write(
 /** Initializers query_weight to key_mean; '' for what is absent. */
 function parameters(
   e: SiteEmitter,
-  { sdpa, layer }: HybridSite,
+  { sdpa, layer, slopes, distances }: HybridSite,
   shape: HybridShape,
   options: RewriteOptions,
 ): string[] {
   const p = options.hybrid?.[layer] ?? uncalibrated(sdpa, shape, options);
   checkParameters(p, sdpa, shape, layer);
+  // What leaves the window has lost as much as its age there says, and keeps what all larger distances add.
+  const far = (h: number) =>
+    distances ? distances[h]!.at(-1)! : slopes ? -querySlopes(slopes, sdpa)[h]! * shape.window : 0;
+  const alpha = (slopes || distances) && {
+    dims: [sdpa.q.heads],
+    data: Float32Array.from({ length: sdpa.q.heads }, (_, h) => (p.alpha?.data[h] ?? 0) + far(h)),
+  };
   const named = {
     query_weight: p.queryWeight,
     key_weight: p.keyWeight,
     query_bias: p.queryBias,
     key_bias: p.keyBias,
-    alpha: p.alpha,
+    alpha: alpha ?? p.alpha,
     key_mean: p.keyMean,
   };
   return Object.entries(named).map(([name, tensor]) => {

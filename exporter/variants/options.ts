@@ -65,6 +65,8 @@ export interface RewriteOptions {
   featureMap?: FeatureMapName;
   /** Divide by the sum of weights. Default: true for `linear`, false for the others. */
   normalize?: boolean;
+  /** `drop` leaves out what is added to scores by position, where a variant has no place for it; such layers are refused otherwise. */
+  bias?: 'drop';
   /** Layers to convert; default: every rewritable one. */
   layers?: readonly number[];
   /** Layers to leave alone. */

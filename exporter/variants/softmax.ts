@@ -15,7 +15,7 @@ export type Handicap =
 /**
  * Writes a site as softmax attention in plain operators, from nothing but its normalised description:
  *
- *     softmax(scale q k' + masks) v
+ *     softmax(cap(scale q k') + masks) v
  *
  * @returns the product q k' [B,H,Tq,Tk], of which a mask may want to know the shape
  */
@@ -30,9 +30,12 @@ export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa, handicap?: Handicap): st
   const product = e.matmul(q, e.transpose(k, [0, 1, 3, 2]));
   const scaled = sdpa.scale === 1 ? product : e.mul(product, e.scalar(sdpa.scale, sdpa.dtype));
   let scores = precision === sdpa.dtype ? scaled : e.cast(scaled, precision);
-  for (const step of sdpa.masks) scores = applyMask(e, scores, step, precision);
+  if (sdpa.softcap !== undefined) scores = capped(e, scores, sdpa.softcap, precision);
+  for (const step of sdpa.masks) scores = applyMask(e, scores, step, sdpa, precision);
   if (handicap?.control === 'window') scores = hideFar(e, sdpa, scores, handicap, precision);
-  const softmax = e.op('Softmax', [scores], { axis: 3 });
+  const softmax = sdpa.sink
+    ? softmaxBesideSink(e, scores, sdpa, precision)
+    : e.op('Softmax', [scores], { axis: 3 });
   let weights = precision === sdpa.dtype ? softmax : e.cast(softmax, sdpa.dtype);
   // Chosen, not multiplied: a row that sees nothing is not a number.
   if (handicap?.control === 'zeroed') {
@@ -41,6 +44,21 @@ export function emitSoftmax(e: SiteEmitter, sdpa: Sdpa, handicap?: Handicap): st
   }
   finish(e, weights, v, sdpa);
   return product;
+}
+
+/** cap tanh(scores / cap) */
+function capped(e: SiteEmitter, scores: string, cap: number, dtype: DTypeName): string {
+  return e.mul(e.op('Tanh', [e.div(scores, e.scalar(cap, dtype))]), e.scalar(cap, dtype));
+}
+
+/** Weights of the keys, when they share a row with those of a sink. */
+function softmaxBesideSink(e: SiteEmitter, scores: string, sdpa: Sdpa, dtype: DTypeName): string {
+  const { heads } = sdpa.q;
+  const logits = sdpa.sink!.logits;
+  const column = logits ? e.reshape(e.as(logits, dtype), [1, heads, 1, 1]) : e.scalar(0, dtype);
+  const shape = e.shape([e.dim(scores, 0), heads, e.dim(scores, 2), 1]);
+  const all = e.op('Concat', [scores, e.op('Expand', [column, shape])], { axis: 3 });
+  return e.slice(e.op('Softmax', [all], { axis: 3 }), 3, 0, -1);
 }
 
 function finish(e: SiteEmitter, weights: string, v: string, sdpa: Sdpa): void {
@@ -65,6 +83,7 @@ function allTokens(e: SiteEmitter, sdpa: Sdpa, what: 'Key' | 'Value'): string {
   if (sdpa.cache.lengths) {
     return scattered(e, past, e.bhtd(current), sdpa.cache.lengths, current.dim, present);
   }
+  if (sdpa.cache.filled) return behind(e, past, e.bhtd(current), sdpa.cache.filled, present);
   // Outside a fused node the concatenation is there already.
   const producer = e.graph.producer(present);
   if (producer && producer !== sdpa.anchor) {
@@ -79,14 +98,38 @@ function allTokens(e: SiteEmitter, sdpa: Sdpa, what: 'Key' | 'Value'): string {
 /** Keys and values of cached and new tokens, when the cache holds both in one value. */
 function stackedTokens(e: SiteEmitter, sdpa: Sdpa, cache: Cache): [string, string] {
   const entry = (i: number) => e.squeeze(e.slice(cache.pastKey, 0, i, i + 1), 0);
-  const both = [sdpa.k, sdpa.v].map((h, i) =>
-    e.op('Concat', [entry(i), e.bhtd(h)], { axis: 2 }),
-  ) as [string, string];
+  const whole: string[] = [];
+  const both = [sdpa.k, sdpa.v].map((h, i) => {
+    if (cache.filled === undefined) {
+      whole.push(e.op('Concat', [entry(i), e.bhtd(h)], { axis: 2 }));
+      return whole[i];
+    }
+    whole.push(cache.presentKey && e.graph.fresh(`${sdpa.anchor.name}/present`));
+    return behind(e, entry(i), e.bhtd(h), cache.filled, whole[i]!);
+  }) as [string, string];
   if (cache.presentKey) {
-    const apart = both.map((x) => e.unsqueeze(x, 0));
+    const apart = whole.map((x) => e.unsqueeze(x, 0));
     e.op('Concat', apart, { axis: 0 }, { output: cache.presentKey });
   }
   return both;
+}
+
+/** The filled part of a buffer [B,H,L,D] and the new tokens; `present`, if that is a name, the whole buffer afterwards. */
+function behind(
+  e: SiteEmitter,
+  buffer: string,
+  current: string,
+  filled: string,
+  present: string,
+): string {
+  const before = e.reshape(e.cast(filled, 'int64'), [1]);
+  const all = e.op('Concat', [e.window(buffer, 2, 0, before), current], { axis: 2 });
+  if (present) {
+    const after = e.add(before, e.dim(current, 2));
+    const rest = e.window(buffer, 2, after, e.sub(e.dim(buffer, 2), after));
+    e.op('Concat', [all, rest], { axis: 2 }, { output: present });
+  }
+  return all;
 }
 
 /**
@@ -123,10 +166,21 @@ function repeatHeads(e: SiteEmitter, x: string, dim: number, sdpa: Sdpa): string
   return e.reshape(repeated, [0, sdpa.q.heads, -1, dim]);
 }
 
-function applyMask(e: SiteEmitter, scores: string, step: MaskStep, dtype: DTypeName): string {
+function applyMask(
+  e: SiteEmitter,
+  scores: string,
+  step: MaskStep,
+  { q }: Sdpa,
+  dtype: DTypeName,
+): string {
   switch (step.kind) {
-    case 'add':
-      return e.add(scores, e.as(step.value, dtype));
+    case 'add': {
+      const value = e.as(step.value, dtype);
+      const apart = [-1, q.heads, e.dim(value, 1), e.dim(value, 2)];
+      const bias = step.flat ? e.op('Reshape', [value, e.shape(apart)]) : value;
+      const { factor = 1 } = step;
+      return e.add(scores, factor === 1 ? bias : e.mul(bias, e.scalar(factor, dtype)));
+    }
     case 'where': {
       const fill =
         typeof step.fill === 'string' ? e.as(step.fill, dtype) : e.scalar(step.fill, dtype);

@@ -119,7 +119,11 @@ describe.each(DECODERS)('$name', ({ spec }) => {
   it('is inspected as cached and causal', async () => {
     const { sites } = await inspectModel(decoder(spec));
     expect(sites).toMatchObject([
-      { cache: true, mask: spec.padding ? 'causal+padding' : 'causal', rewritable: true },
+      {
+        cache: true,
+        mask: `causal${spec.padding ? '+padding' : ''}${spec.alibi ? '+ALiBi' : ''}`,
+        rewritable: true,
+      },
     ]);
   });
 

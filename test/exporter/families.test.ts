@@ -86,6 +86,7 @@ describe.each(FAMILIES)('$name', (family) => {
         cache: false,
         rewritable: true,
         reason: null,
+        notes: family.notes ?? [],
       },
     ]);
     expect(modelBytes(model)).toEqual(before);

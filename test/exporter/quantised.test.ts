@@ -45,7 +45,8 @@ describe.each(QUANTISED)('$name', ({ build, error, fused }) => {
     for (const variant of ['none', 'linear'] as const) {
       const subject = model();
       const weights = (m: Model) =>
-        m.graph.nodes.filter((n) => /^(MatMulNBits|MatMulInteger)/.test(n.opType)).length;
+        m.graph.nodes.filter((n) => /^(MatMulNBits|MatMulInteger|QAttention)/.test(n.opType))
+          .length;
       const before = weights(subject);
       await rewriteModel(subject, { variant });
       expect(weights(subject)).toBe(before);
@@ -55,4 +56,24 @@ describe.each(QUANTISED)('$name', ({ build, error, fused }) => {
       if (variant === 'none') expect(distance(a, b)).toBeLessThan(error);
     }
   });
+});
+
+it('QAttention becomes what its products side by side become', async () => {
+  const named = (start: string) => QUANTISED.find(({ name }) => name.startsWith(start))!;
+  const outputs = ['com.microsoft.QAttention', 'products of 8 bits'].map(async (name) => {
+    const subject = named(name).build(quantiser());
+    await rewriteModel(subject, { variant: 'linear' });
+    const { y } = await run(parseModel(modelBytes(subject)), feeds());
+    return visible(y!.data as Float32Array);
+  });
+  const [inside, apart] = await Promise.all(outputs);
+  expect(distance(inside!, apart!)).toBeLessThan(2e-6);
+});
+
+it('QAttention takes gates from what was quantised', async () => {
+  const subject = QUANTISED.find(({ name }) => name.includes('QAttention'))!.build(quantiser());
+  const decay = { weight: new Float32Array(HIDDEN * 4).fill(0.1) };
+  await rewriteModel(subject, { variant: 'gla', gates: { 0: { decay } } });
+  const { y } = await run(parseModel(modelBytes(subject)), feeds());
+  expect((y!.data as Float32Array).every(Number.isFinite)).toBe(true);
 });

@@ -123,6 +123,7 @@ describe('tinylm', () => {
         cache,
         rewritable: true,
         reason: null,
+        notes: [],
       })),
     );
   });
@@ -289,6 +290,7 @@ describe('the text recogniser of PP-OCRv4', () => {
       cache: false,
       rewritable: true,
       reason: null,
+      notes: [],
     });
     expect(sites.slice(0, 2)).toEqual([block(0), block(1)]);
     expect(sites.slice(2)).toMatchObject([

@@ -44,7 +44,7 @@ describe.each(TORCH_EXPORTS)('$name', ({ name, mask, cache = false }) => {
         head_dim: 4,
         mask,
         cache,
-        rewritable: mask !== 'other',
+        rewritable: !mask.endsWith('bias'),
       },
     ]);
   });
@@ -60,14 +60,16 @@ describe.each(TORCH_EXPORTS)('$name', ({ name, mask, cache = false }) => {
     }
   });
 
-  it('runs as linear attention, any length, or is refused with the reason', async () => {
-    if (mask === 'other') {
+  it('runs as linear attention, any length, if need be when its bias is dropped', async () => {
+    const biased = mask.endsWith('bias');
+    if (biased) {
       const refused = rewritten(name, { variant: 'linear', layers: [0] });
-      await expect(refused).rejects.toThrow(/layer 0 cannot be rewritten: mask: /);
-      return;
+      await expect(refused).rejects.toThrow(/layer 0 cannot be rewritten: mask: .*bias 'drop'/);
     }
-    const { model, report } = await rewritten(name, { variant: 'linear' });
-    expect(report.sites).toMatchObject([{ rewritten: true }]);
+    const options: RewriteOptions = { variant: 'linear', ...(biased && { bias: 'drop' }) };
+    const { model, report } = await rewritten(name, options);
+    const notes = biased ? ['the bias by position is left out'] : [];
+    expect(report.sites).toMatchObject([{ rewritten: true, reason: null, notes }]);
     for (const tokens of [1, TOKENS, 30]) {
       const { x, attention_mask } = feedsOf(name, tokens);
       const states = report.state.map((s) => [s.past, zeros(s.dtype, s.shape, BATCH)]);

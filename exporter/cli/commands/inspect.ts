@@ -35,7 +35,8 @@ export function addInspect(program: Command, io: Io): void {
 /** What `inspect` says of each site. */
 export function printInspection(io: Io, sites: readonly SiteReport[]): void {
   printSites(io, sites, 'rewritable', (s) => (s.rewritable ? 'yes' : 'no'));
-  printReasons(io, sites, (s) => s.reason);
+  printReasons(io, sites, (s) => (s.reason === null ? [] : [s.reason]));
+  printReasons(io, sites, (s) => (s.rewritable ? s.notes : []));
 }
 
 /** The table of `inspect` and `rewrite`; they differ in the last column. */
@@ -63,17 +64,16 @@ export function printSites<Site extends SiteReport>(
   );
 }
 
-/** Says why sites were left, each reason once. */
+/** Says why sites were left or what becomes of them, each sentence once. */
 export function printReasons<Site extends SiteReport>(
   io: Io,
   sites: readonly Site[],
-  reasonOf: (site: Site) => string | null,
+  reasonsOf: (site: Site) => readonly string[],
 ): void {
   const who = new Map<string, string[]>();
   for (const site of sites) {
-    const reason = reasonOf(site);
     const name = site.layer === null ? site.node : `layer ${site.layer}`;
-    if (reason !== null) who.set(reason, [...(who.get(reason) ?? []), name]);
+    for (const reason of reasonsOf(site)) who.set(reason, [...(who.get(reason) ?? []), name]);
   }
   for (const [reason, names] of who)
     io.out(`${wrap(`${names.join(', ')}: ${reason}`, io.columns)}\n`);

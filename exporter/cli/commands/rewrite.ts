@@ -37,6 +37,7 @@ interface Flags
       | 'sinks'
       | 'cache'
       | 'features'
+      | 'bias'
     > {
   variant: RewriteOptions['variant'] | 'rmt';
   output?: string;
@@ -86,6 +87,9 @@ export function addRewrite(program: Command, io: Io): void {
     .option('--cache <n>', 'hybrid: tokens in between kept exact (default: 0)', parseCount)
     .option('--features <n>', 'hybrid, uncalibrated: random features of a token', parsePositive)
     .addOption(new Option('--dtype <type>', 'of carried states').choices(['float32', 'same']))
+    .addOption(
+      new Option('--bias <how>', 'drop: leave out biases by position, as of T5').choices(['drop']),
+    )
     .option('--decay <list>', 'retention: log decay per head, as in -0.03,-0.01', parseNumbers)
     .option('--memory-tokens <m>', 'rmt: vectors that go from segment to segment', parsePositive)
     .option('--segment <n>', 'rmt: tokens read between two copies of the memory', parsePositive)
@@ -183,7 +187,7 @@ function printReport(
 ): void {
   const written = report.variant === 'none' ? 'softmax again' : report.variant;
   printSites(io, report.sites, 'becomes', (s) => (s.rewritten ? written : 'left alone'));
-  printReasons(io, report.sites, (s) => (s.rewritten ? null : (s.reason ?? s.kept)));
+  printReasons(io, report.sites, (s) => (s.rewritten ? s.notes : [s.reason ?? s.kept!]));
   const count = report.sites.filter((s) => s.rewritten).length;
   const states = report.state.length > 0 ? `, ${report.state.length} states carried` : '';
   io.out(`${count} of ${report.sites.length} rewritten${states}\n`);

@@ -71,6 +71,7 @@ describe('inspect', () => {
       cache: false,
       rewritable: true,
       reason: null,
+      notes: [],
     });
     expect(sites[2]).toMatchObject({ node: 'p2o.Softmax.2', layer: null, rewritable: false });
     expect(sites[2]!.reason).toMatch(/not attention/);
@@ -87,6 +88,14 @@ describe('inspect', () => {
 });
 
 describe('rewrite', () => {
+  test('a bias by position, when it may be dropped', async () => {
+    const t5 = 'test/fixtures/torch/t5.onnx';
+    const out = at('t5.onnx');
+    const { stdout } = await runCli('rewrite', t5, '-o', out);
+    expect(stdout).toMatch(/a bias \(relative positions\), not a mask;\s+bias\s+'drop'/);
+    const dropped = await runCli('rewrite', t5, '-o', out, '--bias', 'drop');
+    expect(dropped.stdout).toContain('layer 0: the bias by position is left out');
+  });
   test('writes a model that computes the same with --variant none', async () => {
     const out = at('none.onnx');
     const report = await runJson<RewriteReport>(

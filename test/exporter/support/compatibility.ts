@@ -2,9 +2,10 @@ import { inspectModel, loadModel, type Model, rewriteModel } from '../../../expo
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
 import { BUFFERS, DECODERS, decoder, GROUPED } from './decoder.js';
 import { QUANTISED, quantiser } from './families/quantised.js';
-import { FAMILIES, type Family, Writer } from './families.js';
+import { BIASED, FAMILIES, type Family, Writer } from './families.js';
 import { makeLayer } from './layer.js';
 import { NEAR_MISSES } from './near_misses.js';
+import { ONE_TOKEN } from './one_token.js';
 import { mergedSeq2Seq } from './seq2seq.js';
 import { loadTorch, TORCH_EXPORTS } from './torch.js';
 
@@ -20,7 +21,9 @@ const TORCHSCRIPT = 'PyTorch, TorchScript';
 
 /** The page, from what the rewriter says of every model that the tests run. */
 export async function compatibilityPage(): Promise<string> {
-  const plain = FAMILIES.filter((f) => !f.pattern).map((f) => family(f, TORCHSCRIPT));
+  const plain = [...FAMILIES, ...BIASED]
+    .filter((f) => !f.pattern)
+    .map((f) => family(f, TORCHSCRIPT));
   const onnx = FAMILIES.filter((f) => f.pattern?.startsWith('ai.onnx'));
   const fused = FAMILIES.filter((f) => f.pattern?.startsWith('com.microsoft'));
   const genai = (f: Family) =>
@@ -37,6 +40,7 @@ sequence that the exporter named writes; the last table but one is of files that
 - **linear**: variant \`linear\`. The tests compare it with a float64 model of the same layer (families and fused nodes), with the same text read
   in one call (caches), or run it (the rest)
 - **gated**: \`retention\`, \`gla\`, \`gated-delta\`, which need a causal mask; what they compute is tested on some of the models
+- what follows a *yes* is what the variant makes of ALiBi, a softcap or a sink
 - **on request**: a window costs little as it is, and is converted when its layer is asked for
 
 ## MatMul, Softmax, MatMul
@@ -77,6 +81,11 @@ ${await table([
     exporter: 'Optimum',
     build: () => mergedSeq2Seq(),
   },
+  ...ONE_TOKEN.map(({ name, build }) => ({
+    name: `${name}, one token at a time, a buffer written in place`,
+    exporter: 'ONNX Runtime',
+    build,
+  })),
 ])}
 ## Weights and activations of 8 and 4 bits
 
@@ -146,11 +155,11 @@ async function table(rows: readonly Row[]): Promise<string> {
 
 /** mask, none, linear, gated; joined where layers differ. */
 async function answers(build: () => Model): Promise<string[]> {
-  const { sites } = await inspectModel(build());
+  const roundTrip = await rewriteModel(build(), { variant: 'none', dryRun: true });
   // What a decoder has besides stays as it is, as "Left alone" says.
   const counts = (s: { layer: number | null; reason: string | null }) =>
     s.layer !== null && !s.reason?.startsWith('cross-attention');
-  const layers = sites.filter(counts);
+  const layers = roundTrip.sites.filter(counts);
   if (layers.length === 0) return ['no attention', '', '', ''];
   const both = await Promise.all(
     (['linear', 'retention'] as const).map(async (variant) => {
@@ -161,11 +170,11 @@ async function answers(build: () => Model): Promise<string[]> {
   const all = (texts: readonly string[]) => [...new Set(texts)].join('; ');
   return [
     all(layers.map((s) => s.mask ?? '?')),
-    all(layers.map((s) => (s.reason === null || s.reason.startsWith('mask: ') ? 'yes' : 'no'))),
+    all(layers.map((s) => (s.rewritten ? 'yes' : `no: ${s.reason ?? s.kept}`))),
     ...both.map((sitesOf) =>
       all(
-        sitesOf.map(({ kept, rewritten, reason, mask }) => {
-          if (rewritten) return 'yes';
+        sitesOf.map(({ kept, rewritten, reason, mask, notes }) => {
+          if (rewritten) return ['yes', ...notes].join('; ');
           if (reason) return `no: ${reason.replace(/^mask: /, '')}`;
           if (kept?.includes('bounded already')) return 'on request';
           return mask?.startsWith('bidirectional') || mask === 'padding'

@@ -8,10 +8,12 @@ import {
 } from '../../../exporter/index.js';
 import { type RopeSpec, ropeTable } from './families/rope.js';
 import {
+  alibiFromMask,
   causalPadding,
   genaiLengths,
   packedWeights,
   repeat,
+  SHARED_SLOPES,
   scaled,
   transposed,
   Writer,
@@ -41,6 +43,11 @@ export interface DecoderSpec {
   readonly window?: number;
   /** Attention: rank of caches of 32 tokens that TensorScatter writes. */
   readonly buffer?: 3 | 4;
+  /** GroupQueryAttention. */
+  readonly softcap?: number;
+  readonly sinks?: boolean;
+  /** Decomposed: ALiBi before the mask, cut from a table as in MPT, or made of the mask and added to [B*H,T,total] as in BLOOM. */
+  readonly alibi?: 'table' | 'mask';
 }
 
 export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float32'): Model {
@@ -85,7 +92,9 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
       return w.op('Concat', [`past_key_values.0.${name}`, current], { axis: 2 }, { output });
     };
     const [keys, values] = [all('key', k), all('value', v)];
-    const scores = scaled(w, w.op('MatMul', [w.heads(q, heads), transposed(w, repeat(w, keys))]));
+    if (spec.alibi === 'mask') return bloom(w, spec, w.heads(q, heads), keys, values);
+    const product = scaled(w, w.op('MatMul', [w.heads(q, heads), transposed(w, repeat(w, keys))]));
+    const scores = spec.alibi ? w.op('Add', [product, alibi(w, keys)]) : product;
     return w.finish(w.weighted(w.op('Add', [scores, mask(w, spec)]), repeat(w, values)));
   }
   const past = spec.cache ? ['past_key_values.0.key', 'past_key_values.0.value'] : ['', ''];
@@ -114,6 +123,31 @@ export function decoder(spec: DecoderSpec, dtype: 'float32' | 'float16' = 'float
     },
   );
   return w.project('att');
+}
+
+/** float [H,1,total]: slope times (key - last key), as MPT cuts it from a table. */
+function alibi(w: Writer, keys: string): string {
+  const table = SHARED_SLOPES.flatMap((s) => Array.from({ length: 64 }, (_, j) => s * (j - 63)));
+  const start = w.op('Sub', [w.ints(64), w.dim(keys, 2)]);
+  const whole = w.weight('alibi', [w.layer.heads, 1, 64], table);
+  return w.op('Slice', [whole, start, w.ints(2 ** 31), w.ints(2)]);
+}
+
+/** baddbmm over [B*H,T,D], the heads apart again for mask and Softmax. */
+function bloom(w: Writer, spec: DecoderSpec, q: string, keys: string, values: string): Model {
+  const { heads, dim } = w.layer;
+  const rows = w.op('Mul', [w.dim(q, 0), w.ints(heads)]);
+  const flat = (x: string, last: string) =>
+    w.op('Reshape', [x, w.op('Concat', [rows, w.ints(-1), last], { axis: 0 })]);
+  const [key, value] = [keys, values].map((x) => flat(repeat(w, x), w.ints(dim)));
+  const turned = w.op('Transpose', [key!], { perm: [0, 2, 1] });
+  const product = scaled(w, w.op('MatMul', [flat(q, w.ints(dim)), turned]));
+  const scores = w.op('Add', [product, alibiFromMask(w, q, SHARED_SLOPES, 'attention_mask')]);
+  const apart = [w.dim(q, 0), w.ints(heads), w.dim(q, 2)];
+  const wide = w.op('Reshape', [scores, w.op('Concat', [...apart, w.ints(-1)], { axis: 0 })]);
+  const weights = w.op('Softmax', [w.op('Add', [wide, mask(w, spec)])], { axis: -1 });
+  const out = w.op('MatMul', [flat(weights, w.dim(keys, 2)), value!]);
+  return w.finish(w.op('Reshape', [out, w.op('Concat', [...apart, w.ints(dim)], { axis: 0 })]));
 }
 
 function packedDecoder(w: Writer, spec: DecoderSpec, x: string): Model {
@@ -154,7 +188,7 @@ function bufferDecoder(w: Writer, { cache, buffer }: DecoderSpec, qkv: readonly 
 
 function groupQuery(
   w: Writer,
-  { told, rope, window, padding }: DecoderSpec,
+  { told, rope, window, padding, softcap, sinks }: DecoderSpec,
   inputs: readonly string[],
   present: readonly string[],
 ): void {
@@ -171,9 +205,11 @@ function groupQuery(
         w.weight(`${t}_cache`, [64, rope.rotary / 2], ropeTable(t, rope, 64)),
       )
     : [];
+  const blanks = Array(4 - tables.length).fill('');
+  const head = () => w.weight('sinks', [heads], [0.5, -1, 2, 0]);
   w.ops(
     'GroupQueryAttention',
-    [...inputs, ...lengths, ...tables],
+    [...inputs, ...lengths, ...tables, ...(sinks ? [...blanks, head()] : [])],
     ['att', ...present.map((p, i) => p || `present_${i}`)],
     {
       num_heads: heads,
@@ -181,6 +217,7 @@ function groupQuery(
       do_rotary: rope ? 1 : 0,
       rotary_interleaved: rope?.interleaved ? 1 : 0,
       local_window_size: window ?? -1,
+      ...(softcap && { softcap: { float: softcap } }),
     },
     { domain: 'com.microsoft' },
   );
@@ -243,6 +280,8 @@ const SPECS: DecoderSpec[] = [
   { attention: 'decomposed', cache: true, positions: 'mask', padding: true },
   { attention: 'decomposed', cache: true, positions: 'input', padding: true },
   { attention: 'decomposed', cache: true, positions: 'none', padding: false },
+  { attention: 'decomposed', cache: true, positions: 'none', padding: true, alibi: 'table' },
+  { attention: 'decomposed', cache: true, positions: 'none', padding: true, alibi: 'mask' },
   { attention: 'Attention', cache: true, positions: 'none', padding: false },
   { attention: 'Attention', cache: true, positions: 'mask', padding: true },
   { attention: 'MultiHeadAttention', cache: true, positions: 'cache', padding: false },
@@ -253,7 +292,7 @@ const SPECS: DecoderSpec[] = [
 
 /** Decoders with a cache that grows. */
 export const DECODERS = SPECS.map((spec) => ({
-  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}`,
+  name: `${spec.attention}, positions: ${spec.positions}${spec.padding ? ', padded' : ''}${spec.alibi ? `, ALiBi from a ${spec.alibi}` : ''}`,
   spec,
 }));
 
@@ -284,6 +323,7 @@ export const GROUPED: readonly { name: string; spec: DecoderSpec }[] = [
     name: 'rotary embedding, a window of 3',
     spec: { ...base, positions: 'none', rope: { rotary: 16 }, window: 3 },
   },
+  { name: 'softcap and sinks', spec: { ...base, positions: 'none', softcap: 0.5, sinks: true } },
 ];
 
 /** A decoder with a cache as Optimum merged it: an If decides by an input whether the cache is used. */

@@ -34,6 +34,7 @@ const SINCE: Readonly<Record<string, number>> = {
 
 /** The input that holds what was an attribute before an opset. */
 const AXES: Readonly<Record<string, { input: number; name: string; since: number }>> = {
+  ReduceMax: { input: 1, name: 'axes', since: 18 },
   ReduceMean: { input: 1, name: 'axes', since: 18 },
   ReduceSum: { input: 1, name: 'axes', since: 13 },
   Split: { input: 1, name: 'split', since: 13 },

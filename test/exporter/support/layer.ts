@@ -15,6 +15,16 @@ export interface Layer {
   readonly wo: number[];
   /** What happens to each head's queries and keys before they are compared: norms, rotary embedding. */
   readonly turn?: (x: readonly number[], position: number, what: 'q' | 'k') => number[];
+  /** Softmax scale; default 1/sqrt(dim). */
+  readonly scale?: number;
+  /** ALiBi, per query head: what a token of distance costs. */
+  readonly slopes?: readonly number[];
+  /** What is added to scores of query head h by distance. Features have no scores. */
+  readonly bias?: (h: number, distance: number) => number;
+  /** Scores s become softcap tanh(s / softcap). Features know no bound. */
+  readonly softcap?: number;
+  /** Score of a key more, whose value is 0, per query head. */
+  readonly sinks?: readonly number[];
 }
 
 export function makeLayer(hidden = 12, heads = 4, kvHeads = heads, dim = 3, seed = 7): Layer {
@@ -41,8 +51,8 @@ export interface Call {
   readonly x: ArrayLike<number>;
   /** May query i of row b see key j? */
   readonly sees: (b: number, i: number, j: number) => boolean;
-  /** Softmax scale; default 1/sqrt(dim). */
-  readonly scale?: number;
+  /** Keys less than so many tokens away are weighed by softmax, all others by features without a scale; one sum for both. */
+  readonly near?: number;
 }
 
 /** How queries weigh keys: softmax; non-negative features phi(q) phi(k) divided by their sum; for silu as they are. */
@@ -62,7 +72,6 @@ export function evaluate(layer: Layer, call: Call, weighing: Weighing): Float64A
   const k = turned(project(call, layer.wk, layer.bk, hidden, kvHeads * dim), 'k', layer, call);
   const v = project(call, layer.wv, layer.bv, hidden, kvHeads * dim);
   const out = new Float64Array(call.batch * call.tokens * heads * dim);
-  const scale = call.scale ?? 1 / Math.sqrt(dim);
   for (let b = 0; b < call.batch; b++)
     for (let h = 0; h < heads; h++) {
       const shared = Math.floor(h / (heads / kvHeads));
@@ -70,7 +79,10 @@ export function evaluate(layer: Layer, call: Call, weighing: Weighing): Float64A
         const keys = [...Array(call.tokens).keys()].filter((j) => call.sees(b, i, j));
         const row = (b * call.tokens + i) * heads + h;
         const at = (j: number) => (b * call.tokens + j) * kvHeads + shared;
-        const weights = weigh(q, k, row, keys.map(at), dim, scale, weighing);
+        const distances = keys.map((j) => i - j);
+        const { near = 0 } = call;
+        const seen = { q, k, row, keys: keys.map(at), h, distances, near };
+        const weights = weigh(layer, seen, weighing);
         for (let c = 0; c < dim; c++)
           out[row * dim + c] = keys.reduce(
             (sum, j, n) => sum + weights[n]! * v[at(j) * dim + c]!,
@@ -91,13 +103,20 @@ function turned(x: Float64Array, what: 'q' | 'k', { turn, dim }: Layer, { batch,
   }, new Float64Array(x.length));
 }
 
+/** One query of head h and the keys that it sees. */
+interface Row {
+  readonly q: Float64Array;
+  readonly k: Float64Array;
+  readonly row: number;
+  readonly keys: readonly number[];
+  readonly h: number;
+  readonly distances: readonly number[];
+  readonly near: number;
+}
+
 function weigh(
-  q: Float64Array,
-  k: Float64Array,
-  row: number,
-  keys: readonly number[],
-  dim: number,
-  scale: number,
+  { dim, scale = 1 / Math.sqrt(dim), slopes, bias = () => 0, softcap, sinks }: Layer,
+  { q, k, row, keys, h, distances, near }: Row,
   weighing: Weighing,
 ): number[] {
   const dot = (f: (x: number) => number, key: number) => {
@@ -105,13 +124,27 @@ function weigh(
     for (let c = 0; c < dim; c++) sum += f(q[row * dim + c]!) * f(k[key * dim + c]!);
     return sum;
   };
+  const decay = distances.map((n) => Math.exp(-(slopes?.[h] ?? 0) * n));
+  const sink = sinks ? Math.exp(sinks[h]!) : 0;
+  const cap = (s: number) => (softcap ? softcap * Math.tanh(s / softcap) : s);
+  const exact = (key: number, n: number) =>
+    Math.exp(cap(scale * dot((x) => x, key)) + bias(h, distances[n]!)) * decay[n]!;
   if (weighing !== 'softmax') {
-    const raw = keys.map((key) => scale * dot(FEATURES[weighing], key));
-    const total = weighing === 'silu' ? 1 : raw.reduce((a, b) => a + b, 0) + 1e-6;
+    const f = FEATURES[weighing];
+    const factor = near > 0 ? 1 : scale; // and nothing is added to the sum of both
+    const raw = keys.map((key, n) =>
+      near > 0 && distances[n]! < near
+        ? exact(key, n)
+        : factor * dot(f, key) * decay[n]! * (near > 0 ? Math.exp(bias(h, distances[n]!)) : 1),
+    );
+    // A sink weighs as much as a key that scores its logit would, were features exponentials: exp(logit) times that of a score of 0.
+    const beside = sink * scale * dim * f(0) ** 2;
+    const total =
+      weighing === 'silu' ? 1 : raw.reduce((a, b) => a + b, near > 0 ? 0 : 1e-6) + beside;
     return raw.map((w) => w / total);
   }
-  const raw = keys.map((key) => Math.exp(scale * dot((x) => x, key)));
-  const total = raw.reduce((a, b) => a + b, 0);
+  const raw = keys.map(exact);
+  const total = raw.reduce((a, b) => a + b, 0) + sink;
   return raw.map((w) => w / total);
 }
 
@@ -151,7 +184,7 @@ export function recur(layer: Layer, call: Call, gates: TokenGates): Float64Array
   const k = project(call, layer.wk, layer.bk, hidden, kvHeads * dim);
   const v = project(call, layer.wv, layer.bv, hidden, kvHeads * dim);
   const out = new Float64Array(call.batch * call.tokens * heads * dim);
-  const scale = call.scale ?? 1 / Math.sqrt(dim);
+  const { scale = 1 / Math.sqrt(dim) } = layer;
   const vector = (m: Float64Array, row: number) => {
     const x = [...m.subarray(row * dim, (row + 1) * dim)];
     if (!gates.beta || m === v) return x;

@@ -35,6 +35,16 @@ const offsets = (w: Writer) => {
   return w.op('Sub', [w.op('Unsqueeze', [at, w.ints(0)]), w.op('Unsqueeze', [at, w.ints(1)])]);
 };
 
+/** A bias of distances (0, -1, -2, ..) times a slope, behind a causal mask. */
+const causalBias = (w: Writer, bent: (distance: string) => string, slope: number) => {
+  const distance = bent(w.op('Cast', [offsets(w)], { to: DATA_TYPE.float32 }));
+  const later = w.op('Greater', [offsets(w), w.constant('int64', [0], [])]);
+  const bias = w.op('Mul', [distance, w.scalar(slope)]);
+  return attend(w, w.op('Where', [later, w.scalar(-3.4e38), bias]));
+};
+const withoutLast = (w: Writer, x: string) =>
+  w.op('Slice', [x, w.ints(0), w.ints(-1), w.ints(3), w.ints(1)]);
+
 const MICROSOFT = { domain: 'com.microsoft' };
 type Attributes = Readonly<Record<string, number | string | { float: number }>>;
 /** GroupQueryAttention of a prompt. */
@@ -185,64 +195,80 @@ export const NEAR_MISSES: readonly NearMiss[] = [
     },
   },
   {
-    name: 'ALiBi',
+    name: 'ALiBi both ways',
+    reason: /adds up to .* to keys that are seen: a bias .* bias 'drop' leaves it out/,
+    build(w) {
+      const distance = w.op('Abs', [w.op('Cast', [offsets(w)], { to: DATA_TYPE.float32 })]);
+      return attend(w, w.op('Mul', [distance, w.scalar(-0.25)]));
+    },
+  },
+  {
+    name: 'ALiBi that no longer grows beyond 20 tokens',
     reason: /adds up to .* to keys that are seen: a bias/,
-    build(w) {
-      const slope = w.op('Mul', [
-        w.op('Cast', [offsets(w)], { to: DATA_TYPE.float32 }),
-        w.scalar(0.25),
-      ]);
-      const later = w.op('Greater', [offsets(w), w.constant('int64', [0], [])]);
-      return attend(w, w.op('Where', [later, w.scalar(-3.4e38), slope]));
-    },
+    build: (w) => causalBias(w, (d) => w.op('Max', [d, w.scalar(-20)]), 0.25),
   },
   {
-    name: 'BLOOM: ALiBi from the mask, [B*H,1,T], by baddbmm',
-    reason: /counts batch and heads in one dimension/,
-    build(w) {
-      const { heads, dim } = w.layer;
-      const [q, k, v] = qkv(w);
-      const rows = w.op('Mul', [w.dim('x', 0), w.ints(heads)]);
-      const flat = (x: string) =>
-        w.op('Reshape', [x, w.op('Concat', [rows, w.ints(-1), w.ints(dim)], { axis: 0 })]);
-      const ones = w.op('Sub', [
-        w.op('CumSum', [w.maskInput(), w.constant('int64', [-1], [])]),
-        w.constant('int64', [1], []),
-      ]);
-      const places = w.op('Cast', [w.op('Unsqueeze', [ones, w.ints(1)])], {
-        to: DATA_TYPE.float32,
-      });
-      const slopes = w.constant('float32', [0.5, 0.25, 0.125, 0.0625], [1, 4, 1]);
-      const shape = w.op('Concat', [rows, w.ints(1), w.ints(-1)], { axis: 0 });
-      const alibi = w.op('Reshape', [w.op('Mul', [slopes, places]), shape]);
-      const keys = w.op('Transpose', [flat(k)], { perm: [0, 2, 1] });
-      const scores = w.op('Add', [alibi, scaled(w, w.op('MatMul', [flat(q), keys]))]);
-      const wide = w.op('Concat', [w.dim('x', 0), w.ints(heads), w.dim('x', 1), w.ints(-1)], {
-        axis: 0,
-      });
-      const weights = w.op('Softmax', [w.op('Reshape', [scores, wide])], { axis: -1 });
-      const narrow = w.op('Concat', [rows, w.dim('x', 1), w.ints(-1)], { axis: 0 });
-      const out = w.op('MatMul', [w.op('Reshape', [weights, narrow]), flat(v)]);
-      return w.finish(w.op('Reshape', [out, wide]));
-    },
+    name: 'a bias that prefers far keys',
+    reason: /adds up to .* to keys that are seen: a bias/,
+    build: (w) => causalBias(w, (d) => d, -0.25),
   },
   {
-    name: 'Gemma 2: scores through Tanh',
-    reason: /scores go through Tanh \(softcap\)/,
+    name: 'softcap of masked scores',
+    reason: /scores go through Tanh after a mask or another Tanh/,
     build(w) {
       const { scores, v } = plain(w);
-      const capped = w.op('Tanh', [w.op('Div', [scores, w.scalar(50)])]);
-      const masked = w.op('Where', [
-        w.causalBuffer(v),
-        w.op('Mul', [capped, w.scalar(50)]),
-        w.scalar(-1e9),
+      const masked = w.op('Where', [w.causalBuffer(v), scores, w.scalar(-1e9)]);
+      const capped = w.op('Tanh', [masked]);
+      return w.finish(w.weighted(w.op('Mul', [capped, w.scalar(50)]), v));
+    },
+  },
+  {
+    name: 'scores that Tanh turns round',
+    reason: /scores behind Tanh must be multiplied by a positive number, received -50/,
+    build(w) {
+      const { scores, v } = plain(w);
+      return w.finish(w.weighted(w.op('Mul', [w.op('Tanh', [scores]), w.scalar(-50)]), v));
+    },
+  },
+  {
+    name: 'a sink that depends on the query',
+    reason: /sink '.*' must hold 4 numbers, one for each head, received \[batch,4,sequence,1\]/,
+    build(w) {
+      const { q, scores, v } = plain(w);
+      const key = w.weight('sink_key', [w.layer.dim, 1], Array(w.layer.dim).fill(0.5));
+      const all = w.op('Concat', [scores, w.op('MatMul', [q, key])], { axis: -1 });
+      const weights = w.op('Softmax', [all], { axis: -1 });
+      return w.finish(w.op('MatMul', [withoutLast(w, weights), v]));
+    },
+  },
+  {
+    name: 'a sink that is not cut off',
+    reason: /the column 'sinks' of the weights is multiplied with values/,
+    build(w) {
+      const { heads } = w.layer;
+      const { scores, v } = plain(w);
+      const column = w.op('Expand', [
+        w.weight('sinks', [1, heads, 1, 1], [0, 1, 2, 3]),
+        w.op('Concat', [w.dim('x', 0), w.ints(1), w.dim('x', 1), w.ints(1)], { axis: 0 }),
       ]);
-      return w.finish(w.weighted(masked, v));
+      const all = w.op('Concat', [scores, column], { axis: -1 });
+      const padded = w.op('Pad', [v, w.ints(0, 0, 0, 0, 0, 0, 1, 0)]);
+      return w.finish(w.weighted(all, padded));
+    },
+  },
+  {
+    name: 'weights without those of the last key',
+    reason: /the last column of the weights is cut off, and is that of a key/,
+    build(w) {
+      const { scores, v } = plain(w);
+      const weights = withoutLast(w, w.op('Softmax', [scores], { axis: -1 }));
+      const values = w.op('Slice', [v, w.ints(0), w.ints(-1), w.ints(2)]);
+      return w.finish(w.op('MatMul', [weights, values]));
     },
   },
   {
     name: 'Conformer with relative positions (Transformer-XL): a product of queries is added to the scores',
-    reason: /scores are multiplied by 0.577\d* after a mask/,
+    reason: /depends on hidden states, through MatMul/,
     build(w) {
       const { heads, dim } = w.layer;
       const [q, k, v] = qkv(w);
@@ -255,7 +281,7 @@ export const NEAR_MISSES: readonly NearMiss[] = [
   },
   {
     name: 'Swin: a learned bias [1,H,T,T]',
-    reason: /a bias \(relative positions, ALiBi\), not a mask/,
+    reason: /a bias \(relative positions\), not a mask; bias 'drop' leaves it out/,
     build(w) {
       const { scores, v } = plain(w);
       const size = w.layer.heads * 25;
@@ -308,7 +334,7 @@ export const NEAR_MISSES: readonly NearMiss[] = [
   },
   {
     name: 'T5: a learned bias by relative position',
-    reason: /a bias \(relative positions, ALiBi\), not a mask/,
+    reason: /a bias \(relative positions\), not a mask; bias 'drop' leaves it out/,
     build(w) {
       const bucket = w.op('Clip', [
         w.op('Abs', [offsets(w)]),
@@ -374,17 +400,8 @@ export const NEAR_MISSES: readonly NearMiss[] = [
     reason: /multiplied by 0\.5 after a mask/,
     build(w) {
       const { scores, v } = plain(w);
-      const masked = w.op('Add', [scores, w.extendedMask()]);
+      const masked = w.op('Where', [w.causalBuffer(v), scores, w.scalar(-1e9)]);
       return w.finish(w.weighted(w.op('Mul', [masked, w.scalar(0.5)]), v));
-    },
-  },
-  {
-    name: 'softcap',
-    reason: /scores go through Tanh \(softcap\)/,
-    build(w) {
-      const { scores, v } = plain(w);
-      const capped = w.op('Tanh', [w.op('Div', [scores, w.scalar(50)])]);
-      return w.finish(w.weighted(w.op('Mul', [capped, w.scalar(50)]), v));
     },
   },
   {
@@ -423,17 +440,6 @@ export const NEAR_MISSES: readonly NearMiss[] = [
       const keys = w.op('Concat', ['prefix', k], { axis: 2 });
       const values = w.op('Concat', [w.op('Expand', ['prefix', rows]), v], { axis: 2 });
       return w.finish(w.weighted(scaled(w, w.op('MatMul', [q, transposed(w, keys)])), values));
-    },
-  },
-  {
-    name: 'ai.onnx Attention with softcap',
-    reason: /softcap must be 0, received 30/,
-    build(w) {
-      const inputs = [w.linear('q'), w.linear('k'), w.linear('v')];
-      w.project(
-        w.op('Attention', inputs, { q_num_heads: 4, kv_num_heads: 4, softcap: { float: 30 } }),
-      );
-      return w.build(23);
     },
   },
   ...[0, 1, 2, 3].map(
@@ -514,8 +520,11 @@ export const NEAR_MISSES: readonly NearMiss[] = [
   },
   ...(
     [
-      ['softcap', { softcap: { float: 50 } }, /softcap must be 0, received 50/],
-      ['smooth softmax', { smooth_softmax: 1 }, /smooth_softmax: weights do not sum to 1/],
+      [
+        'a negative softcap',
+        { softcap: { float: -50 } },
+        /softcap must not be negative, received -50/,
+      ],
       ['no causal mask', { causal: 0 }, /causal must be 1, received 0/],
       [
         'a cache that forgets',
@@ -532,53 +541,38 @@ export const NEAR_MISSES: readonly NearMiss[] = [
     }),
   ),
   {
-    name: 'GroupQueryAttention with sinks',
-    reason: /head_sink 'sinks': weights do not sum to 1/,
-    build: (w) => grouped(w, {}, ['', '', '', '', w.weight('sinks', [4], [0, 1, 2, 3])]),
-  },
-  {
-    name: 'Attention whose cache is written in place',
-    reason: /past_sequence_length: its cache is written in place/,
+    name: 'Attention with a buffer of unknown length',
+    reason: /past_sequence_length must be given where past and present share a buffer/,
     build: (w) => inside(w, 'Attention', { past_present_share_buffer: 1 }),
   },
-  ...(
-    [
-      ['is written in place', ['past'], /past_sequence_length: its cache is written in place/],
-      ['is read by beams', ['past', 'beams'], /cache_indirection 'beams': .* the order of beams/],
-    ] as const
-  ).map(
-    ([what, told, reason]): NearMiss => ({
-      name: `MultiHeadAttention whose cache ${what}`,
-      reason,
-      build(w) {
-        for (const name of told)
-          w.inputs[name] = ['int32', name === 'past' ? [1] : ['batch', 1, 32]];
-        const caches = ['key', 'value'].map((name) => {
-          w.inputs[`past_${name}`] = ['float32', ['batch', 4, 32, w.layer.dim]];
-          return `past_${name}`;
-        });
-        const inputs = [
-          w.linear('q'),
-          w.linear('k'),
-          w.linear('v'),
-          '',
-          '',
-          '',
-          ...caches,
-          ...told,
-        ];
-        return w.project(w.op('MultiHeadAttention', inputs, { num_heads: 4 }, MICROSOFT));
-      },
-    }),
-  ),
   {
     name: 'Attention with tables of its own',
     reason: /do_rotary must be 0, received 1/,
     build: (w) => inside(w, 'Attention', { do_rotary: 1 }),
   },
   {
-    name: 'QAttention',
-    reason: /com\.microsoft\.QAttention quantises its input/,
-    build: (w) => inside(w, 'QAttention', {}),
+    name: 'DecoderMaskedMultiHeadAttention with beams',
+    reason: /cache_indirection 'indirection': beams that share a cache/,
+    build(w) {
+      const { heads, dim } = w.layer;
+      for (const name of ['key', 'value']) {
+        w.inputs[`past_${name}`] = ['float32', ['batch', heads, 32, dim]];
+        w.outputs[`present_${name}`] = ['float32', ['batch', heads, 32, dim]];
+      }
+      w.inputs.past_sequence_length = ['int32', [1]];
+      w.inputs.indirection = ['int32', ['batch', 2, 32]];
+      const two = w.constant('int32', [2]);
+      const past = ['past_key', 'past_value', 'past_sequence_length'];
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v'), '', '', ...past, two];
+      const attrs = { num_heads: heads, past_present_share_buffer: 1 };
+      w.ops(
+        'DecoderMaskedMultiHeadAttention',
+        [...inputs, 'indirection'],
+        ['att', 'present_key', 'present_value'],
+        attrs,
+        MICROSOFT,
+      );
+      return w.project('att');
+    },
   },
 ];

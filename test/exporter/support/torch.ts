@@ -12,7 +12,7 @@ export const TORCH_EXPORTS = [
   { name: 'vit', mask: 'bidirectional' },
   { name: 'timm', mask: 'bidirectional' },
   { name: 'multihead', mask: 'bidirectional' },
-  { name: 't5', mask: 'other' },
+  { name: 't5', mask: 'bidirectional+bias' },
 ];
 
 export function loadTorch(name: string): Model {

@@ -13,7 +13,8 @@ import {
   type Writer,
 } from './writer.js';
 
-const LOWEST = -3.4028234663852886e38;
+/** The smallest float, which masks are filled with. */
+export const LOWEST = -3.4028234663852886e38;
 const slice = (w: Writer, x: string, axis: number, from: number, to: number) =>
   w.op('Slice', [x, w.ints(from), w.ints(to), w.ints(axis)]);
 
@@ -34,15 +35,17 @@ function rope(w: Writer, x: string, rotary: number, cos: string, sin: string): s
   if (rotary === dim) return sum;
   return w.op('Concat', [sum, slice(w, x, 3, rotary, 2 ** 53)], { axis: -1 });
 }
-const roped = (w: Writer, q: string, k: string, rotary = w.layer.dim) => {
+/** Queries and keys [B,H,T,D], rotated. */
+export const roped = (w: Writer, q: string, k: string, rotary = w.layer.dim) => {
   const [cos, sin] = [angles(w, 'cos', rotary), angles(w, 'sin', rotary)];
   return [rope(w, q, rotary, cos, sin), rope(w, k, rotary, cos, sin)] as const;
 };
-const turning = (rotary: number) => (x: readonly number[], at: number) =>
+/** The same of one head, for the reference. */
+export const turning = (rotary: number) => (x: readonly number[], at: number) =>
   rotated(x, at, { rotary });
 
 /** RMSNorm as transformers writes it: Pow, ReduceMean, Add, Sqrt, Reciprocal. */
-function rms(w: Writer, x: string, weight: string): string {
+export function rms(w: Writer, x: string, weight: string): string {
   const mean = w.op('ReduceMean', [w.op('Pow', [x, w.scalar(2)])], { axes: [-1], keepdims: 1 });
   const root = w.op('Sqrt', [w.op('Add', [mean, w.scalar(1e-6)])]);
   return w.op('Mul', [weight, w.op('Mul', [x, w.op('Reciprocal', [root])])]);

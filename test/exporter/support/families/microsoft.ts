@@ -2,7 +2,16 @@ import * as ort from 'onnxruntime-node';
 import { DATA_TYPE } from '../../../../exporter/index.js';
 import { makeLayer } from '../layer.js';
 import { type RopeSpec, rmsNorm, ropeTable, rotated } from './rope.js';
-import { type Family, packed, packedWeights, type Writer } from './writer.js';
+import {
+  ALIBI_NOTES,
+  alibi,
+  type Family,
+  packed,
+  packedWeights,
+  SHARED_SLOPES,
+  SLOPES,
+  type Writer,
+} from './writer.js';
 
 const MICROSOFT_DOMAIN = { domain: 'com.microsoft' };
 const PATTERN = {
@@ -90,6 +99,21 @@ const multiHead: Family[] = [
     },
   },
   {
+    name: 'com.microsoft.MultiHeadAttention, ALiBi in attention_bias, unidirectional, key padding',
+    layer: () => ({ ...makeLayer(), slopes: SLOPES }),
+    pattern: PATTERN.multiHead,
+    visible: 'causal',
+    padding: true,
+    mask: 'causal+padding+ALiBi',
+    notes: ALIBI_NOTES,
+    build(w) {
+      const mask = w.op('Cast', [w.maskInput()], { to: DATA_TYPE.int32 });
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v'), '', mask, alibi(w)];
+      const attrs = { num_heads: w.layer.heads, unidirectional: 1 };
+      return w.project(w.op('MultiHeadAttention', inputs, attrs, MICROSOFT_DOMAIN));
+    },
+  },
+  {
     name: 'com.microsoft.MultiHeadAttention, lengths of rows from the mask',
     pattern: PATTERN.multiHead,
     visible: 'all',
@@ -165,6 +189,11 @@ interface Grouped {
   readonly told?: boolean;
   /** Positions are an input. */
   readonly positions?: boolean;
+  readonly softcap?: number;
+  /** `zero`: smooth_softmax. */
+  readonly sinks?: readonly number[] | 'zero';
+  readonly alibi?: boolean;
+  readonly notes?: readonly string[];
   readonly noKernel?: RegExp;
 }
 
@@ -181,7 +210,8 @@ function grouped(spec: Grouped): Family {
     pattern: PATTERN.grouped,
     visible: window ? { window } : 'causal',
     padding: 'right',
-    mask: window ? `window ${window}+padding` : 'causal+padding',
+    mask: `${window ? `window ${window}` : 'causal'}+padding${spec.alibi ? '+ALiBi' : ''}`,
+    ...(spec.notes && { notes: spec.notes }),
     ...(spec.noKernel && { noKernel: spec.noKernel }),
     layer: () => ({
       ...makeLayer(12, 4, 2, dim),
@@ -189,6 +219,9 @@ function grouped(spec: Grouped): Family {
         const normed = spec.norm ? rmsNorm(x, gains(what, dim)) : [...x];
         return rope ? rotated(normed, position, rope) : normed;
       },
+      ...(spec.softcap && { softcap: spec.softcap }),
+      ...(spec.sinks && { sinks: spec.sinks === 'zero' ? Array(4).fill(0) : spec.sinks }),
+      ...(spec.alibi && { slopes: SHARED_SLOPES }),
     }),
     feeds: (rows): Record<string, ort.Tensor> => {
       const [batch, tokens] = [rows.length, rows[0]!.length];
@@ -220,7 +253,9 @@ function grouped(spec: Grouped): Family {
         ...(spec.told ? toldLengths(w) : genaiLengths(w)),
         ...tables,
         spec.positions ? 'position_ids' : '',
-        ...(norms.length > 0 ? ['', '', '', '', ...norms] : []),
+        spec.alibi ? alibi(w, SHARED_SLOPES) : '',
+        Array.isArray(spec.sinks) ? w.weight('sinks', [heads], spec.sinks) : '',
+        ...(norms.length > 0 ? ['', '', ...norms] : []),
       ];
       const [y] = w.ops(
         'GroupQueryAttention',
@@ -232,6 +267,8 @@ function grouped(spec: Grouped): Family {
           do_rotary: rope ? 1 : 0,
           rotary_interleaved: rope?.interleaved ? 1 : 0,
           local_window_size: window ?? -1,
+          ...(spec.softcap && { softcap: { float: spec.softcap } }),
+          ...(spec.sinks === 'zero' && { smooth_softmax: 1 }),
         },
         MICROSOFT_DOMAIN,
       );
@@ -254,23 +291,35 @@ function toldLengths(w: Writer): [string, string] {
   return ['seqlens_k', 'total_sequence_length'];
 }
 
-const groupQuery: Family[] = [
-  { name: 'no rotary embedding' },
-  { name: 'rotary embedding', rope: { rotary: 16 } },
-  { name: 'rotary embedding of interleaved pairs', rope: { rotary: 16, interleaved: true } },
-  { name: 'rotary embedding, position_ids', rope: { rotary: 16 }, positions: true },
-  { name: 'packed QKV, rotary embedding', rope: { rotary: 16 }, packed: true },
-  { name: 'packed QKV, lengths as inputs', packed: true, told: true },
-  { name: 'lengths as inputs, rotary embedding', rope: { rotary: 16 }, told: true },
-  { name: 'window of 3', window: 3, rope: { rotary: 16 } },
-  { name: 'window of 20', window: 20 },
-  {
-    name: 'q and k norms',
-    rope: { rotary: 16 },
-    norm: true,
-    noKernel: /q_norm_weight \/ k_norm_weight inputs are not supported/,
-  },
-].map(grouped);
+const SINK_NOTES = ['the sink becomes a constant in the denominator'];
+const groupQuery: Family[] = (
+  [
+    { name: 'no rotary embedding' },
+    { name: 'rotary embedding', rope: { rotary: 16 } },
+    { name: 'rotary embedding of interleaved pairs', rope: { rotary: 16, interleaved: true } },
+    { name: 'rotary embedding, position_ids', rope: { rotary: 16 }, positions: true },
+    { name: 'packed QKV, rotary embedding', rope: { rotary: 16 }, packed: true },
+    { name: 'packed QKV, lengths as inputs', packed: true, told: true },
+    { name: 'lengths as inputs, rotary embedding', rope: { rotary: 16 }, told: true },
+    { name: 'window of 3', window: 3, rope: { rotary: 16 } },
+    { name: 'window of 20', window: 20 },
+    {
+      name: 'softcap',
+      softcap: 0.5,
+      rope: { rotary: 16 },
+      notes: ['the softcap of 0.5 is left out'],
+    },
+    { name: 'sinks', sinks: [0.5, -1, 2, 0], rope: { rotary: 16 }, notes: SINK_NOTES },
+    { name: 'smooth softmax', sinks: 'zero', notes: SINK_NOTES },
+    { name: 'ALiBi in attention_bias', alibi: true, notes: ALIBI_NOTES },
+    {
+      name: 'q and k norms',
+      rope: { rotary: 16 },
+      norm: true,
+      noKernel: /q_norm_weight \/ k_norm_weight inputs are not supported/,
+    },
+  ] satisfies Grouped[]
+).map(grouped);
 
 /** Fused nodes of com.microsoft. */
 export const MICROSOFT: readonly Family[] = [...multiHead, ...attention, ...groupQuery];

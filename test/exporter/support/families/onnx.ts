@@ -1,6 +1,6 @@
 import { DATA_TYPE } from '../../../../exporter/index.js';
 import { makeLayer } from '../layer.js';
-import { type Family, qkv } from './writer.js';
+import { ALIBI_NOTES, alibi, causalPadding, type Family, qkv, SLOPES } from './writer.js';
 
 /** ai.onnx Attention. */
 export const ONNX: readonly Family[] = [
@@ -34,6 +34,36 @@ export const ONNX: readonly Family[] = [
       // ONNX Runtime wants the mask's token dimensions in full.
       const shape = w.op('Concat', [w.ints(1), w.ints(1), w.dim(q, 2), w.ints(1)], { axis: 0 });
       w.finish(w.op('Attention', [q, k, v, w.op('Expand', [wide, shape])]));
+      return w.build(23);
+    },
+  },
+  {
+    name: 'ai.onnx Attention, softcap, causal',
+    layer: () => ({ ...makeLayer(12, 6, 2, 4), softcap: 1.5 }),
+    pattern: 'ai.onnx.Attention',
+    visible: 'causal',
+    padding: true,
+    mask: 'causal+padding',
+    notes: ['the softcap of 1.5 is left out'],
+    build(w) {
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v'), causalPadding(w)];
+      const attrs = { q_num_heads: 6, kv_num_heads: 2, softcap: { float: 1.5 } };
+      w.project(w.op('Attention', inputs, attrs));
+      return w.build(23);
+    },
+  },
+  {
+    name: 'ai.onnx Attention, ALiBi in attn_mask, is_causal',
+    layer: () => ({ ...makeLayer(12, 4, 4, 3), slopes: SLOPES }),
+    pattern: 'ai.onnx.Attention',
+    visible: 'causal',
+    padding: false,
+    mask: 'causal+ALiBi',
+    notes: ALIBI_NOTES,
+    build(w) {
+      const inputs = [w.linear('q'), w.linear('k'), w.linear('v'), alibi(w)];
+      const attrs = { q_num_heads: 4, kv_num_heads: 4, is_causal: 1 };
+      w.project(w.op('Attention', inputs, attrs));
       return w.build(23);
     },
   },

@@ -48,6 +48,47 @@ export class Quantiser extends Writer {
     const inputs = ['x', `w${what}_4`, scales];
     return this.bias(this.op('MatMulNBits', inputs, attrs, { domain: 'com.microsoft' }), what);
   }
+  /**
+   * QAttention: the projections of `dynamic` side by side, inside the attention. `byColumn`: weights as uint8 around a zero point,
+   * with a scale and a zero point for each column.
+   */
+  inside(byColumn = false): Model {
+    const parts = (['q', 'k', 'v'] as const).map((p) => ({
+      w: this.layer[`w${p}`],
+      b: this.layer[`b${p}`],
+    }));
+    const count = parts.reduce((n, { b }) => n + b.length, 0);
+    const at = (column: number) => [Math.floor(column / HIDDEN), column % HIDDEN] as const;
+    const scale = (column: number) => (byColumn ? (1 + (column % 3)) / 128 : SCALE);
+    const zero = (column: number) => (byColumn ? 120 + (column % 5) : 0);
+    const values = Array.from({ length: HIDDEN * count }, (_, i) => {
+      const [part, c] = at(i % count);
+      const { w, b } = parts[part]!;
+      const value = w[Math.floor(i / count) * b.length + c]!;
+      const rounded = Math.round(value / scale(i % count)) + zero(i % count);
+      return byColumn ? Math.min(255, Math.max(0, rounded)) : rounded;
+    });
+    const type = byColumn ? 'uint8' : 'int8';
+    this.weights.push(makeTensor('wqkv_8', type, [HIDDEN, count], values));
+    const bias = this.weight(
+      'bqkv',
+      [count],
+      parts.flatMap(({ b }) => b),
+    );
+    const each = Array.from({ length: byColumn ? count : 1 }, (_, i) => i);
+    const scales = this.weight('wqkv_scale', byColumn ? [count] : [], each.map(scale));
+    const zeros = this.constant(type, each.map(zero), byColumn ? [count] : []);
+    const [x, xScale, xZero] = this.ops('DynamicQuantizeLinear', ['x'], 3);
+    const mask = this.op('Cast', [this.maskInput()], { to: DATA_TYPE.int32 });
+    return this.project(
+      this.op(
+        'QAttention',
+        [x!, 'wqkv_8', bias, xScale!, scales, mask, xZero!, zeros],
+        { num_heads: 4, unidirectional: 1 },
+        { domain: 'com.microsoft' },
+      ),
+    );
+  }
   /** Rounded to 8 bits and back. */
   rounded(x: string, step = 1 / 32): string {
     const more = [this.scalar(step), this.constant('int8', [0], [])];
@@ -95,6 +136,16 @@ export const QUANTISED: readonly QuantisedCase[] = [
       const x = w.ops('DynamicQuantizeLinear', ['x'], 3);
       return w.attend((p) => w.dynamic(p, x));
     },
+    error: 2e-6,
+  },
+  {
+    name: 'com.microsoft.QAttention',
+    build: (w: Quantiser) => w.inside(),
+    error: 2e-6,
+  },
+  {
+    name: 'com.microsoft.QAttention, a scale and a zero point for each column',
+    build: (w: Quantiser) => w.inside(true),
     error: 2e-6,
   },
   {

@@ -133,6 +133,8 @@ export interface Family {
   /** The mask's name in the report. */
   readonly mask: string;
   readonly pattern?: string;
+  /** What the report says of its linear form. */
+  readonly notes?: readonly string[];
   /** ONNX Runtime has no CPU kernel for the original, and says so in these words. */
   readonly noKernel?: RegExp;
 }
@@ -222,4 +224,34 @@ export function causalPadding(w: Writer, like = 'x'): string {
   const keys = w.op('Unsqueeze', [w.op('Unsqueeze', [w.maskInput(), w.ints(1)]), w.ints(2)]);
   const seen = w.op('And', [past, w.op('Greater', [keys, w.constant('int64', [0], [])])]);
   return w.op('Where', [seen, w.scalar(0), w.scalar(-3.4028234663852886e38)]);
+}
+
+/** ALiBi of four heads, and what the report says of it. */
+export const SLOPES = [0.5, 0.25, 0.125, 0.0625];
+/** The same where two query heads share a key head. */
+export const SHARED_SLOPES = [0.5, 0.5, 0.125, 0.125];
+export const ALIBI_NOTES = ['ALiBi becomes a decay of each head'];
+
+/** float [1,H,T,T]: slope times (key - query). */
+export function alibi(w: Writer, slopes: readonly number[] = SLOPES): string {
+  const at = range(w, 'x');
+  const [keys, queries] = [0, 1].map((axis) => w.op('Unsqueeze', [at, w.ints(axis)]));
+  const distance = w.op('Cast', [w.op('Sub', [keys!, queries!])], { to: DATA_TYPE[w.dtype] });
+  return w.op('Mul', [w.weight('slopes', [1, slopes.length, 1, 1], slopes), distance]);
+}
+
+/** [B*H,1,T]: slopes times (cumsum(mask) - 1) * mask, as BLOOM and Falcon build it. */
+export function alibiFromMask(
+  w: Writer,
+  like = 'x',
+  slopes: readonly number[] = SLOPES,
+  mask = w.maskInput(),
+): string {
+  const sum = w.op('CumSum', [mask, w.constant('int64', [-1], [])]);
+  const places = w.op('Mul', [w.op('Sub', [sum, w.constant('int64', [1], [])]), mask]);
+  const float = w.op('Cast', [w.op('Unsqueeze', [places, w.ints(1)])], { to: DATA_TYPE[w.dtype] });
+  const column = w.op('Unsqueeze', [w.weight('slopes', [w.layer.heads], slopes), w.ints(1)]);
+  const rows = w.op('Mul', [w.dim(like, 0), w.ints(w.layer.heads)]);
+  const shape = w.op('Concat', [rows, w.ints(1), w.ints(-1)], { axis: 0 });
+  return w.op('Reshape', [w.op('Mul', [column, float]), shape]);
 }
