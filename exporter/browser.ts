@@ -25,6 +25,7 @@ export type { StatePair } from './states.js';
 export { retarget, TARGETS, type Target, type TargetReport } from './target.js';
 export { validateModel } from './validate.js';
 export type {
+  ConstantGate,
   FeatureMapName,
   FittedFeatures,
   Gate,
@@ -32,6 +33,7 @@ export type {
   HybridLayer,
   LayerGates,
   Parameter,
+  ProjectedGate,
   RewriteOptions,
   Variant,
 } from './variants/options.js';

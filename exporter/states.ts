@@ -8,7 +8,7 @@ import {
   valueDims,
 } from './ir/index.js';
 import type { Cache, Sdpa } from './match/sdpa.js';
-import { featureCount, fittedFor } from './variants/fitted.js';
+import { featureCount } from './variants/fitted.js';
 import { carriedShapes, hybridShape, isWindowed } from './variants/hybrid.js';
 import { normalizes } from './variants/linear.js';
 import type { RewriteOptions } from './variants/options.js';
@@ -68,9 +68,9 @@ export function declareStates(
     };
   }
   const columns = sdpa.v.dim + (normalizes(options) ? 1 : 0);
-  const fitted = fittedFor(layer, options);
-  const dims = [sdpa.v.heads, fitted ? featureCount(sdpa, fitted) : sdpa.k.dim, columns];
-  return { state: declare('state', dims, fitted ? 'float32' : stateType(dtype, options)) };
+  const features = featureCount(sdpa, layer, options);
+  const dims = [sdpa.v.heads, features ?? sdpa.k.dim, columns];
+  return { state: declare('state', dims, features ? 'float32' : stateType(dtype, options)) };
 }
 
 /** Declares a pair, before the input and output of the given names or else at the end. */

@@ -4,8 +4,8 @@ import { declareFunction } from '../calls.js';
 import type { AttributeValue } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
 import type { SiteEmitter } from './emit.js';
-import { featureCount, fittedFor, fittedInputs } from './fitted.js';
-import { constantGate, type EmittedGate, emitBeta, emitDecay } from './gates.js';
+import { featureCount, featuresFor, fittedInputs } from './fitted.js';
+import { emitGain, emitGates, scaledByStep } from './gates.js';
 import type { FeatureMapName, LayerGates, LinearVariant, RewriteOptions } from './options.js';
 import { floatType, stateType } from './types.js';
 
@@ -14,8 +14,11 @@ export const VARIANTS: Readonly<
   Record<LinearVariant, { rule: UpdateRule; featureMap: FeatureMapName; normalize: boolean }>
 > = {
   linear: { rule: 'linear', featureMap: 'elu1', normalize: true },
+  performer: { rule: 'linear', featureMap: 'exp', normalize: true },
   retention: { rule: 'gated', featureMap: 'identity', normalize: false },
   gla: { rule: 'gated', featureMap: 'identity', normalize: false },
+  mamba2: { rule: 'gated', featureMap: 'identity', normalize: false },
+  delta: { rule: 'delta', featureMap: 'identity', normalize: false },
   'gated-delta': { rule: 'gated_delta', featureMap: 'identity', normalize: false },
 };
 
@@ -37,14 +40,14 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
   const { sdpa, layer } = site;
   const variant = options.variant as LinearVariant;
   const own = floatType(sdpa, layer);
-  const fitted = fittedFor(layer, options);
+  const fitted = featuresFor(sdpa, layer, options);
   // Features are exponentials: half precision holds too few of them.
   const dtype = fitted ? 'float32' : own;
   const packed = [sdpa.q, sdpa.k, sdpa.v].map((h) => e.as(e.packed(h), own));
   const [query, key, value] = fitted
     ? fittedInputs(e, sdpa, layer, packed as [string, string, string], own, fitted)
     : packed;
-  const { decay, beta } = gatesOf(e, site, options, query!);
+  const { decay, beta, dt } = emitGates(e, site, options, query!);
   const attributes = {
     ...attributesOf(sdpa, site.causal, options),
     ...(fitted && { feature_map: fitted.featureMap, scale: 1 }),
@@ -64,7 +67,7 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
       // Without past_state nothing but the inputs' own type decides that of present_state.
       stateDtype: site.pastState === '' ? dtype : stateType(dtype, options),
       opset: e.opset,
-      headDimK: fitted ? featureCount(sdpa, fitted) : sdpa.k.dim,
+      headDimK: featureCount(sdpa, layer, options) ?? sdpa.k.dim,
       headDimV: sdpa.v.dim,
     },
     { target: options.body ?? 'auto' },
@@ -73,27 +76,27 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
   const inputs = [
     query!,
     key!,
-    value!,
+    dt ? scaledByStep(e, sdpa, value!, dt) : value!,
     site.pastState,
     decay?.value ?? '',
     beta?.value ?? '',
     site.mask,
   ];
   const { output } = sdpa;
-  const packedOutput =
-    output.layout === 'packed' && dtype === own
-      ? output.value
-      : e.graph.fresh(`${sdpa.anchor.name}/${variant}`);
+  const gain = site.gates?.gain;
+  const last = output.layout === 'packed' && dtype === own && !gain;
+  const packedOutput = last ? output.value : e.graph.fresh(`${sdpa.anchor.name}/${variant}`);
   e.ops('LinearAttention', inputs, [packedOutput, site.presentState], written(attributes), {
     domain: 'com.fla',
     overload: body.overload,
   });
-  if (output.layout === 'packed') {
-    if (dtype !== own) e.cast(packedOutput, own, output.value);
-  } else {
-    const result = dtype === own ? packedOutput : e.cast(packedOutput, own);
+  if (last) return;
+  if (output.layout !== 'packed') {
+    const scaled = gain ? emitGain(e, sdpa, layer, gain, packedOutput) : packedOutput;
+    const result = dtype === own ? scaled : e.cast(scaled, own);
     e.fromPacked(result, sdpa.q.heads, sdpa.v.dim, { ...output, layout: output.layout });
-  }
+  } else if (gain) emitGain(e, sdpa, layer, gain, packedOutput, output.value);
+  else e.cast(packedOutput, own, output.value);
 }
 
 /** Does the variant divide by the sum of weights (and carry it in the state)? */
@@ -107,7 +110,7 @@ function attributesOf(
   options: RewriteOptions,
 ): LinearAttentionAttributes {
   const { rule, featureMap } = VARIANTS[options.variant as LinearVariant];
-  const delta = rule === 'gated_delta';
+  const delta = rule === 'delta' || rule === 'gated_delta';
   return {
     q_num_heads: sdpa.q.heads,
     kv_num_heads: sdpa.v.heads,
@@ -126,33 +129,4 @@ function attributesOf(
 /** Attributes as they are written on a node: all of them, defaults too (function defaults never reach a kernel). */
 function written(attributes: LinearAttentionAttributes): Record<string, AttributeValue> {
   return { ...attributes, scale: { float: attributes.scale } };
-}
-
-function gatesOf(
-  e: SiteEmitter,
-  { sdpa, layer, gates }: LinearSite,
-  options: RewriteOptions,
-  query: string,
-): { decay?: EmittedGate; beta?: EmittedGate } {
-  const { heads } = sdpa.v;
-  switch (options.variant) {
-    case 'retention': {
-      const decay = options.decay ?? retentionDecay(heads);
-      return { decay: constantGate(e, decay, heads, query, layer, 'decay') };
-    }
-    case 'gla':
-      return { decay: emitDecay(e, sdpa, layer, gates!, query, 'gla') };
-    case 'gated-delta':
-      return {
-        decay: emitDecay(e, sdpa, layer, gates!, query, 'gated-delta'),
-        beta: emitBeta(e, sdpa, layer, gates!.beta!, query),
-      };
-    default:
-      return {};
-  }
-}
-
-/** RetNet's log decay per head: log(1 - 2^(-5-h)). */
-function retentionDecay(heads: number): number[] {
-  return Array.from({ length: heads }, (_, h) => Math.log1p(-(2 ** (-5 - h))));
 }

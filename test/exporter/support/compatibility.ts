@@ -1,4 +1,11 @@
-import { inspectModel, loadModel, type Model, rewriteModel } from '../../../exporter/index.js';
+import {
+  inspectModel,
+  loadModel,
+  type Model,
+  type RewriteOptions,
+  type RewrittenSite,
+  rewriteModel,
+} from '../../../exporter/index.js';
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
 import { DECODERS, decoder, GROUPED } from './decoder.js';
 import { QUANTISED, quantiser } from './families/quantised.js';
@@ -33,9 +40,9 @@ sequence that the exporter named writes; the last table but one is of files that
 
 - **mask** is what probing found
 - **none**: softmax attention written again from its description. The tests compare it with the original, in ONNX Runtime's own kernels
-- **linear**: variant \`linear\`. The tests compare it with a float64 model of the same layer (families and fused nodes), with the same text read
+- **linear**: variants \`linear\` and \`performer\`. The tests compare it with a float64 model of the same layer (families and fused nodes), with the same text read
   in one call (caches), or run it (the rest)
-- **gated**: \`retention\`, \`gla\`, \`gated-delta\`, which need a causal mask; what they compute is tested on some of the models
+- **gated**: \`retention\`, \`gla\`, \`mamba2\`, \`delta\`, \`gated-delta\`, which need a causal mask; what they compute is tested on some of the models
 - **on request**: a window costs little as it is, and is converted when its layer is asked for
 
 ## MatMul, Softmax, MatMul
@@ -137,29 +144,34 @@ async function answers(build: () => Model): Promise<string[]> {
   const { sites } = await inspectModel(build());
   const layers = sites.filter((s) => s.layer !== null);
   if (layers.length === 0) return ['no attention', '', '', ''];
-  const both = await Promise.all(
-    (['linear', 'retention'] as const).map(async (variant) => {
-      const report = await rewriteModel(build(), { variant, dryRun: true });
-      return report.sites.filter((s) => s.layer !== null);
-    }),
-  );
+  const said = async (options: RewriteOptions) => {
+    const { sites } = await rewriteModel(build(), { ...options, dryRun: true });
+    return all(sites.filter((s) => s.layer !== null).map(answer));
+  };
   const all = (texts: readonly string[]) => [...new Set(texts)].join('; ');
+  const column = async (variants: readonly RewriteOptions[]) =>
+    all(await Promise.all(variants.map(said)));
   return [
     all(layers.map((s) => s.mask ?? '?')),
     all(layers.map((s) => (s.reason === null || s.reason.startsWith('mask: ') ? 'yes' : 'no'))),
-    ...both.map((sitesOf) =>
-      all(
-        sitesOf.map(({ kept, rewritten, reason, mask }) => {
-          if (rewritten) return 'yes';
-          if (reason) return `no: ${reason.replace(/^mask: /, '')}`;
-          if (kept?.includes('bounded already')) return 'on request';
-          return mask?.startsWith('bidirectional') || mask === 'padding'
-            ? 'no: not causal'
-            : `no: ${kept}`;
-        }),
-      ),
-    ),
+    await column(LINEAR),
+    await column(GATED),
   ];
+}
+
+const LINEAR: readonly RewriteOptions[] = [{ variant: 'linear' }, { variant: 'performer' }];
+const [a, dt, decay, beta] = [-1, 0.1, -0.1, 1].map((constant) => ({ constant }));
+/** A variant of each rule; whether a site is taken depends on nothing else. */
+const GATED: readonly RewriteOptions[] = [
+  { variant: 'mamba2', gates: { default: { a, dt } } },
+  { variant: 'gated-delta', gates: { default: { decay, beta } } },
+];
+
+function answer({ kept, rewritten, reason, mask }: RewrittenSite): string {
+  if (rewritten) return 'yes';
+  if (reason) return `no: ${reason.replace(/^mask: /, '')}`;
+  if (kept?.includes('bounded already')) return 'on request';
+  return mask?.startsWith('bidirectional') || mask === 'padding' ? 'no: not causal' : `no: ${kept}`;
 }
 
 async function refusal(miss: (typeof NEAR_MISSES)[number]): Promise<string> {
