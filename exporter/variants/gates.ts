@@ -213,8 +213,7 @@ function project(
   const weight = graph.addInitializer(
     makeTensor(graph.fresh(`${what}.${layer}.weight`), sdpa.dtype, [rows, n], gate.weight),
   );
-  const batchFirst = sdpa.q.layout === 'time-first' ? e.transpose(x, [1, 0, 2]) : x;
-  const product = e.matmul(batchFirst, weight);
+  const product = e.matmul(batchFirst(e, sdpa, x), weight);
   if (!gate.bias) return { value: product, columns: n };
   const bias = graph.addInitializer(
     makeTensor(graph.fresh(`${what}.${layer}.bias`), sdpa.dtype, [n], gate.bias),
@@ -222,7 +221,16 @@ function project(
   return { value: e.add(product, bias), columns: n };
 }
 
-/** The hidden states [B,T,hidden] that queries and values are projected from. */
+/** Hidden states as [B,T,hidden]. */
+export function batchFirst(e: SiteEmitter, sdpa: Sdpa, x: string): string {
+  return sdpa.q.layout === 'time-first' ? e.transpose(x, [1, 0, 2]) : x;
+}
+
+/**
+ * The hidden states that queries and values are projected from, [B,T,hidden] or, with tokens first, [T,B,hidden].
+ *
+ * @throws FlaError `unsupported` when there are none in sight
+ */
 export function layerInput(e: SiteEmitter, sdpa: Sdpa, layer: number): string {
   const ofQuery = sourcesOf(sdpa.q, e.facts);
   const shared = [...sourcesOf(sdpa.v, e.facts)]

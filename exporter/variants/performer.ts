@@ -1,13 +1,17 @@
 import type { Sdpa } from '../match/sdpa.js';
 import { normal, seededRandom } from '../random.js';
-import type { FittedFeatures, RewriteOptions } from './options.js';
+import type { FittedFeatures, Parameter, RewriteOptions } from './options.js';
 
 /** Largest exponent of a key feature: sums of many of them are still float32. */
 export const LARGEST_FAVOR = 60;
 
 /** Random features of a token in a head: as many as were asked for, or about d log d, in whole blocks of d. */
 export function performerFeatureCount({ k }: Sdpa, { features }: RewriteOptions): number {
-  return features ?? k.dim * Math.max(1, Math.round(Math.log(k.dim)));
+  return features ?? defaultFeatures(k.dim);
+}
+
+export function defaultFeatures(headDim: number): number {
+  return headDim * Math.max(1, Math.round(Math.log(headDim)));
 }
 
 /**
@@ -27,23 +31,32 @@ export function performerFeatures(
   const K = sdpa.k.dim;
   const M = performerFeatureCount(sdpa, options);
   const directions = orthogonalDirections(K, M, options.seed ?? 0, layer);
-  let longest = 0;
-  for (let m = 0; m < M; m++) {
-    let square = 0;
-    for (let i = 0; i < K; i++) square += directions[i * M + m]! ** 2;
-    longest = Math.max(longest, square);
-  }
   const root = Math.sqrt(sdpa.scale);
   const weight = { dims: [1, K, M], data: Float32Array.from(directions, (w) => root * w) };
-  const lift = Math.max(0, LARGEST_FAVOR - longest / 2);
+  const keyBias = lifted(weight, { dims: [1, M], data: new Float32Array(M) }, sdpa.scale);
   return {
     featureMap: 'exp',
     signs: 1,
     favor: true,
     queryWeight: weight,
     keyWeight: weight,
-    keyBias: { dims: [1, M], data: new Float32Array(M).fill(lift) },
+    keyBias,
   };
+}
+
+/** Biases of keys, lifted so that the largest exponent a key can have is `LARGEST_FAVOR`; none is lowered. */
+export function lifted(weight: Parameter, bias: Parameter, scale: number): Parameter {
+  const [H, K, M] = weight.dims as [number, number, number];
+  let largest = Number.NEGATIVE_INFINITY;
+  for (let h = 0; h < H; h++) {
+    for (let m = 0; m < M; m++) {
+      let square = 0;
+      for (let i = 0; i < K; i++) square += weight.data[(h * K + i) * M + m]! ** 2;
+      largest = Math.max(largest, square / scale / 2 + bias.data[h * M + m]!);
+    }
+  }
+  const lift = Math.max(0, LARGEST_FAVOR - largest);
+  return { dims: bias.dims, data: bias.data.map((b) => b + lift) };
 }
 
 /**
