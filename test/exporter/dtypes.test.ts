@@ -1,4 +1,3 @@
-import { getFloat16, setFloat16 } from '@petamoriken/float16';
 import * as ort from 'onnxruntime-node';
 import { describe, expect, it } from 'vitest';
 import {
@@ -21,23 +20,10 @@ import {
   Writer,
 } from './support/families.js';
 import { type Call, evaluate, type Layer, makeLayer } from './support/layer.js';
-import { distance, ints, random, run } from './support/run.js';
+import { distance, halves, ints, numbers, random, run } from './support/run.js';
 
 const BATCH = 2;
 const TOKENS = 7;
-
-function halves(dims: readonly number[], values: readonly number[]): ort.Tensor {
-  const view = new DataView(new ArrayBuffer(values.length * 2));
-  values.forEach((v, i) => {
-    setFloat16(view, i * 2, v, true);
-  });
-  return new ort.Tensor('float16', new Uint16Array(view.buffer), dims);
-}
-function numbers(t: ort.Tensor): number[] {
-  const { buffer, byteOffset, length } = t.data as Uint16Array;
-  const view = new DataView(buffer, byteOffset, length * 2);
-  return Array.from({ length }, (_, i) => getFloat16(view, i * 2, true));
-}
 
 /** elu+1 as fitted features: x times the identity, and no bias. */
 function elu1({ heads, kvHeads, dim }: Layer): FittedFeatures {

@@ -8,8 +8,9 @@ import {
   rewriteModel,
 } from '../../exporter/index.js';
 import { FAMILIES, Writer } from './support/families.js';
+import { atOpset } from './support/forms.js';
 import { type Call, makeLayer, recur, type TokenGates } from './support/layer.js';
-import { distance, floats, ints, random, run } from './support/run.js';
+import { distance, floats, halves, ints, numbers, random, run } from './support/run.js';
 
 const family = (start: string) => FAMILIES.find((f) => f.name.startsWith(start))!;
 const gpt2 = family('GPT-2: packed');
@@ -176,6 +177,44 @@ describe.each([gpt2, llama])('$name: steps', (source) => {
     const gates = { default: { decay: { constant: -0.1 }, gain: { constant: -3 } } };
     const recurrence = () => ({ decay: () => -0.1, step: () => -3 });
     expect(await error(source, { variant: 'gla', gates }, recurrence)).toBeLessThan(2e-6);
+  });
+});
+
+describe('variants in other forms', () => {
+  const layer = makeLayer();
+  const { hidden, kvHeads } = layer;
+  const dt = projection(hidden, kvHeads, 51).gate;
+  const a = { constant: -0.5 };
+  const next = random(12);
+  const x = Array.from({ length: BATCH * TOKENS * hidden }, () => next());
+  const outputOf = async (model: Model, options: RewriteOptions) => {
+    await rewriteModel(model, options);
+    const half = model.graph.dtype('x') === 'float16';
+    const feeds = { x: (half ? halves : floats32)([BATCH, TOKENS, hidden], x) };
+    const { y } = await run(parseModel(modelBytes(model)), feeds);
+    return half ? numbers(y!) : Array.from(y!.data as Float32Array);
+  };
+  const floats32 = (dims: number[], values: number[]) => {
+    let at = 0;
+    return floats(dims, () => values[at++]!);
+  };
+  const written = (dtype?: 'float16') => gpt2.build(new Writer(layer, dtype));
+
+  it.each<RewriteOptions>([
+    { variant: 'performer', features: 9 },
+    { variant: 'mamba2', gates: { 0: { a, dt, gain: { constant: 0.5 } } } },
+    { variant: 'delta', gates: { 0: { beta: dt } } },
+    { variant: 'gated-delta', gates: { 0: { a, dt, beta: dt } } },
+  ])('$variant: opsets from 10 to 26, and float16', async (options) => {
+    const expected = await outputOf(written(), options);
+    const size = Math.max(...expected.map(Math.abs));
+    for (const opset of [10, 26]) {
+      const model = atOpset(written(), opset);
+      expect(model).toBeDefined();
+      expect(distance(await outputOf(model!, options), expected) / size).toBeLessThan(2e-6);
+    }
+    const half = await outputOf(written('float16'), options);
+    expect(distance(half, expected) / size).toBeLessThan(1e-2);
   });
 });
 
