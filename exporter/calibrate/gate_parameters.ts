@@ -1,5 +1,6 @@
 import { FlaError } from '../../ops/error.js';
-import type { Gate, LayerGates } from '../variants/options.js';
+import { constantsOf } from '../variants/gates.js';
+import type { ConstantGate, LayerGates } from '../variants/options.js';
 
 /** Variants whose gates can be fitted. */
 export const GATED_VARIANTS = ['gla', 'mamba2', 'delta', 'gated-delta'] as const;
@@ -59,23 +60,25 @@ export function initialGates(
 ): Record<string, Float32Array> {
   const { variant, heads, hidden } = form;
   const { begin } = FORMS[variant];
+  const own = Object.keys(begin);
+  for (const [name, gate] of Object.entries(given)) {
+    if (own.includes(name) && typeof gate === 'object' && 'constant' in gate) continue;
+    const received = own.includes(name) ? `a projection for ${name}` : name;
+    throw new FlaError(
+      'invalid_argument',
+      `layer ${layer}: ${variant} begins with constants for ${own.join(' and ')}, received ${received}`,
+    );
+  }
   const values: Record<string, Float32Array> = {};
-  const perHead = (name: Projected | 'a', gate: Gate = { constant: begin[name]! }) => {
-    const constants = 'constant' in gate ? gate.constant : Number.NaN;
-    const list = typeof constants === 'number' ? Array<number>(heads).fill(constants) : constants;
-    if (list.length !== heads || !list.every(Number.isFinite)) {
-      throw new FlaError(
-        'invalid_argument',
-        `layer ${layer}: ${name} to begin with must be ${heads} constants, received ${list}`,
-      );
-    }
-    return Float32Array.from(list, (x) => INVERSE[name](x, form));
+  const perHead = (name: Projected | 'a') => {
+    const gate = (given[name] as ConstantGate | undefined) ?? { constant: begin[name]! };
+    return Float32Array.from(constantsOf(layer, name, heads, gate), (x) => INVERSE[name](x, form));
   };
   for (const gate of projectedGates(form)) {
-    values[`${gate}_bias`] = perHead(gate, given[gate]);
+    values[`${gate}_bias`] = perHead(gate);
     if (hidden > 0) values[`${gate}_weight`] = new Float32Array(hidden * heads);
   }
-  if (variant === 'mamba2') values.a_log = perHead('a', given.a);
+  if (variant === 'mamba2') values.a_log = perHead('a');
   return values;
 }
 

@@ -123,7 +123,7 @@ function emitStep(at: Place, gate: Gate): EmittedGate {
 /** a dt, float32 [B,T,H] (Mamba-2, Gated DeltaNet). */
 function decayOfStep(at: Place, a: ConstantGate, dt: EmittedGate): EmittedGate {
   const { e } = at;
-  const row = e.constant('float32', constants(at, a.constant, 'a'), [1, 1, dt.columns]);
+  const row = e.constant('float32', constantsOf(at.layer, 'a', dt.columns, a), [1, 1, dt.columns]);
   return { value: e.mul(e.cast(dt.value, 'float32'), row), columns: dt.columns };
 }
 
@@ -143,14 +143,14 @@ export function emitGain(
   packed: string,
   output?: string,
 ): string {
-  const at: Place = { e, sdpa, layer, query: packed };
-  const heads = constants(at, gain.constant, 'gain', sdpa.q.heads);
-  const wide = heads.flatMap((g) => Array<number>(sdpa.v.dim).fill(g));
+  const wide = constantsOf(layer, 'gain', sdpa.q.heads, gain).flatMap((g) =>
+    Array<number>(sdpa.v.dim).fill(g),
+  );
   const row = e.constant(sdpa.dtype, wide, [1, 1, wide.length]);
   return e.op('Mul', [packed, row], {}, { output });
 }
 
-const RANGES: Record<string, { allowed: (v: number) => boolean; range: string }> = {
+const RANGES: Record<GateName, { allowed: (v: number) => boolean; range: string }> = {
   decay: { allowed: (v) => v <= 0, range: '<= 0 (log decay)' },
   a: { allowed: (v) => v <= 0, range: '<= 0 (log decay of a whole step)' },
   beta: { allowed: (v) => v > 0 && v <= 2, range: 'in (0, 2]' },
@@ -158,15 +158,19 @@ const RANGES: Record<string, { allowed: (v: number) => boolean; range: string }>
   gain: { allowed: () => true, range: '' },
 };
 
-/** One number per head. */
-function constants(
-  { sdpa, layer }: Place,
-  constant: number | readonly number[],
-  what: string,
-  heads = sdpa.v.heads,
+/**
+ * One number per head.
+ *
+ * @throws FlaError `invalid_argument` for another count, or numbers that the gate cannot have
+ */
+export function constantsOf(
+  layer: number,
+  what: GateName,
+  heads: number,
+  { constant }: ConstantGate,
 ): number[] {
   const values = typeof constant === 'number' ? Array(heads).fill(constant) : [...constant];
-  const { allowed, range } = RANGES[what]!;
+  const { allowed, range } = RANGES[what];
   if (values.length !== heads || !values.every((v) => Number.isFinite(v) && allowed(v))) {
     throw new FlaError(
       'invalid_argument',
@@ -182,9 +186,9 @@ function constantGate(
   constant: number | readonly number[],
   what: 'decay' | 'beta' | 'dt',
 ): EmittedGate {
-  const { e, sdpa, query } = at;
+  const { e, sdpa, layer, query } = at;
   const { heads } = sdpa.v;
-  const values = constants(at, constant, what);
+  const values = constantsOf(layer, what, heads, { constant });
   const shape = e.shape([e.dim(query, 0), e.dim(query, 1), heads]);
   const row = e.constant('float32', values, [1, 1, heads]);
   return { value: e.op('Expand', [row, shape]), columns: heads };

@@ -29,10 +29,11 @@ const text = readText(TINYLM.text).slice(0, 40_000);
 const data = tokenData(loadTokenizer(TINYLM.tokenizer).encode(text), { length: 128, repeated: 0 });
 const model = loadModel(TINYLM.model);
 const LAYERS = [1, 3];
+const ONE = { threads: 1 }; // the models are small
 
 let teacher: Ort.InferenceSession;
 beforeAll(async () => {
-  teacher = (await openModel(model)).session;
+  teacher = (await openModel(model, ONE)).session;
 });
 afterAll(async () => {
   await teacher.release();
@@ -40,7 +41,7 @@ afterAll(async () => {
 });
 
 async function kl(student: Model): Promise<number> {
-  const { session } = await openModel(student);
+  const { session } = await openModel(student, ONE);
   const quality = await measure(teacher, session, 'logits', data, { batches: 4 });
   await session.release();
   return quality.kl;
@@ -75,6 +76,7 @@ it.each(CASES)('%s %j: held-out text tells that it was fitted', async (variant, 
     layers: LAYERS,
     steps: 16,
     refit: false,
+    ...ONE,
     ...options,
   });
   for (const { first, last } of fitted.losses.values()) {
@@ -85,7 +87,7 @@ it.each(CASES)('%s %j: held-out text tells that it was fitted', async (variant, 
 });
 
 it('is the same when interrupted', async () => {
-  const short = { variant: 'gated-delta', layers: [1], steps: 22, refit: false } as const;
+  const short = { variant: 'gated-delta', layers: [1], steps: 22, refit: false, ...ONE } as const;
   const whole = await assemble(model, await calibrate(model, data, short));
   const checkpoint = path.join(folder, 'checkpoint');
   const controller = new AbortController();
@@ -112,6 +114,7 @@ it('reports states, and chooses layers to keep', async () => {
     refitBatches: 2,
     batches: 1,
     choose: { keep: 1 },
+    ...ONE,
   });
   const sizes = report.pareto.map((r) => [r.state_bytes, r.cache_bytes_per_token]);
   expect(sizes).toEqual([
@@ -133,7 +136,15 @@ it.each<[CalibrateOptions, string]>([
   ],
   [
     { variant: 'gla', gates: { 1: { decay: { constant: [-1] } } } },
-    'layer 1: decay to begin with must be 2 constants, received -1',
+    'layer 1: decay must be 2 numbers <= 0 (log decay), received -1',
+  ],
+  [
+    { variant: 'gla', gates: { default: { beta: { constant: 1 } } } },
+    'layer 0: gla begins with constants for decay, received beta',
+  ],
+  [
+    { variant: 'delta', gates: { 1: { beta: { weight: new Float32Array(1) } } } },
+    'layer 1: delta begins with constants for beta, received a projection for beta',
   ],
 ])('refuses %j', async (options, message) => {
   await expect(calibrate(model, data, options)).rejects.toThrow(message);
