@@ -121,8 +121,12 @@ function checkOptions(options: RewriteOptions): void {
     const what = normalize !== undefined ? 'normalize' : `feature map ${featureMap}`;
     throw new FlaError('invalid_argument', `variant performer takes no ${what}: it has its own`);
   }
-  if (options.seed !== undefined && variant !== 'performer') {
+  const { seed } = options;
+  if (seed !== undefined && variant !== 'performer') {
     throw new FlaError('invalid_argument', `seed is for performer, received ${variant}`);
+  }
+  if (seed !== undefined && !(Number.isSafeInteger(seed) && seed >= 0)) {
+    throw new FlaError('invalid_argument', `seed must be a whole number, received ${seed}`);
   }
 }
 

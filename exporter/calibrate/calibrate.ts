@@ -320,7 +320,9 @@ async function fitLayers(
       return {
         layers: new Map(),
         gates: new Map(fits.map((f) => [f.layer.layer, f.gates()])),
-        sizes: new Map(fits.map(({ layer: l }) => [l.layer, { ...l, D: l.K, M: l.K }])),
+        sizes: new Map(
+          fits.map(({ layer: { layer, HQ, HV, K, V } }) => [layer, { HQ, HV, K, V, D: K, M: K }]),
+        ),
         losses: lossesOf(fits),
       };
     }

@@ -292,6 +292,10 @@ describe('options', () => {
     },
     { options: { variant: 'linear', seed: 1 }, message: /seed is for performer, received linear/ },
     {
+      options: { variant: 'performer', seed: 0.5 },
+      message: /seed must be a whole number, received 0.5/,
+    },
+    {
       options: { variant: 'linear', features: 8 },
       message: /features is for hybrid and performer, received linear/,
     },
