@@ -1,3 +1,4 @@
+import { getFloat16, setFloat16 } from '@petamoriken/float16';
 import * as ort from 'onnxruntime-node';
 import { type Model, modelBytes } from '../../../exporter/index.js';
 
@@ -57,4 +58,19 @@ export function random(seed: number): () => number {
     s = (Math.imul(s, 1664525) + 1013904223) >>> 0;
     return s / 2 ** 31 - 1;
   };
+}
+
+/** A float16 tensor. */
+export function halves(dims: readonly number[], values: readonly number[]): ort.Tensor {
+  const view = new DataView(new ArrayBuffer(values.length * 2));
+  values.forEach((v, i) => {
+    setFloat16(view, i * 2, v, true);
+  });
+  return new ort.Tensor('float16', new Uint16Array(view.buffer), dims);
+}
+/** Elements of a float16 tensor. */
+export function numbers(t: ort.Tensor): number[] {
+  const { buffer, byteOffset, length } = t.data as Uint16Array;
+  const view = new DataView(buffer, byteOffset, length * 2);
+  return Array.from({ length }, (_, i) => getFloat16(view, i * 2, true));
 }
