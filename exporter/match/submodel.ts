@@ -84,8 +84,8 @@ export function cutOut(
       if (huge) return `'${huge}' would be too large: [${facts.dims(huge)}]`;
       if (nodes.size > NODE_LIMIT) return `more than ${NODE_LIMIT} nodes lie behind it`;
       if (constant) continue;
-      const read = [...node.inputs, ...node.subgraphs.flatMap(outerValues)];
-      stack.push(...read.map((v) => ({ value: v, forShape: forShape || node.is('Shape') })));
+      for (const read of node.valuesRead())
+        stack.push({ value: read, forShape: forShape || node.is('Shape') });
     }
   }
   const model = assemble(graph, wanted, [...nodes.values()], inputs, weights);
@@ -159,10 +159,4 @@ function inlined(tensor: TensorProto, graph: Graph): TensorProto {
     dims,
     rawData: tensorBytes(tensor, graph.model.external),
   };
-}
-
-function outerValues(sub: Graph): string[] {
-  return [...sub.walk()]
-    .flatMap((n) => n.inputs)
-    .filter((v) => v && !sub.proto.node.some((n) => n.output.includes(v)));
 }
