@@ -86,6 +86,14 @@ const MALFORMED: { name: string; build: () => Model; message: RegExp }[] = [
       }),
     message: /\(MatMul\): inner dimensions must agree, received \[B,4\] and \[3,4\]/,
   },
+  {
+    name: 'a weight of negative dimensions',
+    build: () =>
+      model([makeNode('Add', ['x', 'w'], ['y'])], {
+        initializers: [{ name: 'w', dataType: 1, dims: [-1, -4], rawData: new Uint8Array(16) }],
+      }),
+    message: /^tensor 'w': dimensions must not be negative, received \[-1,-4\]$/,
+  },
 ];
 
 describe.each(MALFORMED)('$name', ({ build, message }) => {
@@ -103,7 +111,77 @@ describe.each(MALFORMED)('$name', ({ build, message }) => {
   });
 });
 
+describe('attention in integers', () => {
+  it('is left alone, and has a reason', async () => {
+    const q = ['int64', ['B', 'T', 8]] as const;
+    const fused = buildModel({
+      inputs: { q, k: q, v: q },
+      outputs: { y: q },
+      nodes: [
+        makeNode(
+          'MultiHeadAttention',
+          ['q', 'k', 'v'],
+          ['y'],
+          { num_heads: 2 },
+          { domain: 'com.microsoft' },
+        ),
+      ],
+      opsets: { '': 17, 'com.microsoft': 1 },
+    });
+    const reason = 'attention must be in floating point, received int64';
+    const { sites } = await inspectModel(fused);
+    expect(sites).toMatchObject([{ layer: 0, rewritable: false, reason }]);
+    const before = structuredClone(fused.graph.proto.node);
+    await rewriteModel(fused, { variant: 'none' });
+    expect(fused.graph.proto.node).toEqual(before);
+  });
+});
+
+/** Branches in branches, `depth` of them, and how often the inputs of nodes are looked at while the model is checked. */
+function looksAt(depth: number, nodes: number): number {
+  let looks = 0;
+  const counted = (node: NodeProto): NodeProto => {
+    const { input } = node;
+    const get = () => {
+      looks++;
+      return input;
+    };
+    Object.defineProperty(node, 'input', { get });
+    return node;
+  };
+  let inner: NodeProto = makeNode('Relu', ['x'], ['v0']);
+  for (let i = 1; i <= depth; i++) {
+    const chain = Array.from({ length: nodes / depth }, (_, n) =>
+      counted(makeNode('Relu', [n === 0 ? 'x' : `r${i}_${n - 1}`], [`r${i}_${n}`])),
+    );
+    const branch = (name: string, list: NodeProto[]) => ({
+      graph: {
+        name,
+        node: list,
+        initializer: [],
+        input: [],
+        output: [{ name: list.at(-1)!.output[0]! }],
+        valueInfo: [],
+      },
+    });
+    inner = makeNode('If', ['c'], [`v${i}`], {
+      then_branch: branch('then', [...chain, inner]),
+      else_branch: branch('else', [makeNode('Relu', ['x'], [`e${i}`])]),
+    });
+  }
+  const whole = model([inner, makeNode('Relu', [`v${depth}`], ['y'])], {
+    inputs: { x: ['float32', ['B', 4]], c: ['bool', []] },
+  });
+  validateModel(whole);
+  whole.graph.sort();
+  return looks;
+}
+
 describe('well-formed models', () => {
+  it('are checked in as many steps however deep their graphs are nested', () => {
+    expect(looksAt(32, 320)).toBe(looksAt(1, 320));
+  });
+
   it('may list initializers among their inputs, as before IR version 4', () => {
     const old = model([makeNode('Add', ['x', 'w'], ['y'])], {
       inputs: { x: ['float32', ['B', 4]], w: ['float32', [4]] },
