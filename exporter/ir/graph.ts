@@ -28,6 +28,8 @@ export type AttributeValue =
 /** A dimension: its length, a symbolic name, or unknown. */
 export type Dim = number | string | undefined;
 
+const IDENTITIES = 64; // in a row, that a constant may pass
+
 const utf8 = new TextEncoder();
 const text = new TextDecoder();
 
@@ -235,14 +237,18 @@ export class Graph {
   }
   /**
    * The constant behind a value: an initializer, or a Constant node's tensor, looked through Identity.
-   * Undefined when the value is computed.
+   * Undefined when the value is computed, or passes more Identities than an exporter writes.
    */
   constant(value: string): TensorProto | undefined {
-    const init = this.initializer(value);
-    if (init) return init;
-    const node = this.producer(value);
-    if (node?.is('Identity')) return this.constant(node.inputs[0]!);
-    return node?.is('Constant') ? constantTensor(node) : undefined;
+    let at = value;
+    for (let passed = 0; passed <= IDENTITIES; passed++) {
+      const init = this.initializer(at);
+      if (init) return init;
+      const node = this.producer(at);
+      if (!node?.is('Identity')) return node?.is('Constant') ? constantTensor(node) : undefined;
+      at = node.inputs[0] ?? '';
+    }
+    return undefined;
   }
   /** A constant's elements as numbers; undefined when it is no numeric constant of at most `limit`. */
   numbers(value: string, limit = 4096): number[] | undefined {

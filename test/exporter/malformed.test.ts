@@ -177,6 +177,65 @@ function looksAt(depth: number, nodes: number): number {
   return looks;
 }
 
+/** Attention of queries that are the maximum of `count` values, each of them a copy of the one before or of the input. */
+function manyValues(count: number, ofInput: boolean): Model {
+  const copies = Array.from({ length: count }, (_, i) =>
+    makeNode('Identity', [i === 0 || ofInput ? 'x' : `c${i - 1}`], [`c${i}`]),
+  );
+  const q = ofInput ? copies.map((c) => c.output[0]!) : [`c${count - 1}`];
+  return buildModel({
+    inputs: { x: ['float32', ['B', 2, 'T', 4]] },
+    outputs: { y: ['float32', ['B', 2, 'T', 4]] },
+    nodes: [
+      ...copies,
+      makeNode('Max', q, ['q']),
+      makeNode('Transpose', ['x'], ['k'], { perm: [0, 1, 3, 2] }),
+      makeNode('MatMul', ['q', 'k'], ['scores']),
+      makeNode('Softmax', ['scores'], ['weights'], { axis: -1 }),
+      makeNode('MatMul', ['weights', 'x'], ['y']),
+    ],
+  });
+}
+
+/** Functions of which each calls the one before twice, the first being attention. */
+function doubling(count: number): Model {
+  const functions = Array.from({ length: count }, (_, i) => {
+    const call = (input: string, output: string) =>
+      makeNode(`F${i - 1}`, [input], [output], {}, { domain: 'x' });
+    const node = i === 0 ? [makeNode('Softmax', ['a'], ['b'])] : [call('a', 'm'), call('m', 'b')];
+    const opsetImport = [
+      { domain: '', version: 17 },
+      { domain: 'x', version: 1 },
+    ];
+    return {
+      name: `F${i}`,
+      domain: 'x',
+      input: ['a'],
+      output: ['b'],
+      attribute: [],
+      node,
+      opsetImport,
+    };
+  });
+  const call = makeNode(`F${count - 1}`, ['x'], ['y'], {}, { domain: 'x' });
+  return model([call], { opsets: { '': 17, x: 1 }, functions });
+}
+
+describe('models that are large in one way', () => {
+  it.each([
+    ['inputs of one node', manyValues(130_000, true)],
+    ['copies in a row', manyValues(20_000, false)],
+  ])('are understood: %s', async (_, large) => {
+    expect((await inspectModel(large)).sites).toMatchObject([{ layer: 0, q_num_heads: 2 }]);
+  });
+
+  it('are refused before functions are written out a billion times', async () => {
+    await expect(inspectModel(doubling(40))).rejects.toThrow(
+      /^model: its functions cannot be written out: at most 200000 nodes expected, received 549755813888$/,
+    );
+  });
+});
+
 describe('well-formed models', () => {
   it('are checked in as many steps however deep their graphs are nested', () => {
     expect(looksAt(32, 320)).toBe(looksAt(1, 320));
