@@ -34,7 +34,7 @@ export async function rewriteControl(model: Model, options: ControlOptions): Pro
   openUp(model);
   const analysis = await analyse(model, options);
   const chosen = analysis.sites.filter((s) => s.sdpa && s.mask && s.mask.kind !== 'other');
-  for (const site of chosen) reEmit(site, analysis, options);
+  reEmit(chosen, analysis, options);
   model.graph.removeDead();
   model.graph.sort();
   return chosen.length;
