@@ -5,6 +5,7 @@ import {
   type Model,
   makeNode,
   makeTensor,
+  makeValueInfo,
   type NodeProto,
   rewriteModel,
   validateModel,
@@ -197,12 +198,12 @@ function manyValues(count: number, ofInput: boolean): Model {
   });
 }
 
-/** Functions of which each calls the one before twice, the first being attention. */
-function doubling(count: number): Model {
+/** Functions of which each calls the one before twice, the first being an operator. */
+function doubling(count: number, first: string) {
   const functions = Array.from({ length: count }, (_, i) => {
     const call = (input: string, output: string) =>
       makeNode(`F${i - 1}`, [input], [output], {}, { domain: 'x' });
-    const node = i === 0 ? [makeNode('Softmax', ['a'], ['b'])] : [call('a', 'm'), call('m', 'b')];
+    const node = i === 0 ? [makeNode(first, ['a'], ['b'])] : [call('a', 'm'), call('m', 'b')];
     const opsetImport = [
       { domain: '', version: 17 },
       { domain: 'x', version: 1 },
@@ -218,7 +219,24 @@ function doubling(count: number): Model {
     };
   });
   const call = makeNode(`F${count - 1}`, ['x'], ['y'], {}, { domain: 'x' });
-  return model([call], { opsets: { '': 17, x: 1 }, functions });
+  return { call, functions, opsets: { '': 17, x: 1 } };
+}
+
+/** Attention with a mask that a node makes of `x`. */
+function maskedBy(mask: NodeProto, more: Partial<Parameters<typeof buildModel>[0]>): Model {
+  return buildModel({
+    inputs: { x: ['float32', [1]], q: ['float32', ['B', 2, 'T', 4]] },
+    outputs: { z: ['float32', ['B', 2, 'T', 'T']] },
+    nodes: [
+      mask,
+      makeNode('Transpose', ['q'], ['t'], { perm: [0, 1, 3, 2] }),
+      makeNode('MatMul', ['q', 't'], ['scores']),
+      makeNode('Add', ['scores', mask.output[0]!], ['masked']),
+      makeNode('Softmax', ['masked'], ['weights'], { axis: -1 }),
+      makeNode('MatMul', ['weights', 'q'], ['z']),
+    ],
+    ...more,
+  });
 }
 
 describe('models that are large in one way', () => {
@@ -230,9 +248,37 @@ describe('models that are large in one way', () => {
   });
 
   it('are refused before functions are written out a billion times', async () => {
-    await expect(inspectModel(doubling(40))).rejects.toThrow(
+    const { call, ...more } = doubling(40, 'Softmax');
+    await expect(inspectModel(model([call], more))).rejects.toThrow(
       /^model: its functions cannot be written out: at most 200000 nodes expected, received 549755813888$/,
     );
+  });
+
+  it('are not run to find a mask that takes a Loop of 2^62 steps, or functions called a billion times', async () => {
+    const value = (name: string, dtype: number) => makeValueInfo(name, dtype, []);
+    const body = {
+      name: 'body',
+      node: [makeNode('Identity', ['c'], ['d']), makeNode('Relu', ['a'], ['b'])],
+      initializer: [],
+      input: [value('i', 7), value('c', 9), makeValueInfo('a', 1, [1])],
+      output: [value('d', 9), makeValueInfo('b', 1, [1])],
+      valueInfo: [],
+    };
+    const loop = makeNode('Loop', ['steps', 'on', 'zero'], ['y'], { body: { graph: body } });
+    const steps = makeTensor('steps', 'int64', [], [2 ** 62]);
+    const on = makeTensor('on', 'bool', [], [1]);
+    const zero = makeTensor('zero', 'float32', [1], [0]);
+    const { call, ...more } = doubling(40, 'Relu');
+    for (const endless of [
+      maskedBy(loop, { initializers: [steps, on, zero] }),
+      maskedBy(call, more),
+    ]) {
+      const { sites } = await inspectModel(endless); // with no runner: that would be an error
+      const reason = expect.stringMatching(
+        /^mask: .* '.*' behind it may run more than 262144 nodes$/,
+      );
+      expect(sites).toMatchObject([{ layer: 0, rewritable: false, reason }]);
+    }
   });
 });
 
