@@ -37,7 +37,7 @@ export async function rewriteControl(model: Model, options: ControlOptions): Pro
   const chosen = analysis.sites.filter(
     ({ sdpa, mask }) => sdpa && mask && mask.kind !== 'other' && !sdpa.cache?.opaque,
   );
-  for (const site of chosen) reEmit(site, analysis, options);
+  reEmit(chosen, analysis, options);
   model.graph.removeDead();
   model.graph.sort();
   return chosen.length;

@@ -10,7 +10,8 @@ import {
 } from './ir/index.js';
 import { RULES } from './rules/index.js';
 
-const NODE_LIMIT = 1_000_000;
+const NODE_LIMIT = 200_000;
+const CALL_LIMIT = 1000; // of functions that call functions
 
 /**
  * Replaces calls of the model-local functions that hold attention by what is in them, in place, as the newer exporter of
@@ -21,12 +22,8 @@ const NODE_LIMIT = 1_000_000;
 export function inlineAttention(model: Model): boolean {
   const wanted = holders(model);
   if (wanted.size === 0) return false;
-  // Functions call no deeper than there are functions, unless one calls itself.
-  for (let depth = 0; expand(model.graph.proto, model, wanted); depth++) {
-    model.graph.touch();
-    if (depth > wanted.size) throw tooMuch('a function calls itself');
-    if (countNodes(model.graph.proto) > NODE_LIMIT) throw tooMuch(`more than ${NODE_LIMIT} nodes`);
-  }
+  checkSize(model.graph.proto.node, wanted);
+  while (expand(model.graph.proto, model, wanted)) model.graph.touch();
   const called = new Set<string>();
   const collect = (nodes: readonly NodeProto[]) => {
     for (const node of nodes) {
@@ -47,27 +44,54 @@ function tooMuch(why: string): FlaError {
   return new FlaError('invalid_model', `model: its functions cannot be written out: ${why}`);
 }
 
-function countNodes(graph: GraphProto): number {
-  return graph.node.reduce(
-    (sum, node) => sum + subgraphs(node).reduce((n, sub) => n + countNodes(sub), 1),
-    0,
-  );
+/** A few functions that call one another twice are a million nodes: they are counted before any is written. */
+function checkSize(main: readonly NodeProto[], wanted: ReadonlyMap<string, FunctionProto>): void {
+  const known = new Map<FunctionProto, number>();
+  const open = new Set<FunctionProto>();
+  const count = (nodes: readonly NodeProto[]): number => {
+    let sum = 0;
+    for (const node of nodes) {
+      const fn = wanted.get(callKey(node));
+      sum += fn ? within(fn) : 1;
+      for (const sub of subgraphs(node)) sum += count(sub.node);
+    }
+    return sum;
+  };
+  const within = (fn: FunctionProto): number => {
+    const before = known.get(fn);
+    if (before !== undefined) return before;
+    if (open.has(fn)) throw tooMuch('a function calls itself');
+    if (open.size === CALL_LIMIT) throw tooMuch(`more than ${CALL_LIMIT} calls in one another`);
+    open.add(fn);
+    const sum = count(fn.node);
+    open.delete(fn);
+    known.set(fn, sum);
+    return sum;
+  };
+  const nodes = count(main);
+  if (nodes > NODE_LIMIT) throw tooMuch(`at most ${NODE_LIMIT} nodes expected, received ${nodes}`);
 }
 
 /** Functions with attention in them, or in what they call, that can be written into the main graph. */
 function holders(model: Model): ReadonlyMap<string, FunctionProto> {
   // Our own functions are bodies of ops, not parts of the model.
   const others = model.functions.filter((fn) => fn.domain !== 'com.fla' && sameOpset(fn, model));
-  const found = new Map<string, FunctionProto>();
-  for (let before = -1; before < found.size; ) {
-    before = found.size;
-    for (const fn of others) {
-      const proto = { node: fn.node, initializer: [], input: [], output: [], valueInfo: [] };
-      const holds = [...new Graph(proto, model).walk()].some(
-        (node) => RULES.some((r) => r.anchors(node)) || found.has(callKey(node.proto)),
-      );
-      if (holds) found.set(functionKey(fn), fn);
+  const callers = new Map<string, Set<FunctionProto>>();
+  const holding: FunctionProto[] = [];
+  for (const fn of others) {
+    const proto = { node: fn.node, initializer: [], input: [], output: [], valueInfo: [] };
+    for (const node of new Graph(proto, model).walk()) {
+      if (RULES.some((r) => r.anchors(node))) holding.push(fn);
+      const called = callKey(node.proto);
+      callers.set(called, (callers.get(called) ?? new Set()).add(fn));
     }
+  }
+  const found = new Map<string, FunctionProto>();
+  for (let fn = holding.pop(); fn; fn = holding.pop()) {
+    const held = functionKey(fn);
+    if (found.has(held)) continue;
+    found.set(held, fn);
+    for (const caller of callers.get(held) ?? []) holding.push(caller);
   }
   return found;
 }

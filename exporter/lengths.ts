@@ -106,7 +106,7 @@ function ancestors(graph: Graph, value: string): Set<string> {
     const at = stack.pop()!;
     if (!at || seen.has(at)) continue;
     seen.add(at);
-    stack.push(...(graph.producer(at)?.inputs ?? []));
+    for (const input of graph.producer(at)?.inputs ?? []) stack.push(input);
   }
   return seen;
 }

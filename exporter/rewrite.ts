@@ -2,9 +2,9 @@ import { FlaError } from '../ops/error.js';
 import { type AnalysedSite, type Analysis, analyse } from './analysis.js';
 import { SharedValues } from './common_values.js';
 import { type SiteReport, siteReport } from './inspect.js';
-import type { Graph, Model } from './ir/index.js';
+import type { Graph, Model, Node, NodeProto } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
-import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
+import { batchAxis, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { openedUp, openUp, startsCausally } from './open_up.js';
 import { declareStates, removeCaches, type StatePair } from './states.js';
@@ -65,7 +65,7 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
     removedNodes: 0,
   };
   if (options.dryRun || chosen.length === 0) return report;
-  if (options.variant === 'none') for (const site of chosen) reEmit(site, analysis);
+  if (options.variant === 'none') reEmit(chosen, analysis);
   else Object.assign(report, await convert(chosen, analysis, options));
   for (const graph of new Set(chosen.map((s) => s.node.graph))) {
     graph.removeDead();
@@ -232,20 +232,46 @@ function gatesFor(options: RewriteOptions, layer: number): LayerGates | undefine
   return options.gates?.[layer] ?? options.gates?.default;
 }
 
-/** Softmax attention again, from the normalised description alone. */
-export function reEmit(site: AnalysedSite, { factsOf }: Analysis, handicap?: Handicap): void {
-  const { graph } = site.node;
-  const facts = factsOf(graph);
-  const { q } = site.sdpa!;
-  const e = new SiteEmitter(graph, facts, site.node.name);
-  e.rows = new Rows(e, () => e.dim(q.value, tokenAxis(q)));
-  const product = emitSoftmax(e, site.sdpa!, handicap);
-  graph.remove(site.sdpa!.replaced);
-  graph.insert(e.nodes);
-  for (const value of site.sdpa!.interior.flatMap((n) => n.outputs)) {
-    const asked = graph.uses(value).some((u) => u.node.is('Shape'));
-    if (asked && facts.rank(value) === 4)
-      graph.replaceUses(value, product, (use) => !use.node.is('Shape'));
+/** What is written for sites. All of it takes their place at once: a graph is indexed anew after every change. */
+class Written {
+  private readonly sites: { graph: Graph; old: readonly Node[]; nodes: readonly NodeProto[] }[] =
+    [];
+
+  add({ node, sdpa }: AnalysedSite, e: SiteEmitter): void {
+    this.sites.push({ graph: node.graph, old: sdpa!.replaced, nodes: e.nodes });
+  }
+  insert(): void {
+    for (const graph of new Set(this.sites.map((s) => s.graph))) {
+      const here = this.sites.filter((s) => s.graph === graph);
+      graph.remove(here.flatMap((s) => s.old));
+      graph.insert(here.flatMap((s) => s.nodes));
+    }
+  }
+}
+
+/** Softmax attention again, from the normalised descriptions alone. */
+export function reEmit(
+  chosen: readonly AnalysedSite[],
+  { factsOf }: Analysis,
+  handicap?: Handicap,
+): void {
+  const written = new Written();
+  const products = chosen.map((site) => {
+    const { graph } = site.node;
+    const { q } = site.sdpa!;
+    const e = new SiteEmitter(graph, factsOf(graph), site.node.name);
+    e.rows = new Rows(e, () => e.dim(q.value, tokenAxis(q)));
+    written.add(site, e);
+    return emitSoftmax(e, site.sdpa!, handicap);
+  });
+  written.insert();
+  for (const [i, { node, sdpa }] of chosen.entries()) {
+    const { graph } = node;
+    for (const value of sdpa!.interior.flatMap((n) => n.outputs)) {
+      const asked = graph.uses(value).some((u) => u.node.is('Shape'));
+      if (asked && factsOf(graph).rank(value) === 4)
+        graph.replaceUses(value, products[i]!, (use) => !use.node.is('Shape'));
+    }
   }
 }
 
@@ -256,14 +282,16 @@ async function convert(
 ): Promise<Pick<RewriteReport, 'state' | 'attentionMask'>> {
   const { graph } = analysis.facts;
   const shared = new SharedValues(graph, analysis, chosen[0]!.sdpa!);
-  const state: StatePair[] = [];
-  const removed: Cache[] = [];
-  for (const site of chosen) {
+  const removed = chosen.flatMap(({ sdpa }) => sdpa!.cache ?? []);
+  const declared = chosen.map(({ sdpa, layer }) =>
+    sdpa!.cache ? declareStates(graph, sdpa!, sdpa!.cache, layer!, options) : {},
+  );
+  const state: StatePair[] = declared.flatMap((states) => Object.values(states));
+  const written = new Written();
+  for (const [i, site] of chosen.entries()) {
     const sdpa = site.sdpa!;
     const layer = site.layer!;
-    const states = sdpa.cache ? declareStates(graph, sdpa, sdpa.cache, layer, options) : {};
-    state.push(...Object.values(states));
-    if (sdpa.cache) removed.push(sdpa.cache);
+    const states = declared[i]!;
     const { graph: place } = site.node;
     const e = new SiteEmitter(place, analysis.factsOf(place), site.node.name, shared.rows);
     const mask = shared.padding(site);
@@ -287,10 +315,11 @@ async function convert(
       };
       emitLinear(e, emitted, options);
     }
-    place.remove(sdpa.replaced);
-    place.insert(e.nodes);
+    written.add(site, e);
   }
+  written.insert();
   shared.insert();
+  for (const place of new Set(chosen.map((site) => site.node.graph))) place.removeDead();
   for (const { sdpa } of chosen) replaceScoreShapes(sdpa!, analysis);
   if (removed.length === 0) {
     shared.insert();
@@ -328,7 +357,6 @@ async function convert(
 function replaceScoreShapes(sdpa: Sdpa, { factsOf }: Analysis): void {
   const { graph } = sdpa.anchor;
   const facts = factsOf(graph);
-  graph.removeDead();
   const { q, cache } = sdpa;
   for (const value of sdpa.interior.flatMap((n) => n.outputs)) {
     const readers = graph.uses(value).filter((u) => u.node.is('Shape'));

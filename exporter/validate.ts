@@ -8,16 +8,15 @@ import type { Graph, Model, Node } from './ir/index.js';
  * @throws FlaError `invalid_model` naming the node or value
  */
 export function validateModel(model: Model): void {
-  checkGraph(model.graph, new Set());
+  checkGraph(model.graph, () => false);
 }
 
-function checkGraph(graph: Graph, outer: ReadonlySet<string>): void {
-  const known = new Set(outer);
+function checkGraph(graph: Graph, outer: (value: string) => boolean): void {
   const own = new Set<string>();
+  const known = (value: string) => own.has(value) || outer(value);
   const define = (name: string, where: string) => {
     if (own.has(name)) throw invalid(graph, `value '${name}' is produced twice, again by ${where}`);
     own.add(name);
-    known.add(name);
   };
   for (const input of graph.inputs) define(input.name, 'a graph input');
   for (const t of graph.proto.initializer) {
@@ -32,31 +31,31 @@ function checkGraph(graph: Graph, outer: ReadonlySet<string>): void {
   }
   for (const node of graph.nodes) {
     for (const value of node.inputs) {
-      if (value && !known.has(value)) {
+      if (value && !known(value)) {
         throw invalid(graph, `${describe(node)} reads '${value}', which nothing produces`);
       }
     }
     for (const sub of node.subgraphs) checkGraph(sub, known);
   }
   for (const out of graph.outputs) {
-    if (!known.has(out.name))
-      throw invalid(graph, `output '${out.name}' is not produced by any node`);
+    if (!known(out.name)) throw invalid(graph, `output '${out.name}' is not produced by any node`);
   }
   checkCycles(graph);
 }
 
 /** Kahn's algorithm: nodes that never become ready lie on, or behind, a cycle. */
 function checkCycles(graph: Graph): void {
-  const inputsOf = (node: Node) => new Set([...node.inputs, ...node.subgraphs.flatMap(valuesRead)]);
   const waiting = new Map<Node, number>();
   const readers = new Map<Node, Node[]>();
   for (const node of graph.nodes) {
     let count = 0;
-    for (const value of inputsOf(node)) {
-      const producer = value ? graph.producer(value) : undefined;
+    for (const value of node.valuesRead()) {
+      const producer = graph.producer(value);
       if (!producer || producer.graph !== graph) continue;
       count++;
-      readers.set(producer, [...(readers.get(producer) ?? []), node]);
+      const known = readers.get(producer);
+      if (known) known.push(node);
+      else readers.set(producer, [node]);
     }
     waiting.set(node, count);
   }
@@ -73,10 +72,6 @@ function checkCycles(graph: Graph): void {
   if (done === graph.nodes.length) return;
   const stuck = graph.nodes.find((n) => waiting.get(n)! > 0)!;
   throw invalid(graph, `${describe(stuck)} depends on its own output`);
-}
-
-function valuesRead(graph: Graph): string[] {
-  return [...[...graph.walk()].flatMap((n) => [...n.inputs]), ...graph.outputs.map((o) => o.name)];
 }
 
 function describe(node: Node): string {

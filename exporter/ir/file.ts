@@ -36,12 +36,7 @@ export class FolderReader implements ExternalReader {
   read(location: string, offset: number, length: number | undefined): Uint8Array {
     const { fd, size } = this.file(location);
     const count = length ?? size - offset;
-    if (offset + count > size) {
-      throw new FlaError(
-        'invalid_model',
-        `external data '${location}': bytes ${offset}..${offset + count} needed, the file has ${size}`,
-      );
-    }
+    this.check(location, offset, count);
     const out = allocate(count, location);
     for (let done = 0; done < count; ) {
       const n = fs.readSync(fd, out, done, Math.min(CHUNK, count - done), offset + done);
@@ -51,8 +46,14 @@ export class FolderReader implements ExternalReader {
     return out;
   }
 
-  size(location: string): number {
-    return this.file(location).size;
+  /** @throws FlaError `invalid_model` when the file ends before these bytes do */
+  check(location: string, offset: number, count: number): void {
+    const { size } = this.file(location);
+    if (offset + count <= size) return;
+    throw new FlaError(
+      'invalid_model',
+      `external data '${location}': bytes ${offset}..${offset + count} needed, the file has ${size}`,
+    );
   }
 
   close(): void {
@@ -175,7 +176,7 @@ function* saveSteps(model: Model, file: string, options: SaveOptions): Generator
   const temporaryData = path.join(path.dirname(target), dataName + suffix);
   const layout = options.externalData ?? 'keep';
   if (layout === 'share') checkShared(model, target);
-  const moves = planExternal(model, layout, options.externalThreshold);
+  const moves = place(planExternal(model, layout, options.externalThreshold));
   const inlined = layout === 'inline' ? planInline(model) : [];
   const restore = [...moves.map((m) => m.tensor), ...inlined].map((tensor) => ({
     tensor,
@@ -189,7 +190,10 @@ function* saveSteps(model: Model, file: string, options: SaveOptions): Generator
       yield;
       throwIfAborted(options.signal);
     }
-    if (moves.length > 0) yield* writeExternal(model, moves, temporaryData, dataName, options);
+    if (moves.length > 0) {
+      checkRoom(model, moves, file);
+      yield* writeExternal(model, moves, temporaryData, dataName, options);
+    }
     fs.writeFileSync(temporary, encodeModel(model.proto));
     yield;
     throwIfAborted(options.signal);
@@ -217,6 +221,12 @@ function throwIfAborted(signal: AbortSignal | undefined): void {
 interface Move {
   tensor: TensorProto;
   bytes: number;
+}
+
+/** Where in the new file a tensor goes, and whether an earlier one has brought the same bytes there. */
+interface Placed extends Move {
+  offset: number;
+  copied: boolean;
 }
 
 /** Data that is shared lies in the folder that the new file goes to. */
@@ -271,24 +281,18 @@ function planExternal(model: Model, layout: ExternalLayout, threshold?: number):
 
 function* writeExternal(
   model: Model,
-  moves: readonly Move[],
+  moves: readonly Placed[],
   temporary: string,
   dataName: string,
   options: SaveOptions,
 ): Generator<void> {
   const total = moves.reduce((sum, m) => sum + m.bytes, 0);
   const fd = fs.openSync(temporary, 'w');
-  // Tensors that share one stretch of the old file go on sharing one of the new.
-  const written = new Map<string, number>();
-  let end = 0;
   let done = 0;
   try {
-    for (const { tensor, bytes } of moves) {
+    for (const { tensor, bytes, offset, copied } of moves) {
       const from = externalLocation(tensor);
-      const key = from && `${from.location}|${from.offset}|${bytes}`;
-      let offset = key === undefined ? undefined : written.get(key);
-      if (offset === undefined) {
-        offset = Math.ceil(end / ALIGN) * ALIGN;
+      if (!copied) {
         for (let at = 0; at < bytes; at += CHUNK) {
           const n = Math.min(CHUNK, bytes - at);
           const part = from
@@ -298,8 +302,6 @@ function* writeExternal(
           yield;
           throwIfAborted(options.signal);
         }
-        end = offset + bytes;
-        if (key !== undefined) written.set(key, offset);
       }
       setExternalLocation(tensor, { location: dataName, offset, length: bytes });
       done += bytes;
@@ -308,6 +310,38 @@ function* writeExternal(
   } finally {
     fs.closeSync(fd);
   }
+}
+
+function place(moves: readonly Move[]): Placed[] {
+  // Tensors that share one stretch of the old file go on sharing one of the new.
+  const shared = new Map<string, number>();
+  let end = 0;
+  return moves.map((move) => {
+    const from = externalLocation(move.tensor);
+    const key = from && `${from.location}|${from.offset}|${move.bytes}`;
+    const known = key === undefined ? undefined : shared.get(key);
+    if (known !== undefined) return { ...move, offset: known, copied: true };
+    const offset = Math.ceil(end / ALIGN) * ALIGN;
+    end = offset + move.bytes;
+    if (key !== undefined) shared.set(key, offset);
+    return { ...move, offset, copied: false };
+  });
+}
+
+/** What cannot be copied to its end is not begun: a malformed file may claim any number of bytes. */
+function checkRoom({ external }: Model, moves: readonly Placed[], file: string): void {
+  for (const { tensor, bytes } of moves) {
+    const from = externalLocation(tensor);
+    if (from && external instanceof FolderReader) external.check(from.location, from.offset, bytes);
+  }
+  const needed = moves.reduce((end, { offset, bytes }) => Math.max(end, offset + bytes), 0);
+  const folder = path.dirname(path.resolve(file));
+  const { blocks, bavail, bsize } = fs.statfsSync(folder);
+  if (blocks === 0 || needed <= bavail * bsize) return; // some file systems do not tell
+  throw new FlaError(
+    'io',
+    `${file}: cannot be written: its external data needs ${needed} bytes, ${folder} has ${bavail * bsize} free`,
+  );
 }
 
 /** The files that a model's external data lies in, as paths relative to the model's folder. */

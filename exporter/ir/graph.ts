@@ -28,6 +28,8 @@ export type AttributeValue =
 /** A dimension: its length, a symbolic name, or unknown. */
 export type Dim = number | string | undefined;
 
+const IDENTITIES = 64; // in a row, that a constant may pass
+
 const utf8 = new TextEncoder();
 const text = new TextDecoder();
 
@@ -137,6 +139,13 @@ export class Node {
   get subgraphs(): readonly Graph[] {
     return this.graph.subgraphsOf(this);
   }
+  /** Values that it reads, those included that its nested graphs take from the graphs around them. */
+  valuesRead(): Set<string> {
+    const read = new Set(this.inputs);
+    for (const sub of this.subgraphs) for (const value of sub.captured()) read.add(value);
+    read.delete(''); // an optional input that is left out
+    return read;
+  }
 }
 
 /** One place where a value is read: input `index` of `node`. */
@@ -151,7 +160,8 @@ export interface Use {
  */
 export class Graph {
   private producers = new Map<string, Node>();
-  private useIndex = new Map<string, Use[]>();
+  private useIndex: Map<string, Use[]> | undefined;
+  private capturedValues: ReadonlySet<string> | undefined;
   private initializers = new Map<string, TensorProto>();
   private infos = new Map<string, ValueInfoProto>();
   private nested = new Map<NodeProto, Graph[]>();
@@ -183,9 +193,17 @@ export class Graph {
 
   /** Every node here and below, outer graphs first. */
   *walk(): Generator<Node> {
-    for (const node of this.nodes) {
-      yield node;
-      for (const sub of node.subgraphs) yield* sub.walk();
+    // Not by recursion: a node would pass through as many generators as there are graphs around it.
+    const stack: (Graph | Node)[] = [this];
+    const next = (list: readonly (Graph | Node)[]) => {
+      for (let i = list.length - 1; i >= 0; i--) stack.push(list[i]!);
+    };
+    for (let top = stack.pop(); top; top = stack.pop()) {
+      if (top instanceof Graph) next(top.nodes);
+      else {
+        yield top;
+        next(top.subgraphs);
+      }
     }
   }
 
@@ -197,7 +215,14 @@ export class Graph {
   /** Where a value is read, nested graphs included; graph outputs are not uses (see isOutput). */
   uses(value: string): readonly Use[] {
     this.refresh();
+    this.useIndex ??= this.indexUses();
     return this.useIndex.get(value) ?? [];
+  }
+  /** Values of the graphs around it that this graph, or one nested in it, reads or hands through as its output. */
+  captured(): ReadonlySet<string> {
+    this.refresh();
+    this.capturedValues ??= this.findCaptured();
+    return this.capturedValues;
   }
   isOutput(value: string): boolean {
     return this.proto.output.some((o) => o.name === value);
@@ -212,14 +237,18 @@ export class Graph {
   }
   /**
    * The constant behind a value: an initializer, or a Constant node's tensor, looked through Identity.
-   * Undefined when the value is computed.
+   * Undefined when the value is computed, or passes more Identities than an exporter writes.
    */
   constant(value: string): TensorProto | undefined {
-    const init = this.initializer(value);
-    if (init) return init;
-    const node = this.producer(value);
-    if (node?.is('Identity')) return this.constant(node.inputs[0]!);
-    return node?.is('Constant') ? constantTensor(node) : undefined;
+    let at = value;
+    for (let passed = 0; passed <= IDENTITIES; passed++) {
+      const init = this.initializer(at);
+      if (init) return init;
+      const node = this.producer(at);
+      if (!node?.is('Identity')) return node?.is('Constant') ? constantTensor(node) : undefined;
+      at = node.inputs[0] ?? '';
+    }
+    return undefined;
   }
   /** A constant's elements as numbers; undefined when it is no numeric constant of at most `limit`. */
   numbers(value: string, limit = 4096): number[] | undefined {
@@ -334,7 +363,7 @@ export class Graph {
       const node = this.producers.get(value);
       if (!node || live.has(node.proto)) continue;
       live.add(node.proto);
-      stack.push(...node.inputs.filter((v) => v), ...captured(node));
+      for (const value of node.valuesRead()) stack.push(value);
     }
     const before = this.proto.node.length;
     this.proto.node = this.proto.node.filter((n) => live.has(n));
@@ -354,7 +383,7 @@ export class Graph {
       const stack: { node: Node; next: string[] }[] = [];
       const open = (node: Node) => {
         state.set(node.proto, 'open');
-        stack.push({ node, next: [...node.inputs, ...captured(node)].reverse() });
+        stack.push({ node, next: [...node.valuesRead()].reverse() });
       };
       open(first);
       while (stack.length > 0) {
@@ -366,7 +395,7 @@ export class Graph {
           stack.pop();
           continue;
         }
-        const producer = value ? this.producers.get(value) : undefined;
+        const producer = this.producers.get(value);
         if (!producer) continue;
         const s = state.get(producer.proto);
         if (s === 'open') {
@@ -395,7 +424,8 @@ export class Graph {
     const old = new Map(this.nodeList.map((n) => [n.proto, n]));
     this.nodeList = this.proto.node.map((p) => old.get(p) ?? new Node(this, p));
     this.producers = new Map();
-    this.useIndex = new Map();
+    this.useIndex = undefined;
+    this.capturedValues = undefined;
     this.initializers = new Map(this.proto.initializer.map((t) => [t.name ?? '', t]));
     this.infos = new Map();
     for (const list of [this.proto.valueInfo, this.proto.input, this.proto.output]) {
@@ -404,25 +434,30 @@ export class Graph {
     for (const node of this.nodeList) {
       for (const out of node.outputs) if (out) this.producers.set(out, node);
     }
+  }
+
+  private indexUses(): Map<string, Use[]> {
+    const index = new Map<string, Use[]>();
     for (const node of this.walk()) {
-      node.inputs.forEach((value, index) => {
+      node.inputs.forEach((value, at) => {
         if (!value) return;
-        const uses = this.useIndex.get(value);
-        if (uses) uses.push({ node, index });
-        else this.useIndex.set(value, [{ node, index }]);
+        const uses = index.get(value);
+        if (uses) uses.push({ node, index: at });
+        else index.set(value, [{ node, index: at }]);
       });
     }
+    return index;
   }
-}
 
-/** Values that a node's nested graphs take from outside them (names of their own included). */
-function captured(node: Node): string[] {
-  return node.subgraphs.flatMap((sub) => [
-    ...[...sub.walk()].flatMap((n) => n.inputs.filter((v) => v)),
-    ...[sub, ...[...sub.walk()].flatMap((n) => n.subgraphs)].flatMap((g) =>
-      g.proto.output.map((o) => o.name),
-    ),
-  ]);
+  private findCaptured(): Set<string> {
+    const { input, initializer, sparseInitializer, output } = this.proto;
+    const found = new Set(output.map((o) => o.name));
+    for (const node of this.nodeList) for (const value of node.valuesRead()) found.add(value);
+    for (const value of this.producers.keys()) found.delete(value);
+    for (const { name } of [...input, ...initializer]) found.delete(name ?? '');
+    for (const { values } of sparseInitializer ?? []) found.delete(values?.name ?? '');
+    return found;
+  }
 }
 
 function renameOutputs(graph: GraphProto, from: string, to: string): void {

@@ -27,9 +27,14 @@ export function tensorDtype(t: TensorProto): DTypeName {
   return name;
 }
 
-/** Dimensions as numbers. */
+/** Dimensions as numbers. @throws FlaError `invalid_model` for a negative one */
 export function tensorDims(t: TensorProto): number[] {
-  return t.dims.map(toNumber);
+  const dims = t.dims.map(toNumber);
+  if (!dims.some((d) => d < 0)) return dims;
+  throw new FlaError(
+    'invalid_model',
+    `tensor '${t.name ?? ''}': dimensions must not be negative, received [${dims}]`,
+  );
 }
 
 export function elementCount(dims: readonly number[]): number {

@@ -7,8 +7,9 @@ import {
   tensorNumbers,
 } from '../ir/index.js';
 import { einsumLetters } from './einsum.js';
-import { BINARY, type Known, map1, map2, UNARY } from './known.js';
+import { BINARY, type Known, map1, map2, settled, UNARY } from './known.js';
 import {
+  asLength,
   broadcast,
   concat,
   gather,
@@ -39,6 +40,10 @@ const BROADCAST = new Set(
 );
 const BOOLEAN = new Set(
   'And Equal Greater GreaterOrEqual IsNaN Less LessOrEqual Not Or Xor'.split(' '),
+);
+/** Operators on integers whose result has the type of their third input: a table, scales, or values. */
+const TYPE_OF_THIRD = new Set(
+  'EmbedLayerNormalization GatherBlockQuantized MatMulIntegerToFloat OneHot'.split(' '),
 );
 
 /**
@@ -145,13 +150,13 @@ export class Facts {
     if (!out) return;
     for (const [i, dims] of this.infer(node).entries()) {
       const name = node.outputs[i];
-      const merged = merge(dims, name ? this.declared(name) : undefined);
+      const merged = merge(dims?.map(asLength), name ? this.declared(name) : undefined);
       if (name && merged) this.shapes.set(name, merged);
     }
     for (const name of node.outputs)
       this.types.set(name, this.declaredType(name) ?? this.typeOf(node));
     if (node.is('Split')) this.splitKnown(node);
-    else if (!node.is('Constant')) this.knowns.set(out, this.evaluate(node));
+    else if (!node.is('Constant')) this.knowns.set(out, settled(this.evaluate(node)));
   }
 
   private typeOf(node: Node): DTypeName | undefined {
@@ -164,7 +169,7 @@ export class Facts {
     if (node.is('QuantizeLinear')) return node.inputs[2] ? this.dtype(node.inputs[2]) : 'uint8';
     // The type of the scale.
     if (node.is('DequantizeLinear')) return this.dtype(node.inputs[1]!);
-    if (node.opType === 'MatMulIntegerToFloat') return this.dtype(node.inputs[2]!);
+    if (TYPE_OF_THIRD.has(node.opType)) return this.dtype(node.inputs[2] ?? '');
     const first = node.is('Where') ? 1 : 0;
     return node.inputs[first] ? this.dtype(node.inputs[first]!) : undefined;
   }
@@ -284,8 +289,9 @@ export class Facts {
     }
     if (node.is('GroupQueryAttention', 'com.microsoft')) {
       const [queries, keys] = [node.int('num_heads') ?? 0, node.int('kv_num_heads') ?? 0];
-      const width = node.inputs[1] ? 1 : queries / (queries + 2 * keys);
-      return [x[0], x[1], times(x[2], width)];
+      const width = x[2];
+      if (node.inputs[1] || typeof width !== 'number') return [x[0], x[1], node.inputs[1] && width];
+      return [x[0], x[1], (width * queries) / (queries + 2 * keys)];
     }
     if (node.is('Attention', 'com.microsoft')) {
       const columns = this.dims(node.inputs[1] ?? '')?.[1];
@@ -396,7 +402,8 @@ export class Facts {
         return x;
       case 'Cast': {
         const to = dtypeName(node.int('to'));
-        return x && { ...x, integer: to?.includes('int') ?? false };
+        const integer = to?.includes('int') ?? false;
+        return x && { ...(integer ? map1(x, Math.trunc) : x), integer };
       }
       case 'Unsqueeze':
         return x?.rank === 0 ? { ...x, rank: 1 } : undefined;
@@ -432,7 +439,7 @@ export class Facts {
       }
       case 'ConstantOfShape': {
         const n = x?.items.length === 1 ? x.items[0] : undefined;
-        if (typeof n !== 'number' || n < 0 || n > LIMIT) return undefined;
+        if (!x?.integer || typeof n !== 'number' || n < 0 || n > LIMIT) return undefined;
         const t = node.tensor('value');
         const value = t ? tensorNumbers(t, this.graph.model.external)[0] : 0;
         return { rank: 1, items: Array(n).fill(value), integer: t?.dataType === 7 };

@@ -28,6 +28,12 @@ export const BINARY: Record<string, (x: number, y: number, integer: boolean) => 
 export function map1(x: Known, f: (v: number) => number): Known {
   return { ...x, items: x.items.map((d) => (typeof d === 'number' ? f(d) : undefined)) };
 }
+/** What integer arithmetic has no result for, such as a division by zero, is not known. */
+export function settled(x: Known | undefined): Known | undefined {
+  const whole = (d: Dim) => typeof d !== 'number' || Number.isInteger(d);
+  if (!x?.integer || x.items.every(whole)) return x;
+  return { ...x, items: x.items.map((d) => (whole(d) ? d : undefined)) };
+}
 /** Applies an operator element by element, one of the two being repeated when it has one element. */
 export function map2(
   x: Known,

@@ -346,7 +346,7 @@ function constantsBehind(values: readonly string[], prober: Prober): number[] {
     const scalar = graph.scalar(value);
     if (scalar !== undefined) found.add(Math.abs(scalar));
     const node = graph.producer(value);
-    if (node && !node.is('Shape')) stack.push(...node.inputs);
+    if (node && !node.is('Shape')) for (const input of node.inputs) stack.push(input);
   }
   return [...found].filter(Number.isInteger);
 }

@@ -3,6 +3,11 @@ import type { Dim, Node } from '../ir/index.js';
 
 // Shapes of results, from shapes of operands, undefined being what is not known.
 
+/** A dimension, unless it is a number that none can be: what follows from a malformed shape is not known. */
+export function asLength(d: Dim): Dim {
+  return typeof d !== 'number' || (Number.isSafeInteger(d) && d >= 0) ? d : undefined;
+}
+
 export function merge(a: Dim[] | undefined, b: Dim[] | undefined): Dim[] | undefined {
   if (!a || !b || a.length !== b.length) return a ?? b;
   return a.map((d, i) =>
@@ -12,7 +17,7 @@ export function merge(a: Dim[] | undefined, b: Dim[] | undefined): Dim[] | undef
 
 export function broadcast(shapes: readonly (Dim[] | undefined)[]): Dim[] | undefined {
   if (!shapes.every((s) => s !== undefined)) return undefined;
-  const rank = Math.max(...shapes.map((s) => s.length));
+  const rank = shapes.reduce((most, s) => Math.max(most, s.length), 0);
   return Array.from({ length: rank }, (_, i) => {
     const dims = shapes.map((s) => (i < rank - s.length ? 1 : s[i - rank + s.length]));
     const big = dims.filter((d) => d !== 1);
@@ -107,10 +112,10 @@ export function sliceLength(d: Dim, start: Dim, end: Dim, step: number): Dim {
 /** prod(x) / prod(rest) when it is a single dimension. */
 export function quotient(x: readonly Dim[], rest: readonly Dim[]): Dim {
   const left = [...x];
-  let number = 1;
+  let [number, divisor] = [1, 1]; // divided last: 1 / 49 * 49 is not 1
   for (const d of rest) {
     if (typeof d === 'number') {
-      number /= d;
+      divisor *= d;
       continue;
     }
     const at = d === undefined ? -1 : left.indexOf(d);
@@ -122,6 +127,6 @@ export function quotient(x: readonly Dim[], rest: readonly Dim[]): Dim {
     if (typeof d === 'number') number *= d;
     else symbols.push(d);
   }
-  if (symbols.length === 0) return Number.isInteger(number) ? number : undefined;
-  return symbols.length === 1 && Math.abs(number - 1) < 1e-9 ? symbols[0] : undefined;
+  if (symbols.length === 0) return asLength(number / divisor);
+  return symbols.length === 1 && number === divisor ? symbols[0] : undefined;
 }

@@ -1,7 +1,7 @@
-import { Graph, type Model, type Node } from '../ir/index.js';
+import { Graph, isFloat, type Model, type Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
-import type { Rule } from './rule.js';
-import type { Refusal, Sdpa } from './sdpa.js';
+import { type Rule, unsupported } from './rule.js';
+import type { Refusal, RuleResult, Sdpa } from './sdpa.js';
 
 /** One Softmax or fused node, and what the rules say about it. */
 export interface Site {
@@ -33,7 +33,7 @@ export function findSites(
     if (!rule) continue;
     const facts = factsOf(node.graph);
     facts.wanted.clear();
-    const result = rule.match(node, facts);
+    const result = inFloats(rule.match(node, facts));
     const wanted = [...facts.wanted].filter((value) => value); // not what a node lacks
     if ('sdpa' in result) sites.push({ node, rule, layer: layers++, sdpa: result.sdpa, wanted });
     else {
@@ -42,6 +42,16 @@ export function findSites(
     }
   }
   return [...sites, ...inFunctions(graph.model, rules)];
+}
+
+/** Integers have no softmax; a site whose types say so is malformed. */
+function inFloats(result: RuleResult): RuleResult {
+  if (!('sdpa' in result)) return result;
+  const { dtype, scoreDtype } = result.sdpa;
+  const wrong = [dtype, scoreDtype].find((type) => !isFloat(type));
+  return wrong === undefined
+    ? result
+    : unsupported(`attention must be in floating point, received ${wrong}`);
 }
 
 function inFunctions(model: Model, rules: readonly Rule[]): Site[] {

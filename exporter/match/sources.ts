@@ -37,7 +37,7 @@ export function projectionInputs(value: string, facts: Facts): Set<string> {
     if (node.is('If')) found.add(at);
     const source = projectionInput(node, facts);
     if (source !== undefined) found.add(source);
-    else stack.push(...dataInputs(node));
+    else for (const value of dataInputs(node)) stack.push(value);
   }
   return found;
 }

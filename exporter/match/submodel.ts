@@ -17,9 +17,11 @@ import {
   toNumber,
   type ValueSpec,
 } from '../ir/index.js';
+import { Executions } from './executions.js';
 import type { Facts } from './facts.js';
 
 const NODE_LIMIT = 4000;
+const RUN_LIMIT = 2 ** 18; // of nodes, each as often as Loops run it
 const BYTE_LIMIT = 256 * 2 ** 20; // weights copied into a probe
 const ELEMENT_LIMIT = 2 ** 28; // of any value in a probe
 
@@ -61,6 +63,8 @@ export function cutOut(
   const seen = { value: new Set<string>(), shape: new Set<string>() };
   const stack = wanted.values.map((value) => ({ value, forShape: wanted.shapes ?? false }));
   let bytes = 0;
+  let runs = 0;
+  const executions = new Executions(graph.model);
   while (stack.length > 0) {
     const { value, forShape } = stack.pop()!;
     if (!value || seen.value.has(value) || (forShape && seen.shape.has(value))) continue;
@@ -84,8 +88,11 @@ export function cutOut(
       if (huge) return `'${huge}' would be too large: [${facts.dims(huge)}]`;
       if (nodes.size > NODE_LIMIT) return `more than ${NODE_LIMIT} nodes lie behind it`;
       if (constant) continue;
-      const read = [...node.inputs, ...node.subgraphs.flatMap(outerValues)];
-      stack.push(...read.map((v) => ({ value: v, forShape: forShape || node.is('Shape') })));
+      runs += executions.of(node, (v) => facts.scalar(v));
+      if (runs > RUN_LIMIT)
+        return `${node.opType} '${node.name}' behind it may run more than ${RUN_LIMIT} nodes`;
+      for (const read of node.valuesRead())
+        stack.push({ value: read, forShape: forShape || node.is('Shape') });
     }
   }
   const model = assemble(graph, wanted, [...nodes.values()], inputs, weights);
@@ -159,10 +166,4 @@ function inlined(tensor: TensorProto, graph: Graph): TensorProto {
     dims,
     rawData: tensorBytes(tensor, graph.model.external),
   };
-}
-
-function outerValues(sub: Graph): string[] {
-  return [...sub.walk()]
-    .flatMap((n) => n.inputs)
-    .filter((v) => v && !sub.proto.node.some((n) => n.output.includes(v)));
 }

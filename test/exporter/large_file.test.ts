@@ -172,7 +172,9 @@ describe.skipIf(free < DISK)('a model of 3 GB', () => {
     async () => {
       const { code, stderr } = await rewrite([file, '-o', path.join(small, 'out.onnx')]).done;
       expect(code).toBe(1);
-      expect(stderr).toMatch(/out\.onnx: cannot be written: .*no space left on device/);
+      expect(stderr).toMatch(
+        /out\.onnx: cannot be written: its external data needs \d+ bytes, .* has \d+ free/,
+      );
       expect(fs.readdirSync(small)).toEqual([]);
     },
     120_000,

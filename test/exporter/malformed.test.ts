@@ -5,6 +5,7 @@ import {
   type Model,
   makeNode,
   makeTensor,
+  makeValueInfo,
   type NodeProto,
   rewriteModel,
   validateModel,
@@ -86,6 +87,14 @@ const MALFORMED: { name: string; build: () => Model; message: RegExp }[] = [
       }),
     message: /\(MatMul\): inner dimensions must agree, received \[B,4\] and \[3,4\]/,
   },
+  {
+    name: 'a weight of negative dimensions',
+    build: () =>
+      model([makeNode('Add', ['x', 'w'], ['y'])], {
+        initializers: [{ name: 'w', dataType: 1, dims: [-1, -4], rawData: new Uint8Array(16) }],
+      }),
+    message: /^tensor 'w': dimensions must not be negative, received \[-1,-4\]$/,
+  },
 ];
 
 describe.each(MALFORMED)('$name', ({ build, message }) => {
@@ -103,7 +112,181 @@ describe.each(MALFORMED)('$name', ({ build, message }) => {
   });
 });
 
+describe('attention in integers', () => {
+  it('is left alone, and has a reason', async () => {
+    const q = ['int64', ['B', 'T', 8]] as const;
+    const fused = buildModel({
+      inputs: { q, k: q, v: q },
+      outputs: { y: q },
+      nodes: [
+        makeNode(
+          'MultiHeadAttention',
+          ['q', 'k', 'v'],
+          ['y'],
+          { num_heads: 2 },
+          { domain: 'com.microsoft' },
+        ),
+      ],
+      opsets: { '': 17, 'com.microsoft': 1 },
+    });
+    const reason = 'attention must be in floating point, received int64';
+    const { sites } = await inspectModel(fused);
+    expect(sites).toMatchObject([{ layer: 0, rewritable: false, reason }]);
+    const before = structuredClone(fused.graph.proto.node);
+    await rewriteModel(fused, { variant: 'none' });
+    expect(fused.graph.proto.node).toEqual(before);
+  });
+});
+
+/** Branches in branches, `depth` of them, and how often the inputs of nodes are looked at while the model is checked. */
+function looksAt(depth: number, nodes: number): number {
+  let looks = 0;
+  const counted = (node: NodeProto): NodeProto => {
+    const { input } = node;
+    const get = () => {
+      looks++;
+      return input;
+    };
+    Object.defineProperty(node, 'input', { get });
+    return node;
+  };
+  let inner: NodeProto = makeNode('Relu', ['x'], ['v0']);
+  for (let i = 1; i <= depth; i++) {
+    const chain = Array.from({ length: nodes / depth }, (_, n) =>
+      counted(makeNode('Relu', [n === 0 ? 'x' : `r${i}_${n - 1}`], [`r${i}_${n}`])),
+    );
+    const branch = (name: string, list: NodeProto[]) => ({
+      graph: {
+        name,
+        node: list,
+        initializer: [],
+        input: [],
+        output: [{ name: list.at(-1)!.output[0]! }],
+        valueInfo: [],
+      },
+    });
+    inner = makeNode('If', ['c'], [`v${i}`], {
+      then_branch: branch('then', [...chain, inner]),
+      else_branch: branch('else', [makeNode('Relu', ['x'], [`e${i}`])]),
+    });
+  }
+  const whole = model([inner, makeNode('Relu', [`v${depth}`], ['y'])], {
+    inputs: { x: ['float32', ['B', 4]], c: ['bool', []] },
+  });
+  validateModel(whole);
+  whole.graph.sort();
+  return looks;
+}
+
+/** Attention of queries that are the maximum of `count` values, each of them a copy of the one before or of the input. */
+function manyValues(count: number, ofInput: boolean): Model {
+  const copies = Array.from({ length: count }, (_, i) =>
+    makeNode('Identity', [i === 0 || ofInput ? 'x' : `c${i - 1}`], [`c${i}`]),
+  );
+  const q = ofInput ? copies.map((c) => c.output[0]!) : [`c${count - 1}`];
+  return buildModel({
+    inputs: { x: ['float32', ['B', 2, 'T', 4]] },
+    outputs: { y: ['float32', ['B', 2, 'T', 4]] },
+    nodes: [
+      ...copies,
+      makeNode('Max', q, ['q']),
+      makeNode('Transpose', ['x'], ['k'], { perm: [0, 1, 3, 2] }),
+      makeNode('MatMul', ['q', 'k'], ['scores']),
+      makeNode('Softmax', ['scores'], ['weights'], { axis: -1 }),
+      makeNode('MatMul', ['weights', 'x'], ['y']),
+    ],
+  });
+}
+
+/** Functions of which each calls the one before twice, the first being an operator. */
+function doubling(count: number, first: string) {
+  const functions = Array.from({ length: count }, (_, i) => {
+    const call = (input: string, output: string) =>
+      makeNode(`F${i - 1}`, [input], [output], {}, { domain: 'x' });
+    const node = i === 0 ? [makeNode(first, ['a'], ['b'])] : [call('a', 'm'), call('m', 'b')];
+    const opsetImport = [
+      { domain: '', version: 17 },
+      { domain: 'x', version: 1 },
+    ];
+    return {
+      name: `F${i}`,
+      domain: 'x',
+      input: ['a'],
+      output: ['b'],
+      attribute: [],
+      node,
+      opsetImport,
+    };
+  });
+  const call = makeNode(`F${count - 1}`, ['x'], ['y'], {}, { domain: 'x' });
+  return { call, functions, opsets: { '': 17, x: 1 } };
+}
+
+/** Attention with a mask that a node makes of `x`. */
+function maskedBy(mask: NodeProto, more: Partial<Parameters<typeof buildModel>[0]>): Model {
+  return buildModel({
+    inputs: { x: ['float32', [1]], q: ['float32', ['B', 2, 'T', 4]] },
+    outputs: { z: ['float32', ['B', 2, 'T', 'T']] },
+    nodes: [
+      mask,
+      makeNode('Transpose', ['q'], ['t'], { perm: [0, 1, 3, 2] }),
+      makeNode('MatMul', ['q', 't'], ['scores']),
+      makeNode('Add', ['scores', mask.output[0]!], ['masked']),
+      makeNode('Softmax', ['masked'], ['weights'], { axis: -1 }),
+      makeNode('MatMul', ['weights', 'q'], ['z']),
+    ],
+    ...more,
+  });
+}
+
+describe('models that are large in one way', () => {
+  it.each([
+    ['inputs of one node', manyValues(130_000, true)],
+    ['copies in a row', manyValues(20_000, false)],
+  ])('are understood: %s', async (_, large) => {
+    expect((await inspectModel(large)).sites).toMatchObject([{ layer: 0, q_num_heads: 2 }]);
+  });
+
+  it('are refused before functions are written out a billion times', async () => {
+    const { call, ...more } = doubling(40, 'Softmax');
+    await expect(inspectModel(model([call], more))).rejects.toThrow(
+      /^model: its functions cannot be written out: at most 200000 nodes expected, received 549755813888$/,
+    );
+  });
+
+  it('are not run to find a mask that takes a Loop of 2^62 steps, or functions called a billion times', async () => {
+    const value = (name: string, dtype: number) => makeValueInfo(name, dtype, []);
+    const body = {
+      name: 'body',
+      node: [makeNode('Identity', ['c'], ['d']), makeNode('Relu', ['a'], ['b'])],
+      initializer: [],
+      input: [value('i', 7), value('c', 9), makeValueInfo('a', 1, [1])],
+      output: [value('d', 9), makeValueInfo('b', 1, [1])],
+      valueInfo: [],
+    };
+    const loop = makeNode('Loop', ['steps', 'on', 'zero'], ['y'], { body: { graph: body } });
+    const steps = makeTensor('steps', 'int64', [], [2 ** 62]);
+    const on = makeTensor('on', 'bool', [], [1]);
+    const zero = makeTensor('zero', 'float32', [1], [0]);
+    const { call, ...more } = doubling(40, 'Relu');
+    for (const endless of [
+      maskedBy(loop, { initializers: [steps, on, zero] }),
+      maskedBy(call, more),
+    ]) {
+      const { sites } = await inspectModel(endless); // with no runner: that would be an error
+      const reason = expect.stringMatching(
+        /^mask: .* '.*' behind it may run more than 262144 nodes$/,
+      );
+      expect(sites).toMatchObject([{ layer: 0, rewritable: false, reason }]);
+    }
+  });
+});
+
 describe('well-formed models', () => {
+  it('are checked in as many steps however deep their graphs are nested', () => {
+    expect(looksAt(32, 320)).toBe(looksAt(1, 320));
+  });
+
   it('may list initializers among their inputs, as before IR version 4', () => {
     const old = model([makeNode('Add', ['x', 'w'], ['y'])], {
       inputs: { x: ['float32', ['B', 4]], w: ['float32', [4]] },

@@ -96,6 +96,39 @@ describe('reader and writer', () => {
     );
   });
 
+  it.each([
+    [
+      'than its file has',
+      [2 ** 20, 2 ** 20],
+      'claims.bin',
+      /'claims.bin': bytes 0\.\.4398046511104 needed, the file has 8$/,
+    ],
+    [
+      'than the disk has',
+      [2 ** 20, 2 ** 21],
+      'sparse.bin',
+      /full\.onnx: cannot be written: its external data needs 8796093022208 bytes, .* has \d+ free$/,
+    ],
+  ])('copies nothing of a tensor that claims more bytes %s', (_, dims, location, message) => {
+    const source = fs.mkdtempSync(path.join(folder, 'claims-'));
+    fs.writeFileSync(path.join(source, 'claims.bin'), new Uint8Array(8));
+    fs.writeFileSync(path.join(source, 'sparse.bin'), '');
+    fs.truncateSync(path.join(source, 'sparse.bin'), 2 ** 43);
+    const model = small();
+    const w = model.graph.initializer('w')!;
+    delete w.rawData;
+    Object.assign(w, {
+      dims,
+      dataLocation: 1,
+      externalData: [{ key: 'location', value: location }],
+    });
+    fs.writeFileSync(path.join(source, 'in.onnx'), modelBytes(model));
+    const before = fs.readdirSync(source);
+    const read = loadModel(path.join(source, 'in.onnx'));
+    expect(() => saveModel(read, path.join(source, 'full.onnx'))).toThrow(message);
+    expect(fs.readdirSync(source)).toEqual(before);
+  });
+
   it('leaves nothing behind when writing is interrupted', async () => {
     const before = fs.readdirSync(folder);
     const stop = new AbortController();

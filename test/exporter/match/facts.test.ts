@@ -5,6 +5,7 @@ import {
   type Dim,
   Emitter,
   freshNames,
+  makeNode,
   makeTensor,
   modelBytes,
   type ValueSpec,
@@ -41,6 +42,12 @@ const CASES: Case[] = [
     name: 'Reshape to rows',
     write: (e) => e.op('Reshape', ['x', e.ints(-1, 12)]),
     dims: [undefined, 12],
+  },
+  {
+    name: 'Reshape around 49, by which a division is not exact',
+    write: (e) =>
+      e.op('Reshape', [e.constant('float32', Array(392).fill(1), [2, 49, 4]), e.ints(2, 49, -1)]),
+    dims: [2, 49, 4],
   },
   {
     name: 'Transpose',
@@ -156,7 +163,26 @@ describe('known values', () => {
     });
     expect(chosen).toEqual(['B', 1, 3]);
   });
+  it('are unknown where integers have no result, and so is a shape made of them', () => {
+    const zero = (e: Emitter) => e.op('Div', [last(e), e.ints(0)]);
+    expect(known(zero)).toEqual([undefined]);
+    expect(known((e) => e.op('Shape', [e.op('ConstantOfShape', [zero(e)])]))).toEqual([undefined]);
+    const tenth = (e: Emitter) => e.constant('float32', [0.1], [1]);
+    expect(known((e) => e.op('ConstantOfShape', [tenth(e)]))).toBeUndefined();
+    expect(known((e) => e.op('Cast', [tenth(e)], { to: 7 }))).toEqual([0]);
+  });
   it('are unknown where an input has values', () => {
     expect(known((e) => e.op('Sqrt', ['x']))).toBeUndefined();
   });
+});
+
+it('divides the width of packed heads without an error of rounding', () => {
+  const attributes = { num_heads: 13, kv_num_heads: 5 };
+  const domain = { domain: 'com.microsoft' };
+  const nodes = [
+    makeNode('GroupQueryAttention', ['x', '', '', '', '', 's', 't'], ['y'], attributes, domain),
+  ];
+  const inputs = { x: ['float32', ['B', 'T', 736]] } as const; // 736 * (13 / 23) is not 416
+  const { graph } = buildModel({ inputs, outputs: {}, nodes });
+  expect(new Facts(graph).dims('y')).toEqual(['B', 'T', 416]);
 });

@@ -90,6 +90,14 @@ fs.readFileSync = ((...args: Parameters<typeof readFileSync>) => {
   return readFileSync(...args);
 }) as typeof readFileSync;
 
+/** A small disk: what a sparse file holds could otherwise be copied for as long as the real one has room. */
+const DISK = 2 ** 28;
+const statfsSync = fs.statfsSync;
+fs.statfsSync = ((where: fs.PathLike) => {
+  const real = statfsSync(where);
+  return Object.assign(real, { bavail: Math.min(real.bavail, DISK / real.bsize) });
+}) as typeof statfsSync;
+
 fs.mkdirSync(folder, { recursive: true });
 fs.writeFileSync(path.join(outer, 'secret.bin'), 'secret');
 fs.writeFileSync(path.join(folder, EXTERNAL.data), Buffer.alloc(65536));
