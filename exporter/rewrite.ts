@@ -4,6 +4,7 @@ import { SharedValues } from './common_values.js';
 import { type SiteReport, siteReport } from './inspect.js';
 import type { Graph, Model } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
+import type { Facts } from './match/facts.js';
 import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { openedUp, openUp } from './open_up.js';
@@ -235,6 +236,7 @@ export function reEmit(site: AnalysedSite, { factsOf }: Analysis, handicap?: Han
     if (asked && facts.rank(value) === 4)
       graph.replaceUses(value, product, (use) => !use.node.is('Shape'));
   }
+  replaceSumShape(site.sdpa!, facts);
 }
 
 async function convert(
@@ -273,7 +275,10 @@ async function convert(
     place.insert(e.nodes);
   }
   shared.insert();
-  for (const { sdpa } of chosen) replaceScoreShapes(sdpa!, analysis);
+  for (const { sdpa, node } of chosen) {
+    replaceSumShape(sdpa!, analysis.factsOf(node.graph));
+    replaceScoreShapes(sdpa!, analysis);
+  }
   if (removed.length === 0) {
     shared.insert();
     return { state, attentionMask: null };
@@ -300,6 +305,26 @@ async function convert(
   if (kept || total) return { state, attentionMask: 'total' };
   if (maskInput !== undefined) nameAfterTokens(graph, maskInput);
   return { state, attentionMask: 'current' };
+}
+
+/** Readers of the shape of the weighted sum get it from the queries, where the site computes something made of the sum. */
+function replaceSumShape({ sum, output, q, v, anchor }: Sdpa, facts: Facts): void {
+  const value = (sum ?? anchor).outputs[0]!;
+  if (value === output.value) return;
+  const { graph } = facts;
+  const readers = graph.uses(value).filter((u) => u.node.is('Shape'));
+  if (readers.length === 0) return;
+  const e = new SiteEmitter(graph, facts, anchor.name);
+  const [rows, tokens] = [batchAxis(q), tokenAxis(q)].map((axis) => e.dim(q.value, axis));
+  const shape =
+    facts.rank(value) === 4
+      ? e.shape([rows!, q.heads, tokens!, v.dim])
+      : e.shape([e.mul(rows!, e.ints(q.heads)), tokens!, v.dim]);
+  for (const { node } of readers) {
+    graph.replaceUses(node.outputs[0]!, partOfShape(e, shape, node));
+    graph.remove([node]);
+  }
+  graph.insert(e.nodes);
 }
 
 /**

@@ -1,6 +1,6 @@
 import type { Facts } from './facts.js';
 import type { Probed, Prober } from './probe.js';
-import { type Lengths, type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
+import { batchAxis, type Lengths, type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
 import { batchOf, LARGEST_PROBE, roleOf, type Situation } from './situation.js';
 
 /** Which keys a query may see, found out from the mask's values. */
@@ -99,6 +99,16 @@ interface Visibility {
   readonly at: (b: number, h: number, i: number, j: number) => boolean;
 }
 
+/** Rows and tokens that reach a site: convolutions shorten speech, images have as many tokens as patches, windows are rows. */
+function queriesIn({ q }: Sdpa, s: Situation, prober: Prober): [rows: number, tokens: number] {
+  const dims = prober.dims(q.value, s);
+  const [rows, tokens] = [dims?.[batchAxis(q)], dims?.[tokenAxis(q)]];
+  return [
+    typeof rows === 'number' ? rows : s.batch,
+    typeof tokens === 'number' ? tokens : s.tokens,
+  ];
+}
+
 async function visibility(
   sdpa: Sdpa,
   values: readonly string[],
@@ -108,18 +118,19 @@ async function visibility(
   const probed = values.length > 0 ? await prober.run(values, s) : [];
   if (typeof probed === 'string') return `the mask cannot be probed: ${probed}`;
   const byName = new Map(values.map((v, i) => [v, probed[i]!]));
-  const keys = s.past + s.tokens;
+  const [batch, tokens] = queriesIn(sdpa, s, prober);
+  const keys = s.past + tokens;
   const shapes = [...sdpa.masks].flatMap((m) =>
     m.kind === 'add' || m.kind === 'where' ? stepValues(m) : [],
   );
   const extent = (axis: number) =>
     Math.max(1, ...shapes.map((v) => byName.get(v)!.dims.at(axis - 4) ?? 1));
-  const dims = [s.batch, extent(1), s.tokens, keys] as const;
+  const dims = [batch, extent(1), tokens, keys] as const;
   for (const v of shapes) {
     const d = byName.get(v)!.dims;
     const fits = d.length <= 4 && d.every((n, i) => n === 1 || n === dims[4 - d.length + i]);
     if (!fits)
-      return `mask '${v}' [${d}] does not fit scores [${dims}] of ${s.tokens} tokens after ${s.past}`;
+      return `mask '${v}' [${d}] does not fit scores [${dims}] of ${tokens} tokens after ${s.past}`;
   }
   const total = dims[0] * dims[1] * dims[2] * dims[3];
   if (total > LARGEST_PROBE) return `the mask cannot be probed: scores [${dims}] are too many`;
@@ -375,19 +386,21 @@ async function hides(
   const seen = await visibility(sdpa, values, s, prober);
   if (typeof seen === 'string') return seen;
   const [B, H, T, K] = seen.dims;
-  let exact = true;
+  // Where tokens are no longer those of the input, or rows not its rows, they have no zeros of their own.
+  const own = B === base.batch && K === width;
+  let exact = own;
   let none = true;
   for (let b = 0; b < B; b++)
     for (let h = 0; h < H; h++)
       for (let i = 0; i < T; i++) {
-        if (mask[b]![i + s.past] === 0) continue; // what padding itself sees is nobody's business
+        if (own && mask[b]![i + s.past] === 0) continue; // what padding itself sees is nobody's business
         for (let j = 0; j < K; j++) {
           const age = i + s.past - j;
           const open =
             found.kind === 'bidirectional' ||
             (age >= 0 && (found.kind === 'causal' || age < found.window!));
           const visible = seen.at(b, h, i, j);
-          if (visible !== (open && mask[b]![j] === 1)) exact = false;
+          if (own && visible !== (open && mask[b]![j] === 1)) exact = false;
           if (visible !== open) none = false;
         }
       }

@@ -308,6 +308,7 @@ function normalise(
         : siteOutput((flat?.output ?? root).outputs[0]!, facts)),
     replaced: [],
     interior: nodes.filter((n) => n !== root),
+    sum: root,
     dtype,
     scoreDtype: facts.dtype(anchor.inputs[0]!) ?? dtype,
   };
