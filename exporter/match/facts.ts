@@ -184,7 +184,7 @@ export class Facts {
     if (BROADCAST.has(node.opType)) return [broadcast(node.inputs.map((v) => this.dims(v)))];
     switch (node.opType) {
       case 'Shape':
-        return [[x?.length]];
+        return [[x && partOf(x, node).length]];
       case 'SkipLayerNormalization':
       case 'SkipSimplifiedLayerNormalization': {
         const same = merge(x, b ? this.dims(b) : undefined);
@@ -243,6 +243,8 @@ export class Facts {
         return [unsqueeze(x, this.axes(node))];
       case 'Squeeze':
         return [squeeze(x, this.axes(node))];
+      case 'Pad':
+        return [this.padded(node, x)];
       case 'Concat':
         return [
           concat(
@@ -362,6 +364,19 @@ export class Facts {
     return out;
   }
 
+  private padded(node: Node, x: Dim[] | undefined): Dim[] | undefined {
+    const pads = node.ints('pads')?.length ? node.ints('pads') : this.ints(node.inputs[1] ?? '');
+    const axes = node.inputs[3] ? this.ints(node.inputs[3]) : x?.map((_, i) => i);
+    if (!x || !pads || !axes) return x?.map(() => undefined);
+    const added = new Map(
+      axes.map((a, i) => [(a + x.length) % x.length, pads[i]! + pads[i + axes.length]!]),
+    );
+    return x.map((d, i) => {
+      const more = added.get(i) ?? 0;
+      return more === 0 ? d : typeof d === 'number' ? d + more : undefined;
+    });
+  }
+
   private split(node: Node, x: Dim[] | undefined): (Dim[] | undefined)[] {
     if (!x) return [];
     const axis = ((node.int('axis') ?? 0) + x.length) % x.length;
@@ -402,8 +417,7 @@ export class Facts {
     switch (node.opType) {
       case 'Shape': {
         const dims = a ? this.dims(a) : undefined;
-        const items = dims?.slice(node.int('start') ?? 0, node.int('end') ?? undefined);
-        return items && { rank: 1, items, integer: true };
+        return dims && { rank: 1, items: partOf(dims, node), integer: true };
       }
       case 'Identity':
         return x;
@@ -495,4 +509,9 @@ export class Facts {
   private isShapeLike(node: Node): boolean {
     return node.inputs.every((v) => this.dtype(v) === 'int64' || this.dtype(v) === 'int32');
   }
+}
+
+/** The dimensions that a Shape gives. */
+function partOf(dims: readonly Dim[], node: Node): readonly Dim[] {
+  return dims.slice(node.int('start') ?? 0, node.int('end') ?? undefined);
 }

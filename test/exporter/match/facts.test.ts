@@ -52,6 +52,14 @@ const CASES: Case[] = [
     dims: [2, '?Reshape[1]', 4, 3],
   },
   {
+    name: 'Shape, a part of it',
+    write: (e) => {
+      const part = e.op('Shape', ['x'], { start: 1, end: 3 });
+      return e.op('Cast', [part], { to: 1 });
+    },
+    dims: [2],
+  },
+  {
     name: 'Conv',
     write: (e) => {
       const lines = e.op('Transpose', ['x'], { perm: [0, 2, 1] });
