@@ -415,8 +415,8 @@ export class Graph {
   }
 }
 
-/** Values that a node's nested graphs take from outside them (names of their own included). */
-function captured(node: Node): string[] {
+/** Values that a node's nested graphs take from outside them. */
+export function captured(node: Node): string[] {
   return node.subgraphs.flatMap(free);
 }
 
