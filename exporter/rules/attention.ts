@@ -4,6 +4,7 @@ import { headMismatch, headsOf, shown, siteOutput } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
+import { type KeysAndValues, keysAndValues } from './decomposed_keys.js';
 import { cacheOf, lowest, usedOutput } from './fused.js';
 
 /**
@@ -19,17 +20,22 @@ export const attention: Rule = {
   match(node, facts): RuleResult {
     const refused = refusedFeature(node, facts);
     if (refused) return unsupported(refused);
-    const [q, k, v] = [0, 1, 2].map((i) => headsAt(node, i, facts));
-    if (!q || !k || !v) {
+    const [q, key, value] = [0, 1, 2].map((i) => headsAt(node, i, facts));
+    if (!q || !key || !value) {
       for (const value of node.inputs.slice(0, 3)) if (value) facts.wanted.add(value);
       const shapes = [0, 1, 2].map((i) => `[${shown(facts.dims(node.inputs[i]!))}]`);
       return unsupported(
         `Q, K, V must have known heads and head dims, received ${shapes.join(', ')}`,
       );
     }
+    const kv = withoutRepeats(node, key, value, facts);
+    if ('reason' in kv) return unsupported(kv.reason, { q_num_heads: q.heads, head_dim: q.dim });
+    const { k, v } = kv;
     const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
-    const cache = cacheOf(node, { past: [4, 5], present: [1, 2] }, facts);
-    if (typeof cache === 'string') return unsupported(cache, partial);
+    const own = cacheOf(node, { past: [4, 5], present: [1, 2] }, facts);
+    if (typeof own === 'string') return unsupported(own, partial);
+    if (own && kv.cache) return unsupported('keys have two caches', partial);
+    const cache = own ?? kv.cache;
     const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
     if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
     return describe(node, q, k, v, cache, facts);
@@ -88,6 +94,13 @@ function headsAt(node: Node, i: number, facts: Facts): Heads | undefined {
   if (dims?.length !== 3 || !heads || typeof width !== 'number' || width % heads !== 0)
     return undefined;
   return { value, layout: 'packed', heads, dim: width / heads };
+}
+
+/** PyTorch's dynamo exporter concatenates caches and repeats heads before it: K and V as [B,H,T,D] are followed to what they were. */
+function withoutRepeats(node: Node, k: Heads, v: Heads, facts: Facts): KeysAndValues {
+  const [, key, value] = node.inputs;
+  if (facts.rank(key!) !== 4 || facts.rank(value!) !== 4) return { k, v };
+  return keysAndValues({ value: key!, layout: 'bhtd' }, { value: value!, layout: 'bhtd' }, facts);
 }
 
 function masksOf(node: Node, facts: Facts): MaskStep[] {

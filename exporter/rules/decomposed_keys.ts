@@ -5,12 +5,13 @@ import type { Cache, Heads } from '../match/sdpa.js';
 /** Keys or values: heads that are known already, or a value whose heads are to be found. */
 export type Loose = Heads | { readonly value: string; readonly layout: 'bhtd' | 'bthd' };
 
+/** What `keysAndValues` finds, or why it finds nothing. */
+export type KeysAndValues =
+  | { readonly k: Heads; readonly v: Heads; readonly cache?: Cache }
+  | { readonly reason: string };
+
 /** Undoes repeat_kv and finds the cache, for keys and values alike. */
-export function keysAndValues(
-  k: Loose,
-  v: Loose,
-  facts: Facts,
-): { k: Heads; v: Heads; cache?: Cache } | { reason: string } {
+export function keysAndValues(k: Loose, v: Loose, facts: Facts): KeysAndValues {
   const key = oneSide(k, 'keys', facts);
   if ('reason' in key) return key;
   const value = oneSide(v, 'values', facts);
