@@ -298,6 +298,9 @@ async function convert(
   for (const { presentKey, presentValue } of removed) {
     for (const name of [presentKey, presentValue]) if (name) graph.removeOutput(name);
   }
+  for (const { pastKey, pastValue } of removed) {
+    for (const past of [pastKey, pastValue]) readUncast(graph, past);
+  }
   state.push(...(await replaceLengths(lengths)));
   removeCaches(graph, removed);
   shared.insert();
@@ -355,6 +358,12 @@ function replaceScoreShapes(sdpa: Sdpa, { factsOf }: Analysis): void {
     graph.insert(e.nodes);
     graph.removeDead();
   }
+}
+
+/** The shape of a cache is that of its cast. */
+function readUncast(graph: Graph, past: string): void {
+  const casts = graph.uses(past).flatMap(({ node }) => (node.is('Cast') ? node.outputs : []));
+  for (const cast of casts) graph.replaceUses(cast, past, (use) => !use.node.is('Shape'));
 }
 
 /** Does anything but the cut to the new tokens still read the padding mask? */

@@ -57,15 +57,31 @@ function oneSide(
           reason: `${what} come from Concat '${concat.name}' over axis ${axis}, which is no cache [B,H,T,D] over axis 2`,
         };
   }
-  if (!facts.graph.isInput(past!)) {
+  const cache = carried(past!, whole, facts);
+  if (!cache) {
     return {
       reason: `${what} are concatenated with '${past}', which is not a graph input: only caches that come in as inputs are understood`,
     };
   }
   const heads = headsOf(current!, 'bhtd', facts);
   return heads
-    ? { heads, past: past!, present: whole }
+    ? { heads, ...cache }
     : {
         reason: `${what} '${current}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(current!))}]`,
       };
+}
+
+/** The graph input behind the cached part, and what goes out; both may be cast (models in half precision whose inputs are not). */
+function carried(
+  past: string,
+  whole: string,
+  facts: Facts,
+): { past: string; present: string } | undefined {
+  const { graph } = facts;
+  if (graph.isInput(past)) return { past, present: whole };
+  const cast = graph.producer(past);
+  if (!cast?.is('Cast') || !graph.isInput(cast.inputs[0]!)) return undefined;
+  const outputs = graph.uses(whole).flatMap(({ node }) => (node.is('Cast') ? node.outputs : []));
+  const present = outputs.find((v) => graph.isOutput(v));
+  return { past: cast.inputs[0]!, present: present ?? whole };
 }

@@ -9,7 +9,8 @@ const sessions = new WeakMap<Model, Promise<ort.InferenceSession>>();
 /** Runs a model in memory on stock onnxruntime-node. The model must not change after its first run. */
 export async function run(model: Model, feeds: Feeds): Promise<Record<string, ort.Tensor>> {
   const known =
-    sessions.get(model) ?? ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 3 });
+    sessions.get(model) ??
+    ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 3, intraOpNumThreads: 1 });
   sessions.set(model, known);
   return (await known).run(feeds);
 }

@@ -19,7 +19,6 @@ export const REFUSALS = {
   softcap: /softcap/,
   sinks: /head_sink|no attention scores behind it/,
   evicting: /^sliding_window_cache must be 0/,
-  cast: /^keys are concatenated with 'graph_input_cast_\d+', which is not a graph input/,
   nested: /it lies in a nested graph|only caches that come in as inputs/,
   inverted: /^mask: it is neither causal nor open to all keys/,
   stacked: /'present_0_decoder' is used although no past comes in/,
@@ -104,14 +103,13 @@ const MODELS: Record<string, Expected> = {
 const FILES: Record<string, Expected> = {
   'bert.torchscript.qdq': MODELS.bert!,
   'gemma2.genai-fp32-cpu': of(WIDE, 'softcap, softcap'),
-  'gpt2_cache.torchscript.fp16': of(SMALL, 'cast, cast'),
   'gpt_oss.dynamo': of(GROUPED, '', 4), // of which two are attention with sinks beside the scores
+  'gpt_oss.genai-fp32-cpu': of(WIDE, 'sinks, sinks'), // its experts are one node
   'gpt_oss.torchscript': of(GROUPED, '', 4),
   'llama.genai-fp16-cuda': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-fp32-cpu': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-int4-cpu': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-int4-webgpu': of(WIDE, 'causal+padding, causal+padding'),
-  'llama_cache.torchscript.fp16': of(GROUPED, 'cast, cast'),
   'mistral.genai-fp32-cpu': of(WIDE, 'window 4+padding'),
   'mistral.genai-int4-cpu': of(WIDE, 'evicting'),
   'multihead.torchscript': of(SMALL, 'batch'),
@@ -125,12 +123,12 @@ const FILES: Record<string, Expected> = {
 /** What ONNX Runtime's CPU kernels cannot do with a file as it is. */
 const LIMITS: Record<string, 'not at all' | 'one row' | 'as traced'> = {
   'falcon_alibi.dynamo': 'not at all', // Mul of bfloat16
-  'llama.dynamo.onnxscript': 'one row', // its seqlens_k has one element
+  'llama.dynamo.onnxscript': 'not at all', // GroupQueryAttention that rotates heads of 8
   'llama.genai-fp16-cuda': 'one row', // several tokens after others
   'llama.genai-fp32-cpu': 'one row',
   'llama.genai-int4-cpu': 'one row',
   'llama.genai-int4-webgpu': 'one row',
-  'llama_cache.dynamo.onnxscript': 'not at all', // GroupQueryAttention that rotates heads of 8
+  'llama_cache.dynamo.onnxscript': 'not at all',
   'llama_sdpa.dynamo23': 'one row', // RotaryEmbedding's tables have one row
   'mistral.genai-fp32-cpu': 'one row',
   'mistral.genai-int4-cpu': 'one row',
