@@ -252,6 +252,15 @@ export class Facts {
             node.int('axis') ?? 0,
           ),
         ];
+      case 'GatherElements':
+        return [b ? this.dims(b) : undefined];
+      case 'TopK': {
+        const axis = node.int('axis') ?? -1;
+        const chosen = x?.map((d, i) =>
+          i === (axis + x.length) % x.length ? (b ? this.scalar(b) : undefined) : d,
+        );
+        return [chosen, chosen];
+      }
       case 'Gather':
         return [gather(x, b ? this.dims(b) : undefined, node.int('axis') ?? 0)];
       case 'Slice':

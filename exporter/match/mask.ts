@@ -8,8 +8,9 @@ export interface MaskClass {
   readonly kind: 'bidirectional' | 'causal' | 'window' | 'other';
   /** For `window`: a query sees the last `window` keys, its own included. */
   readonly window?: number;
-  /** The [B,Tk] graph input whose zeros hide keys. */
+  /** The [B,Tk] graph input whose zeros hide keys; or whose ones do (`paddingHides`), as torch.nn has it. */
   readonly padding?: string;
+  readonly paddingHides?: boolean;
   /** The lengths of rows that hide keys, where they are an input of the model: int32 [B], or as GroupQueryAttention has them. */
   readonly lengths?: string | Lengths;
   /** For `other`: what it is. */
@@ -25,9 +26,18 @@ export function maskName(c: MaskClass): string {
 
 const HIDDEN = -1000; // BERT adds -10000, others the smallest float or -infinity
 const LONGEST_PROBE = 8192;
+const HIDES_ALL = 'it hides every key';
 
 /** Finds out the class of a site's mask, by proof where there is nothing to run, by probing otherwise. */
 export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
+  const found = await classify(sdpa, facts, prober);
+  if (found.reason !== HIDES_ALL || sdpa.cache) return found;
+  const turned = await classify(sdpa, facts, prober.turned());
+  if (turned.kind === 'other') return turned;
+  return turned.padding ? { ...turned, paddingHides: true } : found;
+}
+
+async function classify(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
   if (onlyRight(sdpa) && facts.graph.parent) {
     return other('the lengths of rows are told in a nested graph');
   }
@@ -238,7 +248,8 @@ function classOf(seen: Visibility, s: Situation): MaskClass {
         }
   if (all && !(T === 1)) return { kind: 'bidirectional' };
   if (causal) return { kind: 'causal' };
-  if (future || window === 0) return other('it is neither causal nor open to all keys');
+  if (window === 0) return other(HIDES_ALL);
+  if (future) return other('it is neither causal nor open to all keys');
   for (let b = 0; b < B; b++)
     for (let h = 0; h < H; h++)
       for (let i = 0; i < T; i++)

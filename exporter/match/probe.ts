@@ -18,7 +18,13 @@ export class Prober {
   constructor(
     readonly graph: Graph,
     readonly runner: Runner,
+    private readonly onesHide = false,
   ) {}
+
+  /** The same for mask inputs whose ones hide keys: they get zeros where others get ones, and the other way. */
+  turned(): Prober {
+    return new Prober(this.graph, this.runner, true);
+  }
 
   /** Which graph inputs the values of `values` depend on (not those of which only the shape matters), or why unknown. */
   inputs(values: readonly string[], s: Situation): readonly string[] | string {
@@ -63,7 +69,10 @@ export class Prober {
     s: Situation,
   ): Promise<Probed[] | string> {
     if (typeof sub === 'string') return sub;
-    const feeds = feedsFor(this.graph, sub.inputs, inputShapes(this.graph, s), s);
+    const feeds = feedsFor(this.graph, sub.inputs, inputShapes(this.graph, s), {
+      ...s,
+      onesHide: this.onesHide,
+    });
     if (typeof feeds === 'string') return feeds;
     const names = values.map((v) => sub.outputs.get(v)!);
     try {

@@ -17,6 +17,8 @@ export interface Situation {
   readonly mask?: readonly (readonly number[])[];
   /** Only this mask input takes `mask`; the others stay 1. Default: all do. */
   readonly only?: string;
+  /** Mask inputs get 1 for 0 and 0 for 1. */
+  readonly onesHide?: boolean;
 }
 
 /** What an input of a language or vision model stands for, judged by its name, type and rank. */
@@ -114,10 +116,11 @@ function valueAt(
   const width = dims.at(-1) ?? 1;
   const [row, column] = [Math.floor(i / width), i % width];
   switch (role) {
-    case 'mask':
-      return s.only && s.only !== name
-        ? 1
-        : (s.mask?.[row]?.[s.mask[row]!.length - width + column] ?? 1);
+    case 'mask': {
+      const given = s.mask?.[row];
+      const seen = s.only && s.only !== name ? 1 : (given?.[given.length - width + column] ?? 1);
+      return s.onesHide ? 1 - seen : seen;
+    }
     case 'positions':
       return s.past + column;
     case 'lengths':
