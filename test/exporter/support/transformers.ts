@@ -17,7 +17,7 @@ export const REFUSALS = {
   bias: /^mask: .*(a bias \(|it depends on hidden states)|counts batch and heads in one dimension/,
   alibi: /ALiBi|counts batch and heads in one dimension|are multiplied by .* after a mask/,
   softcap: /softcap/,
-  sinks: /head_sink|no attention scores behind it/,
+  sinks: /head_sink|must be MatMul, received Sub/,
   evicting: /^sliding_window_cache must be 0/,
   nested: /it lies in a nested graph|only caches that come in as inputs/,
   traced: /^mask: the mask cannot be probed: it could not be run: .* Reshape/,
@@ -104,9 +104,7 @@ const MODELS: Record<string, Expected> = {
 const FILES: Record<string, Expected> = {
   'bert.torchscript.qdq': MODELS.bert!,
   'gemma2.genai-fp32-cpu': of(WIDE, 'softcap, softcap'),
-  'gpt_oss.dynamo': of(GROUPED, '', 4), // of which two are attention with sinks beside the scores
   'gpt_oss.genai-fp32-cpu': of(WIDE, 'sinks, sinks'), // its experts are one node
-  'gpt_oss.torchscript': of(GROUPED, '', 4),
   'llama.genai-fp16-cuda': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-fp32-cpu': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-int4-cpu': of(WIDE, 'causal+padding, causal+padding'),
