@@ -30,7 +30,7 @@ export async function compatibilityPage(): Promise<string> {
 <!-- Generated from the models of the tests by \`npm run gen\`. Do not edit. -->
 
 What \`inspect\` and \`rewrite\` say of every model that the tests build or bring. Most are one layer, built by hand after the node
-sequence that the exporter named writes; the last table but one is of files that an exporter wrote.
+sequence that the exporter named writes; *Real files* are as an exporter wrote them.
 
 - **mask** is what probing found
 - **none**: softmax attention written again from its description. The tests compare it with the original, in ONNX Runtime's own kernels
