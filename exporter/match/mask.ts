@@ -26,7 +26,6 @@ export function maskName(c: MaskClass): string {
 
 const HIDDEN = -1000; // BERT adds -10000, others the smallest float or -infinity
 const LONGEST_PROBE = 8192;
-const HIDES_ALL = 'it hides every key';
 
 /** Finds out the class of a site's mask, by proof where there is nothing to run, by probing otherwise. */
 export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
@@ -228,6 +227,8 @@ function unevenRow(bias: Float32Array, dims: readonly number[]): number | undefi
   }
   return worst > 1e-5 ? worst : undefined;
 }
+
+const HIDES_ALL = 'it hides every key';
 
 function classOf(seen: Visibility, s: Situation): MaskClass {
   const [B, H, T, K] = seen.dims;
