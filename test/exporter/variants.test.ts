@@ -190,13 +190,9 @@ describe('variants in other forms', () => {
   const outputOf = async (model: Model, options: RewriteOptions) => {
     await rewriteModel(model, options);
     const half = model.graph.dtype('x') === 'float16';
-    const feeds = { x: (half ? halves : floats32)([BATCH, TOKENS, hidden], x) };
+    const feeds = { x: (half ? halves : floats)([BATCH, TOKENS, hidden], (i) => x[i]!) };
     const { y } = await run(parseModel(modelBytes(model)), feeds);
     return half ? numbers(y!) : Array.from(y!.data as Float32Array);
-  };
-  const floats32 = (dims: number[], values: number[]) => {
-    let at = 0;
-    return floats(dims, () => values[at++]!);
   };
   const written = (dtype?: 'float16') => gpt2.build(new Writer(layer, dtype));
 
