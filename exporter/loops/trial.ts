@@ -25,6 +25,7 @@ export interface Tried {
 }
 
 const BATCH = 2;
+const LARGEST = 2 ** 24; // elements of a state or token in a trial: many times those of a real one
 const BUFFER = 3; // length of a carried result in a trial
 
 /** The shapes of a loop's state and tokens, or what is wrong with them. */
@@ -153,6 +154,10 @@ async function runOnce(
   buffer?: Buffer,
 ): Promise<Ran | string> {
   const { body, state, tokens, output } = loop;
+  const shapes = [form.state, ...form.tokens, ...(buffer ? [buffer.shape] : [])];
+  const large = shapes.find((dims) => product(dims) > LARGEST);
+  if (large)
+    return `its body cannot be tried: at most ${LARGEST} elements expected, received [${large}]`;
   const random = seededRandom(7);
   const floats = (dims: readonly number[], next = random): RunTensor => ({
     ...{ type: 'float32', dims },

@@ -95,12 +95,14 @@ export function feedsFor(
     const count = dims.reduce((a, b) => a * b, 1);
     if (!(count <= LARGEST_PROBE)) return `graph input '${name}' [${dims}] is too large`;
     const role = roleOf(graph, name);
-    const token = role === 'tokens' ? tokenOf(graph, name) : 0;
-    feeds[name] = tensor(
-      dtype,
-      dims,
-      Array.from({ length: count }, (_, i) => valueAt(name, role, dims, i, s, token)),
-    );
+    const values = new Float32Array(count);
+    if (role === 'data' || role === 'past') {
+      for (let i = 0; i < count; i++) values[i] = SINES[i % SINES.length]!;
+    } else {
+      const token = role === 'tokens' ? tokenOf(graph, name) : 0;
+      for (let i = 0; i < count; i++) values[i] = valueAt(name, role, dims, i, s, token);
+    }
+    feeds[name] = tensor(dtype, dims, values);
   }
   return feeds;
 }
@@ -114,9 +116,12 @@ function tokenOf(graph: Graph, name: string): number {
   return Math.max(0, Math.min(5, ...rows.map((n) => (typeof n === 'number' ? n - 1 : 5))));
 }
 
+/** Values that are neither constant nor large; a prime number of them, so that rows and heads of a large input differ. */
+const SINES = Float32Array.from({ length: 65521 }, (_, i) => Math.sin(i + 1));
+
 function valueAt(
   name: string,
-  role: Role,
+  role: Exclude<Role, 'data' | 'past'>,
   dims: readonly number[],
   i: number,
   s: Situation,
@@ -136,8 +141,6 @@ function valueAt(
       return lengthAt(name, s);
     case 'tokens':
       return token;
-    default:
-      return Math.sin(i + 1); // anything that is neither constant nor large
   }
 }
 
@@ -158,7 +161,7 @@ const ARRAYS: Partial<Record<DTypeName, (b: ArrayBuffer) => RunTensor['data']>> 
   int8: (b) => new Int8Array(b),
 };
 
-function tensor(dtype: DTypeName, dims: readonly number[], values: readonly number[]): RunTensor {
+function tensor(dtype: DTypeName, dims: readonly number[], values: Float32Array): RunTensor {
   const bytes = tensorBytes(makeTensor('', dtype, dims, values));
   const array = ARRAYS[dtype];
   const data = array ? array(bytes.slice().buffer as ArrayBuffer) : bytes;

@@ -10,7 +10,7 @@ import {
   parseModel,
   raiseModel,
 } from '../../exporter/index.js';
-import { kerasLoop, loadLoop } from './support/loops.js';
+import { kerasLoop, loadLoop, withSizes } from './support/loops.js';
 import { distance, type Feeds, floats, random, run } from './support/run.js';
 import { scanModel } from './support/scan.js';
 
@@ -147,6 +147,11 @@ describe('left alone, with the reason', () => {
     const model = loadLoop(name);
     expect(await raiseModel(model, { runner: nodeRunner })).toMatchObject([{ to: null, reason }]);
     expect(modelBytes(model)).toEqual(modelBytes(loadLoop(name)));
+  });
+  it('a state that is too large to try', async () => {
+    const model = withSizes(loadLoop('gated_stack'), { H: 2, K: 2 ** 26, V: 2 ** 26 });
+    const reason = `its body cannot be tried: at most 16777216 elements expected, received [2,2,${2 ** 26},${2 ** 26}]`;
+    expect(await raiseModel(model, { runner: nodeRunner })).toMatchObject([{ to: null, reason }]);
   });
   it('a while loop that the state ends', async () => {
     expect(await raiseModel(kerasLoop({ stop: true }), { runner: nodeRunner })).toMatchObject([
