@@ -1,7 +1,6 @@
 // LinearAttention on a CUDA device, rules delta and gated_delta, many tokens: plan, scan over the
 // segments, launcher. The kernel that walks a segment, and the algebra: linear_attention_delta.cuh.
 #include <algorithm>
-#include <cstdlib>
 
 #include "cuda/linear_attention_delta.cuh"
 #include "cuda/linear_attention_kernels.h"
@@ -10,8 +9,6 @@ namespace fla::cuda {
 namespace delta {
 namespace {
 
-// The multiprocessors of an H100. A constant, so that results do not depend on the device.
-constexpr int64_t kMultiprocessors = 132;
 constexpr int64_t kMostWorkspace = 60 << 20;
 constexpr int kScanColumns = 8;  // per thread block
 constexpr int kScanRows = 16;    // of a map, per copy
@@ -84,11 +81,6 @@ Plan make_plan(const LinearAttentionParams& p) {
   }
   plan.fold_norm = plan.p.qk_l2norm && plan.p.feature_map == FeatureMap::kIdentity;
   choose_segments(plan);
-  if (const char* e = getenv("FLA_SEGMENTS")) {
-    const int64_t n = atoi(e);
-    plan.segment_tokens = std::max<int64_t>(divide_up(divide_up(p.T, n), 64) * 64, 64);
-    plan.segments = divide_up(p.T, plan.segment_tokens);
-  }
   // Where several thread blocks read the same column of past_state, in place would be a race.
   plan.scan = plan.segments > 1 || plan.HO > p.HV || (p.normalize && plan.value_tiles > 1);
   return plan;

@@ -38,6 +38,8 @@ constexpr int kThreads = 128;
 constexpr int kBlock = 16;                    // tokens per step of the recurrence
 constexpr int kColumns = 64;                  // state columns per thread block (and per tile)
 constexpr int kLeastSharedBytes = 99 * 1024;  // per thread block, on any device from sm_80 on
+// Those of an H100. A constant, so that results do not depend on the device.
+constexpr int64_t kMultiprocessors = 132;
 // log2 of the smallest decay over a block whose inverse is still formed.
 constexpr float kSmallestBlockDecay = -100.f;
 // log2 of the smallest per-head decay over a chunk whose inverse is still formed; f16 has little
@@ -86,12 +88,14 @@ struct AnyHalf {
   uint16_t bits;
 };
 
-template <typename IO_, typename Mma_, int Panels_, bool PerKey_, bool Output_, int MostBlocks_ = 4>
+// Ahead: four more warps make what the next chunk's blocks need while the first four walk this one.
+template <typename IO_, typename Mma_, int Panels_, bool PerKey_, bool Output_, int MostBlocks_ = 4,
+          bool Ahead_ = false>
 struct Shape {
   using IO = IO_;
   using Mma = Mma_;
   using E = typename Mma::Element;
-  static constexpr bool kPerKey = PerKey_, kOutput = Output_;
+  static constexpr bool kPerKey = PerKey_, kOutput = Output_, kAhead = Ahead_;
   static constexpr int kK = 64 * Panels_;  // padded key dims
   // Without output there are two kinds of column, N and Map; where registers allow a warp takes
   // both.
@@ -102,7 +106,7 @@ struct Shape {
   // what rounding takes off their operands is multiplied too.
   static constexpr bool kSplit = PerKey_ && std::is_same_v<E, bf16>;
 
-  static constexpr int kStages = sizeof(E) == 2 ? 2 : 1;
+  static constexpr int kStages = kAhead ? 3 : sizeof(E) == 2 ? 2 : 1;
   // Blocks per chunk, such that a multiprocessor holds two thread blocks.
   static constexpr int kKeyTiles = Panels_ * (1 + kOutput + kPerKey) * int(sizeof(E)) / 2;
   static constexpr int kWantedBlocks = kKeyTiles <= 6 ? 4 : kKeyTiles <= 12 ? 2 : 1;
@@ -124,11 +128,16 @@ struct Shape {
   static constexpr int kBlocksAt = kEndKeysAt + (kPerKey ? kKeyElements * int(sizeof(E)) : 0);
   static constexpr int kRowsAt = kBlocksAt + kBlocks * kBlockBytes;
   static constexpr int kDecayAt = kRowsAt + kTokens * 16;
-  static constexpr int kSharedBytes = kDecayAt + kBlocks * (kPerKey ? 2 * kK : 2) * 4 + 16;
+  // What a chunk's blocks need, from the keys for its end to its decays; twice where it is made
+  // ahead.
+  static constexpr int kNeedsBytes =
+      kDecayAt + kBlocks * (kPerKey ? 2 * kK : 2) * 4 + 16 - kEndKeysAt;
+  static_assert(!kAhead || kNeedsBytes % 16 == 0);
+  static constexpr int kSharedBytes = kEndKeysAt + (kAhead ? 2 : 1) * kNeedsBytes;
 
   static constexpr int kFit = 227 * 1024 / (kSharedBytes + 1024);
   static constexpr int kWanted = sizeof(E) == 4 || Panels_ > 1 ? 2 : kOutput && !kPerKey ? 4 : 3;
-  static constexpr int kResident = kFit < 1 ? 1 : kFit < kWanted ? kFit : kWanted;
+  static constexpr int kResident = kAhead || kFit < 1 ? 1 : kFit < kWanted ? kFit : kWanted;
 };
 
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
@@ -165,19 +174,6 @@ __device__ __forceinline__ void multiply(float (&d)[2][4], const A& a, const B& 
   Mma::mma(d[1], pa, Mma::prepare(b1));
 }
 
-// An element in its own type, so that a load does not wait for its conversion.
-__device__ __forceinline__ uint32_t load_raw(const void* p, DType type, int64_t i) {
-  if (type == DType::kFloat32) return static_cast<const uint32_t*>(p)[i];
-  if (type == DType::kBool) return static_cast<const uint8_t*>(p)[i];
-  return static_cast<const uint16_t*>(p)[i];
-}
-__device__ __forceinline__ float raw_to_float(uint32_t x, DType type) {
-  if (type == DType::kFloat32) return __uint_as_float(x);
-  if (type == DType::kBFloat16) return __uint_as_float(x << 16);
-  if (type == DType::kFloat16) return __half2float(__ushort_as_half(static_cast<uint16_t>(x)));
-  return x ? 1.f : 0.f;
-}
-
 // The B operand of a 16x16 matrix Y used as Y' (inner index along Y's columns), kept in lane order.
 template <typename E>
 struct alignas(16) Operand {
@@ -199,16 +195,16 @@ __device__ __forceinline__ float2 fetch_key_decay(const Plan& plan, int64_t at, 
     x.x = __uint_as_float(static_cast<const uint32_t*>(p.decay)[at / 2]);
     return x;
   }
-  x.x = __uint_as_float(load_raw(p.decay, p.decay_dtype, at));
-  if (d + 1 < p.K) x.y = __uint_as_float(load_raw(p.decay, p.decay_dtype, at + 1));
+  x.x = __uint_as_float(load_bits(p.decay, p.decay_dtype, at));
+  if (d + 1 < p.K) x.y = __uint_as_float(load_bits(p.decay, p.decay_dtype, at + 1));
   return x;
 }
 // ... as log2.
 __device__ __forceinline__ float2 key_decay(const Plan& plan, float2 x) {
   const DType type = plan.p.decay_dtype;
   if (!plan.decay_pairs) {
-    x.x = raw_to_float(__float_as_uint(x.x), type);
-    x.y = raw_to_float(__float_as_uint(x.y), type);
+    x.x = as_float(type, __float_as_uint(x.x));
+    x.y = as_float(type, __float_as_uint(x.y));
   } else if (type == DType::kBFloat16) {
     x = unpack2(bf16(), __float_as_uint(x.x));
   } else if (type == DType::kFloat16) {
@@ -273,7 +269,7 @@ struct Walk {
   struct Piece {
     static constexpr int kSize = 16 / sizeof(E), kPerRow = Width / kSize;
     static constexpr int kRows = kThreads / kPerRow;
-    static __device__ int row() { return threadIdx.x / kPerRow; }
+    static __device__ int row() { return threadIdx.x % kThreads / kPerRow; }
     static __device__ int col() { return threadIdx.x % kPerRow * kSize; }
   };
 
@@ -291,7 +287,8 @@ struct Walk {
   const Plan& plan;
   const LinearAttentionParams& p;
   char* const shared;
-  int lane, warp, g, c;  // g = lane / 4, c = lane % 4
+  char* needs;           // where kEndKeysAt and what follows are counted from
+  int lane, warp, g, c;  // g = lane / 4, c = lane % 4; of the four warps with the same task
   int tile;              // which 64 columns: value tiles first, then (without output) tiles of Map
   int segment;
   int64_t b, h, hk, hq, ho;
@@ -303,9 +300,9 @@ struct Walk {
   int out_step;  // from block to block
 
   __device__ Walk(const Plan& plan, char* shared, int tiles, int segments)
-      : plan(plan), p(plan.p), shared(shared) {
+      : plan(plan), p(plan.p), shared(shared), needs(shared) {
     lane = threadIdx.x & 31;
-    warp = threadIdx.x >> 5;
+    warp = threadIdx.x % kThreads >> 5;
     g = lane >> 2;
     c = lane & 3;
     int64_t i = blockIdx.x;
@@ -346,10 +343,10 @@ struct Walk {
   __device__ E* values(int stage) const { return keys(stage) + (1 + S::kOutput) * S::kKeyElements; }
   // Keys times e^{G_15 - G}; the keys themselves when decay is per head.
   __device__ E* end_keys(int stage) const {
-    return S::kPerKey ? reinterpret_cast<E*>(shared + S::kEndKeysAt) : keys(stage);
+    return S::kPerKey ? reinterpret_cast<E*>(needs + S::kEndKeysAt) : keys(stage);
   }
   __device__ float* scratch(int block) const {
-    return reinterpret_cast<float*>(shared + S::kBlocksAt + block * S::kBlockBytes);
+    return reinterpret_cast<float*>(needs + S::kBlocksAt + block * S::kBlockBytes);
   }
   // (I + M)^-1 and A of a block; they take the place of its scratch.
   __device__ Operand<E>* inverse(int block) const {
@@ -357,10 +354,10 @@ struct Walk {
   }
   __device__ Operand<E>* scores(int block) const { return inverse(block) + 32; }
   // Per token: beta, and the factors of (K S), of (Q S) and of U in the new state.
-  __device__ float4* rows() const { return reinterpret_cast<float4*>(shared + S::kRowsAt); }
+  __device__ float4* rows() const { return reinterpret_cast<float4*>(needs + S::kRowsAt); }
   // e^{G_15} of a block, and with per-key decay e^{-G_15}.
   __device__ float* block_decay(int block) const {
-    return reinterpret_cast<float*>(shared + S::kDecayAt) + block * (S::kPerKey ? kK : 1);
+    return reinterpret_cast<float*>(needs + S::kDecayAt) + block * (S::kPerKey ? kK : 1);
   }
   // log2 of the per-head decay of each block.
   __device__ float* block_totals() const { return block_decay(0) + S::kBlocks; }
@@ -529,13 +526,13 @@ struct Walk {
     const int64_t t = b * p.T + t0 + (lane & 15);
     gates.beta_raw = gates.decay_raw = gates.mask_raw = 0;
     if (t0 + (lane & 15) < p.T) {
-      gates.mask_raw = p.mask ? load_raw(p.mask, p.mask_dtype, t) : 1;
+      gates.mask_raw = p.mask ? load_bits(p.mask, p.mask_dtype, t) : 1;
       if (p.beta_kind != BetaKind::kNone) {
         gates.beta_raw =
-            load_raw(p.beta, p.beta_dtype, p.beta_kind == BetaKind::kShared ? t : t * p.HV + h);
+            load_bits(p.beta, p.beta_dtype, p.beta_kind == BetaKind::kShared ? t : t * p.HV + h);
       }
       if (p.decay_kind == DecayKind::kPerHead) {
-        gates.decay_raw = load_raw(p.decay, p.decay_dtype, t * p.HV + h);
+        gates.decay_raw = load_bits(p.decay, p.decay_dtype, t * p.HV + h);
       }
     }
     if constexpr (S::kPrefetchDecay) {
@@ -590,16 +587,15 @@ struct Walk {
   // Decodes the gates; the total decay of the warp's block goes to block_totals.
   __device__ void settle(Gates& gates) const {
     if (warp >= S::kBlocks) return;
-    gates.seen = raw_to_float(gates.mask_raw, p.mask ? p.mask_dtype : DType::kBool) != 0.f;
+    gates.seen = as_float(p.mask ? p.mask_dtype : DType::kBool, gates.mask_raw) != 0.f;
     gates.beta = gates.G = gates.Gq = 0.f;
     if (gates.seen) {
-      gates.beta =
-          p.beta_kind == BetaKind::kNone ? 1.f : raw_to_float(gates.beta_raw, p.beta_dtype);
+      gates.beta = p.beta_kind == BetaKind::kNone ? 1.f : as_float(p.beta_dtype, gates.beta_raw);
     }
     if constexpr (!S::kPerKey) {
       float G = 0.f;
       if (p.decay_kind != DecayKind::kNone) {
-        if (gates.seen) G = raw_to_float(gates.decay_raw, p.decay_dtype) * kLog2e;
+        if (gates.seen) G = as_float(p.decay_dtype, gates.decay_raw) * kLog2e;
 #pragma unroll
         for (int i = 1; i < kBlock; i *= 2) {
           const float other = __shfl_up_sync(0xffffffffu, G, i, kBlock);
@@ -1133,14 +1129,81 @@ struct Walk {
     }
     store_state(state);
   }
+
+  // The same, by 2 kThreads threads: while four warps walk chunk i, four others make what chunk
+  // i + 1 needs and start to load chunk i + 2. For calls with few thread blocks, where one alone on
+  // its multiprocessor is bound by latency.
+  __device__ void run_ahead() {
+    const int chunks = static_cast<int>((end - begin + S::kTokens - 1) / S::kTokens);
+    const auto first = [&](int chunk) { return begin + int64_t{chunk} * S::kTokens; };
+    const auto use = [&](int chunk) { needs = shared + (chunk & 1) * S::kNeedsBytes; };
+    if (threadIdx.x >= kThreads) {
+      Gates gates;
+      // The inputs of a chunk, in two steps; there after the barrier that follows the second.
+      const auto start_copies = [&](int chunk) {
+        if (chunk < chunks) load(chunk % S::kStages, first(chunk));
+        copy_async_commit();
+      };
+      const auto take_gates = [&](int chunk) {
+        if (chunk >= chunks) return;
+        use(chunk);
+        fetch(gates, first(chunk));
+        settle(gates);
+      };
+      const auto make = [&](int chunk) {
+        if (chunk >= chunks || warp >= S::kBlocks) return;
+        use(chunk);
+        prepare(chunk % S::kStages, warp, first(chunk), gates);
+      };
+      start_copies(0);
+      start_copies(1);
+      take_gates(0);
+      copy_async_wait<1>();
+      __syncthreads();
+      make(0);
+      take_gates(1);
+      copy_async_wait<0>();
+      __syncthreads();
+#pragma unroll 1
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        start_copies(chunk + 2);
+        make(chunk + 1);
+        take_gates(chunk + 2);
+        copy_async_wait<0>();
+        __syncthreads();
+      }
+      return;
+    }
+    State state;
+    load_state(state);
+    __syncthreads();
+    __syncthreads();
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      use(chunk);
+      const int64_t t0 = first(chunk);
+#pragma unroll 1
+      for (int block = 0; block < S::kBlocks && t0 + block * kBlock < end; ++block) {
+        step(chunk % S::kStages, block, t0, state);
+      }
+      if (!S::kPerKey && p.decay_kind != DecayKind::kNone) scale_state(state, *chunk_decay());
+      __syncthreads();
+    }
+    store_state(state);
+  }
 };
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, S::kResident)
+__global__ void __launch_bounds__((S::kAhead ? 2 : 1) * kThreads, S::kResident)
     linear_attention_delta_chunk_kernel(const __grid_constant__ Plan plan, int tiles,
                                         int segments) {
   extern __shared__ __align__(128) char shared[];
-  Walk<S>(plan, shared, tiles, segments).run();
+  Walk<S> walk(plan, shared, tiles, segments);
+  if constexpr (S::kAhead) {
+    walk.run_ahead();
+  } else {
+    walk.run();
+  }
 }
 
 template <class S>
@@ -1156,8 +1219,9 @@ cudaError_t launch(const Plan& plan, cudaStream_t stream) {
   const int segments = S::kOutput ? plan.segments : plan.segments - 1;
   const int64_t heads = plan.p.B * (S::kOutput ? plan.HO : plan.p.HV);
   const int64_t blocks = heads * tiles * segments;
-  kernel<<<static_cast<unsigned>(blocks), kThreads, S::kSharedBytes, stream>>>(plan, tiles,
-                                                                               segments);
+  const int threads = (S::kAhead ? 2 : 1) * kThreads;
+  kernel<<<static_cast<unsigned>(blocks), threads, S::kSharedBytes, stream>>>(plan, tiles,
+                                                                              segments);
   return cudaGetLastError();
 }
 
@@ -1168,19 +1232,28 @@ cudaError_t launch_walk_f16(const Plan& plan, bool output, cudaStream_t stream);
 cudaError_t launch_walk_tf32(const Plan& plan, bool output, cudaStream_t stream);  // for both
 cudaError_t launch_walk_f32(const Plan& plan, bool output, cudaStream_t stream);
 
-// With shorter chunks where a device lacks the shared memory.
+// With warps that prepare ahead for few thread blocks, with shorter chunks where a device lacks the
+// shared memory.
 template <typename IO, class Mma, int Panels, bool PerKey, bool Output>
 cudaError_t launch_fitting(const Plan& plan, cudaStream_t stream) {
   using Wanted = Shape<IO, Mma, Panels, PerKey, Output>;
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error != cudaSuccess) return error;
+  if constexpr (Output && Panels == 2 && sizeof(typename Mma::Element) == 2) {
+    using Ahead = Shape<IO, Mma, Panels, PerKey, Output, 4, true>;
+    const int64_t blocks = plan.p.B * plan.HO * plan.value_tiles * plan.segments;
+    if (blocks <= kMultiprocessors && plan.vectorised && !plan.mapped() &&
+        most >= Ahead::kSharedBytes) {
+      return launch<Ahead>(plan, stream);
+    }
+  }
   if constexpr (Wanted::kSharedBytes > kLeastSharedBytes) {
     using Smaller = Shape<IO, Mma, Panels, PerKey, Output, Wanted::kBlocks / 2>;
     static_assert(Smaller::kSharedBytes <= kLeastSharedBytes);
-    int device = 0, most = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) {
-      error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    }
-    if (error != cudaSuccess) return error;
     if (most < Wanted::kSharedBytes) return launch<Smaller>(plan, stream);
   }
   return launch<Wanted>(plan, stream);

@@ -100,9 +100,10 @@ struct GatedConfig {
   static constexpr int kMinBlocks = KP > 64 ? 1 : sizeof(E) == 4 ? 2 : 3;  // per multiprocessor
   static constexpr int kStateBuffers = sizeof(E) == 2 ? 2 : 1;
   // Queries and keys times their decay per key keep what rounding to bf16 takes off in tiles of
-  // their own. These lie in the operand buffer of the next chunk, the keys' one if there is room.
+  // their own: in the operand buffer of the next chunk, or the keys' one, where there is no room
+  // for it, in place of the decays.
   static constexpr bool kSplit = General_ && std::is_same_v<E, bf16>;
-  static constexpr bool kKeyRestOutside = kSplit && VP < 2 * C;
+  static constexpr bool kKeyRestInDecays = kSplit && VP < 2 * C;
 };
 
 // Shared memory, in bytes from its start. The same on host and device.
@@ -112,7 +113,6 @@ struct GatedLayout {
   int g;                      // per-key decay, one buffer
   int tile_q, tile_k;         // transformed queries and keys
   int state, scores, floats;  // state operand; scores of the one-by-one path; small arrays
-  int key_rest;
   int total;
 
   // Sums over parts of a column exist with per-key decay only, cumulative decays per head only.
@@ -132,8 +132,7 @@ struct GatedLayout {
     tile_k = tile_q + (Cfg::kConverts && output ? kTile * e : 0);
     state = tile_k + (Cfg::kConverts ? kTile * e : 0);
     scores = state + (output ? Cfg::kStateBuffers * Cfg::KP * Cfg::VP * e : 0);
-    key_rest = scores + (output && per_key && Cfg::kStateBuffers == 1 ? Cfg::C * Cfg::C * e : 0);
-    floats = key_rest + (output && per_key && Cfg::kKeyRestOutside ? kTile * e : 0);
+    floats = scores + (output && per_key && Cfg::kStateBuffers == 1 ? Cfg::C * Cfg::C * e : 0);
     total = floats + kFloats * 4;
   }
 };
@@ -212,8 +211,8 @@ struct GatedBlock {
   // What rounding took off decayed queries and keys (kSplit).
   __device__ E* rest_q(int chunk) const { return state_tile(chunk + 1); }
   __device__ E* rest_k(int chunk) const {
-    return Cfg::kKeyRestOutside ? reinterpret_cast<E*>(shared + layout.key_rest)
-                                : state_tile(chunk + 1) + C * KP;
+    return Cfg::kKeyRestInDecays ? reinterpret_cast<E*>(shared + layout.g)
+                                 : state_tile(chunk + 1) + C * KP;
   }
 
   // Log decay of token `row` in columns col, col + 1; per-key decay only. Natural logarithm.

@@ -118,8 +118,8 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
 
 // This warp's 16 rows of Q K', by one warp. Columns right of the diagonal block are left alone.
 template <typename Cfg>
-__device__ __forceinline__ void add_scores(const GatedBlock<Cfg>& block,
-                                           typename Cfg::QK* q_tile, typename Cfg::QK* k_tile,
+__device__ __forceinline__ void add_scores(const GatedBlock<Cfg>& block, typename Cfg::QK* q_tile,
+                                           typename Cfg::QK* k_tile,
                                            float (&scores)[2 * Cfg::KT][4]) {
   using QK = typename Cfg::QK;
   using M = typename Cfg::MmaQK;
@@ -279,8 +279,12 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
 
   // The fence also waits for this thread's stores to global memory, so it comes before those of the
   // output.
-  const auto publish_tiles = [&]() {
-    copy_async_wait<0>();
+  const auto publish_tiles = [&](bool decays_under_way = false) {
+    if (decays_under_way) {
+      copy_async_wait<1>();
+    } else {
+      copy_async_wait<0>();
+    }
     if constexpr (Cfg::kWgmma) fence_for_wgmma();
   };
   store_operand(0);
@@ -288,7 +292,11 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
   for (int chunk = 0; chunk < block.chunks; ++chunk) {
     const bool more = chunk + 1 < block.chunks;
     if (loads_scalars) block.store_scalars(chunk, scalars);
-    if (p.stages == 1) publish_tiles();
+    if (p.stages == 1) {
+      publish_tiles();
+    } else if constexpr (Cfg::kKeyRestInDecays) {
+      copy_async_wait<0>();
+    }
     __syncthreads();
     if (more) {
       if (p.stages == 2) block.load(chunk + 1);
@@ -301,12 +309,13 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
                                : reinterpret_cast<E*>(memory + block.layout.scores);
     if constexpr (Cfg::kGeneral) {
       direct = transform_chunk(block, chunk, direct_tile);
-      if (more) block.load_decays(chunk + 1);
     }
+    const bool split = Cfg::kSplit && block.per_key() && !direct;
+    const bool late_decays = Cfg::kKeyRestInDecays && split;
+    if (Cfg::kGeneral && more && !late_decays) block.load_decays(chunk + 1);
     const float* gk = block.gk + (chunk & 1) * C;
     const float* gq = block.gq + (chunk & 1) * C;
     const bool per_head = block.per_head();
-    const bool split = Cfg::kSplit && block.per_key() && !direct;
 
     RawA<E> weights[KT];
     float scores[2 * KT][4] = {}, out[kTiles][4] = {};
@@ -555,9 +564,10 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
 
     if (more) {
       if (Cfg::kStateBuffers == 1 || direct || split) __syncthreads();
+      if (late_decays) block.load_decays(chunk + 1);
       store_operand(chunk + 1);
     }
-    publish_tiles();
+    publish_tiles(more && late_decays);
 
     // Output, through this warp's part of the query tile, whose readers are the warps of the same
     // rows.

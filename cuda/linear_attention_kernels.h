@@ -34,6 +34,10 @@ cudaError_t launch_linear_attention_delta(const LinearAttentionParams& p, void* 
 // All rules, one token after the other, for T < kMinChunkedTokens. linear_attention_decode.cu
 cudaError_t launch_linear_attention_decode(const LinearAttentionParams& p, cudaStream_t stream);
 
+// One token with the usual options, where `takes`. linear_attention_token.cu
+bool linear_attention_token_takes(const LinearAttentionParams& p);
+cudaError_t launch_linear_attention_token(const LinearAttentionParams& p, cudaStream_t stream);
+
 }  // namespace fla::cuda
 
 #endif  // FLA_CUDA_LINEAR_ATTENTION_KERNELS_H_

@@ -64,7 +64,7 @@ export class SharedValues {
 
   /** bool [B,T]: which of the new tokens are no padding; '' when the site has no padding. */
   padding(site: AnalysedSite): string {
-    const { padding: input, lengths } = site.mask!;
+    const { padding: input, paddingHides, lengths } = site.mask!;
     if (lengths) {
       return typeof lengths === 'string' ? this.rows.before(lengths) : this.rows.visible(lengths);
     }
@@ -74,6 +74,7 @@ export class SharedValues {
       const cached = this.analysis.sites.some((s) => s.sdpa?.cache);
       const mask = cached ? this.currentMask(input) : input;
       value = this.graph.dtype(input) === 'bool' ? mask : this.e.cast(mask, 'bool');
+      if (paddingHides) value = this.e.op('Not', [value]);
       this.booleans.set(input, value);
     }
     return value;

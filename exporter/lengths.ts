@@ -21,6 +21,8 @@ interface Positions {
   readonly counting: Counting;
   readonly offset: number;
   readonly rank: number;
+  /** The same row for each of the batch. */
+  readonly repeated: boolean;
 }
 
 /** What to put in place of the lengths of removed caches. */
@@ -116,6 +118,7 @@ async function classify(value: string, ctx: LengthContext): Promise<Positions | 
   let candidates: Counting[] = ['visible', 'absolute'];
   let offset: number | undefined;
   let rank = 0;
+  let repeated = false;
   for (const s of situations(ctx)) {
     const run = await ctx.prober.run([value], s);
     if (typeof run === 'string') return undefined;
@@ -124,6 +127,7 @@ async function classify(value: string, ctx: LengthContext): Promise<Positions | 
     const rows = rank === 2 ? dims[0]! : 1;
     if (rank < 1 || rank > 2 || dims.at(-1) !== s.tokens || (rows !== 1 && rows !== s.batch))
       return undefined;
+    repeated = rows > 1;
     offset ??= data[0]! - s.past;
     const from = offset;
     candidates = candidates.filter((counting) => {
@@ -132,7 +136,7 @@ async function classify(value: string, ctx: LengthContext): Promise<Positions | 
     });
     if (candidates.length === 0) return undefined;
   }
-  return { value, counting: candidates[0]!, offset: offset!, rank };
+  return { value, counting: candidates[0]!, offset: offset!, rank, repeated };
 }
 
 function situations({ graph, rightPadded }: LengthContext): Situation[] {
@@ -183,7 +187,7 @@ function replacePositions(ctx: LengthContext, p: Positions, states: StatePair[])
   const positions =
     p.counting === 'visible'
       ? visiblePositions(e, ctx, states)
-      : absolutePositions(e, ctx, states, p.rank);
+      : absolutePositions(e, ctx, states, p);
   const shifted =
     p.offset === 0 ? positions : e.add(positions, e.constant('int64', [p.offset], []));
   const dtype = facts.dtype(p.value);
@@ -204,19 +208,26 @@ function visiblePositions(e: SiteEmitter, ctx: LengthContext, states: StatePair[
   return e.op('Where', [e.op('Greater', [total, e.ints(0)]), last, e.ints(0)]);
 }
 
-/** [T] or [1,T]: tokens before + 0, 1, 2, ... */
+/** [T], [1,T] or, repeated, [B,T]: tokens before + 0, 1, 2, ... */
 function absolutePositions(
   e: SiteEmitter,
   ctx: LengthContext,
   states: StatePair[],
-  rank: number,
+  { rank, repeated }: Positions,
 ): string {
   const state = lengthState(ctx, states, 'absolute');
   const number = (value: number) => e.constant('int64', [value], []);
   const range = e.op('Range', [number(0), e.squeeze(ctx.tokens, 0), number(1)]);
   const positions = e.add(range, state.past);
   if (state.isNew) advance(e, state.pair, ctx.tokens);
-  return rank === 2 ? e.unsqueeze(positions, 0) : positions;
+  if (rank === 1) return positions;
+  const row = e.unsqueeze(positions, 0);
+  const source = tokensInput(ctx.graph);
+  return repeated && source ? e.op('Expand', [row, e.shape([e.dim(source, 0), 1])]) : row;
+}
+
+function tokensInput(graph: Graph): string | undefined {
+  return graph.inputs.find((i) => roleOf(graph, i.name) === 'tokens')?.name;
 }
 
 function advance(e: SiteEmitter, pair: StatePair, count: string): void {
@@ -258,7 +269,7 @@ function redirectShapes(ctx: LengthContext, states: StatePair[]): void {
       const e = new SiteEmitter(graph, new Facts(graph), 'lengths');
       const state = lengthState(ctx, states, 'absolute');
       if (state.isNew) advance(e, state.pair, ctx.tokens);
-      const source = graph.inputs.find((i) => roleOf(graph, i.name) === 'tokens')?.name;
+      const source = tokensInput(graph);
       const batch = source ? e.dim(source, 0) : e.ints(1);
       const shape = e.shape([...(cache.stacked ? [2] : []), batch, heads, state.past, dim]);
       for (const node of shapes) {

@@ -73,6 +73,8 @@ function inlined(
   const through: NodeProto[] = [];
   for (const [i, { name }] of branch.output.entries()) {
     const output = node.outputs[i];
+    // Optimum makes constants of no elements for them.
+    if (skipped.has(i) && made.has(name)) names.set(name, node.graph.fresh(`${name}/unused`));
     if (!output || skipped.has(i)) continue;
     if (made.has(name) && !names.has(name)) names.set(name, output);
     else through.push(makeNode('Identity', [names.get(name) ?? name], [output]));

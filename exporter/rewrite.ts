@@ -4,6 +4,7 @@ import { SharedValues } from './common_values.js';
 import { type SiteReport, siteReport } from './inspect.js';
 import type { Graph, Model } from './ir/index.js';
 import { partOfShape, replaceLengths } from './lengths.js';
+import type { Facts } from './match/facts.js';
 import { batchAxis, type Cache, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
 import { openedUp, openUp, startsCausally } from './open_up.js';
@@ -245,6 +246,7 @@ export function reEmit(site: AnalysedSite, { factsOf }: Analysis, handicap?: Han
     if (asked && facts.rank(value) === 4)
       graph.replaceUses(value, product, (use) => !use.node.is('Shape'));
   }
+  replaceSumShape(site.sdpa!, facts);
 }
 
 async function convert(
@@ -289,7 +291,10 @@ async function convert(
     place.insert(e.nodes);
   }
   shared.insert();
-  for (const { sdpa } of chosen) replaceScoreShapes(sdpa!, analysis);
+  for (const { sdpa, node } of chosen) {
+    replaceSumShape(sdpa!, analysis.factsOf(node.graph));
+    replaceScoreShapes(sdpa!, analysis);
+  }
   if (removed.length === 0) {
     shared.insert();
     return { state, attentionMask: null };
@@ -309,6 +314,9 @@ async function convert(
   for (const { presentKey, presentValue } of removed) {
     for (const name of [presentKey, presentValue]) if (name) graph.removeOutput(name);
   }
+  for (const { pastKey, pastValue } of removed) {
+    for (const past of [pastKey, pastValue]) readUncast(graph, past);
+  }
   state.push(...(await replaceLengths(lengths)));
   removeCaches(graph, removed);
   shared.insert();
@@ -316,6 +324,26 @@ async function convert(
   if (kept || total) return { state, attentionMask: 'total' };
   if (maskInput !== undefined) nameAfterTokens(graph, maskInput);
   return { state, attentionMask: 'current' };
+}
+
+/** Readers of the shape of the weighted sum get it from the queries, where the site computes something made of the sum. */
+function replaceSumShape({ sum, output, q, v, anchor }: Sdpa, facts: Facts): void {
+  const value = (sum ?? anchor).outputs[0]!;
+  if (value === output.value) return;
+  const { graph } = facts;
+  const readers = graph.uses(value).filter((u) => u.node.is('Shape'));
+  if (readers.length === 0) return;
+  const e = new SiteEmitter(graph, facts, anchor.name);
+  const [rows, tokens] = [batchAxis(q), tokenAxis(q)].map((axis) => e.dim(q.value, axis));
+  const shape =
+    facts.rank(value) === 4
+      ? e.shape([rows!, q.heads, tokens!, v.dim])
+      : e.shape([e.mul(rows!, e.ints(q.heads)), tokens!, v.dim]);
+  for (const { node } of readers) {
+    graph.replaceUses(node.outputs[0]!, partOfShape(e, shape, node));
+    graph.remove([node]);
+  }
+  graph.insert(e.nodes);
 }
 
 /**
@@ -346,6 +374,12 @@ function replaceScoreShapes(sdpa: Sdpa, { factsOf }: Analysis): void {
     graph.insert(e.nodes);
     graph.removeDead();
   }
+}
+
+/** The shape of a cache is that of its cast. */
+function readUncast(graph: Graph, past: string): void {
+  const casts = graph.uses(past).flatMap(({ node }) => (node.is('Cast') ? node.outputs : []));
+  for (const cast of casts) graph.replaceUses(cast, past, (use) => !use.node.is('Shape'));
 }
 
 /** Does anything but the cut to the new tokens still read the padding mask? */

@@ -1,5 +1,5 @@
 import { FlaError } from '../ops/error.js';
-import type { Graph, Model, Node } from './ir/index.js';
+import { captured, type Graph, type Model, type Node } from './ir/index.js';
 
 /**
  * Checks that a model is well formed: every value has one producer, every value read is produced somewhere,
@@ -47,7 +47,7 @@ function checkGraph(graph: Graph, outer: ReadonlySet<string>): void {
 
 /** Kahn's algorithm: nodes that never become ready lie on, or behind, a cycle. */
 function checkCycles(graph: Graph): void {
-  const inputsOf = (node: Node) => new Set([...node.inputs, ...node.subgraphs.flatMap(valuesRead)]);
+  const inputsOf = (node: Node) => new Set([...node.inputs, ...captured(node)]);
   const waiting = new Map<Node, number>();
   const readers = new Map<Node, Node[]>();
   for (const node of graph.nodes) {
@@ -73,10 +73,6 @@ function checkCycles(graph: Graph): void {
   if (done === graph.nodes.length) return;
   const stuck = graph.nodes.find((n) => waiting.get(n)! > 0)!;
   throw invalid(graph, `${describe(stuck)} depends on its own output`);
-}
-
-function valuesRead(graph: Graph): string[] {
-  return [...[...graph.walk()].flatMap((n) => [...n.inputs]), ...graph.outputs.map((o) => o.name)];
 }
 
 function describe(node: Node): string {

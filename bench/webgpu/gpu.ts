@@ -30,8 +30,13 @@ export interface Gpu {
 /** Opens the machine's GPU, or with `software` Chromium's software Vulkan driver, with all that the adapter has. */
 export async function openGpu(software: boolean): Promise<Gpu> {
   if (software && !softwareDriver) throw new Error('no Chromium, so no software driver');
-  // Browsers round timestamps; a bench must not.
-  const gpu = software ? softwareGpu() : create(['disable-dawn-features=timestamp_quantization']);
+  // Browsers round timestamps; a bench must not. Dawn keeps float16 from NVIDIA's Vulkan driver unless it is asked for.
+  const gpu = software
+    ? softwareGpu()
+    : create([
+        'disable-dawn-features=timestamp_quantization',
+        'enable-dawn-features=vulkan_enable_f16_on_nvidia',
+      ]);
   const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' });
   if (!adapter) throw new Error('no WebGPU adapter; --software takes Chromium’s software driver');
   const device = await adapter.requestDevice({

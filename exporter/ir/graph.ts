@@ -415,14 +415,21 @@ export class Graph {
   }
 }
 
-/** Values that a node's nested graphs take from outside them (names of their own included). */
-function captured(node: Node): string[] {
-  return node.subgraphs.flatMap((sub) => [
-    ...[...sub.walk()].flatMap((n) => n.inputs.filter((v) => v)),
-    ...[sub, ...[...sub.walk()].flatMap((n) => n.subgraphs)].flatMap((g) =>
-      g.proto.output.map((o) => o.name),
-    ),
+/** Values that a node's nested graphs take from outside them. */
+export function captured(node: Node): string[] {
+  return node.subgraphs.flatMap(free);
+}
+
+/** Values that a graph reads and does not have itself; its own may have the names of outer ones, as in Optimum's merged decoders. */
+function free(graph: Graph): string[] {
+  const { proto } = graph;
+  const own = new Set([
+    ...proto.input.map((i) => i.name),
+    ...proto.initializer.map((t) => t.name),
+    ...proto.node.flatMap((n) => n.output),
   ]);
+  const read = graph.nodes.flatMap((n) => [...n.inputs.filter((v) => v), ...captured(n)]);
+  return [...read, ...proto.output.map((o) => o.name)].filter((v) => !own.has(v));
 }
 
 function renameOutputs(graph: GraphProto, from: string, to: string): void {

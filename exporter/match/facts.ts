@@ -7,10 +7,11 @@ import {
   tensorNumbers,
 } from '../ir/index.js';
 import { einsumLetters } from './einsum.js';
-import { BINARY, type Known, map1, map2, UNARY } from './known.js';
+import { BINARY, INTEGERS, type Known, map1, map2, roundHalfEven, UNARY } from './known.js';
 import {
   broadcast,
   concat,
+  convolved,
   gather,
   gemm,
   matmul,
@@ -19,6 +20,7 @@ import {
   sliceLength,
   squeeze,
   transposed,
+  unnamedDim,
   unsqueeze,
 } from './shapes.js';
 
@@ -43,7 +45,8 @@ const BOOLEAN = new Set(
 
 /**
  * Shapes, element types and small known values of a graph, found by one pass over its nodes. Wherever
- * the file declares a number and inference has none, the declaration counts.
+ * the file declares a number and inference has none, the declaration counts. A dimension that neither tells is
+ * named after its value, so that shape arithmetic can follow it: `Reshape(x, [Shape(x)[0], Shape(x)[1], -1, 4])`.
  */
 export class Facts {
   private readonly shapes = new Map<string, Dim[]>();
@@ -146,7 +149,11 @@ export class Facts {
     for (const [i, dims] of this.infer(node).entries()) {
       const name = node.outputs[i];
       const merged = merge(dims, name ? this.declared(name) : undefined);
-      if (name && merged) this.shapes.set(name, merged);
+      if (name && merged)
+        this.shapes.set(
+          name,
+          merged.map((d, axis) => d ?? unnamedDim(name, axis)),
+        );
     }
     for (const name of node.outputs)
       this.types.set(name, this.declaredType(name) ?? this.typeOf(node));
@@ -177,18 +184,24 @@ export class Facts {
     if (BROADCAST.has(node.opType)) return [broadcast(node.inputs.map((v) => this.dims(v)))];
     switch (node.opType) {
       case 'Shape':
-        return [[x?.length]];
+        return [[x && partOf(x, node).length]];
       case 'SkipLayerNormalization':
       case 'SkipSimplifiedLayerNormalization': {
         const same = merge(x, b ? this.dims(b) : undefined);
         return [same, undefined, undefined, same];
       }
-      case 'Conv':
-        return [x && [x[0], b ? this.dims(b)?.[0] : undefined, ...x.slice(2).map(() => undefined)]];
+      case 'Conv': {
+        const weight = b ? this.dims(b) : undefined;
+        return [x && [x[0], weight?.[0], ...convolved(x.slice(2), weight?.slice(2), node)]];
+      }
       case 'AveragePool':
-      case 'GlobalAveragePool':
       case 'MaxPool':
-        return [x && [x[0], x[1], ...x.slice(2).map(() => undefined)]];
+        return [x && [x[0], x[1], ...convolved(x.slice(2), node.ints('kernel_shape'), node)]];
+      case 'GlobalAveragePool':
+        return [x && [x[0], x[1], ...x.slice(2).map(() => 1)]];
+      case 'InstanceNormalization':
+      case 'GroupNormalization':
+        return [x];
       case 'MatMul':
       case 'FusedMatMul':
       case 'MatMulInteger':
@@ -230,6 +243,8 @@ export class Facts {
         return [unsqueeze(x, this.axes(node))];
       case 'Squeeze':
         return [squeeze(x, this.axes(node))];
+      case 'Pad':
+        return [this.padded(node, x)];
       case 'Concat':
         return [
           concat(
@@ -237,6 +252,15 @@ export class Facts {
             node.int('axis') ?? 0,
           ),
         ];
+      case 'GatherElements':
+        return [b ? this.dims(b) : undefined];
+      case 'TopK': {
+        const axis = node.int('axis') ?? -1;
+        const chosen = x?.map((d, i) =>
+          i === (axis + x.length) % x.length ? (b ? this.scalar(b) : undefined) : d,
+        );
+        return [chosen, chosen];
+      }
       case 'Gather':
         return [gather(x, b ? this.dims(b) : undefined, node.int('axis') ?? 0)];
       case 'Slice':
@@ -349,6 +373,19 @@ export class Facts {
     return out;
   }
 
+  private padded(node: Node, x: Dim[] | undefined): Dim[] | undefined {
+    const pads = node.ints('pads')?.length ? node.ints('pads') : this.ints(node.inputs[1] ?? '');
+    const axes = node.inputs[3] ? this.ints(node.inputs[3]) : x?.map((_, i) => i);
+    if (!x || !pads || !axes) return x?.map(() => undefined);
+    const added = new Map(
+      axes.map((a, i) => [(a + x.length) % x.length, pads[i]! + pads[i + axes.length]!]),
+    );
+    return x.map((d, i) => {
+      const more = added.get(i) ?? 0;
+      return more === 0 ? d : typeof d === 'number' ? d + more : undefined;
+    });
+  }
+
   private split(node: Node, x: Dim[] | undefined): (Dim[] | undefined)[] {
     if (!x) return [];
     const axis = ((node.int('axis') ?? 0) + x.length) % x.length;
@@ -389,8 +426,7 @@ export class Facts {
     switch (node.opType) {
       case 'Shape': {
         const dims = a ? this.dims(a) : undefined;
-        const items = dims?.slice(node.int('start') ?? 0, node.int('end') ?? undefined);
-        return items && { rank: 1, items, integer: true };
+        return dims && { rank: 1, items: partOf(dims, node), integer: true };
       }
       case 'Identity':
         return x;
@@ -437,6 +473,9 @@ export class Facts {
         const value = t ? tensorNumbers(t, this.graph.model.external)[0] : 0;
         return { rank: 1, items: Array(n).fill(value), integer: t?.dataType === 7 };
       }
+      case 'QuantizeLinear':
+      case 'DequantizeLinear':
+        return x && this.quantised(node, x);
       case 'Sqrt':
       case 'Neg':
       case 'Reciprocal':
@@ -446,6 +485,7 @@ export class Facts {
       case 'Sub':
       case 'Mul':
       case 'Div':
+      case 'Mod':
       case 'Pow':
       case 'Equal':
         return x && y && map2(x, y, BINARY[node.opType]!);
@@ -463,7 +503,24 @@ export class Facts {
         return undefined;
     }
   }
+  /** A constant that is written as 8 bits and back. */
+  private quantised(node: Node, x: Known): Known | undefined {
+    const scale = this.scalar(node.inputs[1] ?? '');
+    const zero = node.inputs[2] ? this.scalar(node.inputs[2]) : 0;
+    if (!scale || zero === undefined) return undefined;
+    if (node.is('DequantizeLinear'))
+      return { ...map1(x, (v) => (v - zero) * scale), integer: false };
+    const [low, high] = INTEGERS[this.dtype(node.outputs[0]!) ?? ''] ?? [];
+    if (low === undefined) return undefined;
+    const steps = map1(x, (v) => Math.min(Math.max(roundHalfEven(v / scale) + zero, low), high!));
+    return { ...steps, integer: true };
+  }
   private isShapeLike(node: Node): boolean {
     return node.inputs.every((v) => this.dtype(v) === 'int64' || this.dtype(v) === 'int32');
   }
+}
+
+/** The dimensions that a Shape gives. */
+function partOf(dims: readonly Dim[], node: Node): readonly Dim[] {
+  return dims.slice(node.int('start') ?? 0, node.int('end') ?? undefined);
 }

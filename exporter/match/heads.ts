@@ -3,6 +3,9 @@ import type { Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
 import { lookThrough } from './pattern.js';
 import type { Heads, Sdpa } from './sdpa.js';
+import { shown } from './shapes.js';
+
+export { shown };
 
 /** A value traced towards its source, and the factor that was multiplied in on the way. */
 interface Traced {
@@ -228,9 +231,9 @@ export function siteOutput(value: string, facts: Facts): Sdpa['output'] {
   return { value, layout: 'bhtd' };
 }
 
-/** The one node that reads a value, or undefined when there are several or it is a graph output. */
+/** The one node that reads a value, not only its shape; undefined when there are several or it is a graph output. */
 export function onlyReader(value: string, facts: Facts): Node | undefined {
-  const uses = facts.graph.uses(value);
+  const uses = facts.graph.uses(value).filter((u) => !u.node.is('Shape'));
   return uses.length === 1 && !facts.graph.isOutput(value) ? uses[0]!.node : undefined;
 }
 
@@ -243,9 +246,4 @@ export function headMismatch(q: Heads, k: Heads, v: Heads): string | undefined {
   if (q.heads % k.heads !== 0)
     return `key heads must divide query heads, received ${k.heads} and ${q.heads}`;
   return undefined;
-}
-
-/** A shape for a message. */
-export function shown(dims: readonly (number | string | undefined)[] | undefined): string {
-  return dims ? dims.map((d) => d ?? '?').join(',') : '?';
 }

@@ -21,9 +21,25 @@ export const BINARY: Record<string, (x: number, y: number, integer: boolean) => 
   Sub: (x, y) => x - y,
   Mul: (x, y) => x * y,
   Div: (x, y, integer) => (integer ? Math.trunc(x / y) : x / y),
+  Mod: (x, y) => ((x % y) + y) % y,
   Pow: (x, y) => x ** y,
   Equal: (x, y) => (x === y ? 1 : 0),
 };
+
+/** The smallest and the largest number of the types that values are quantised to. */
+export const INTEGERS: Record<string, readonly [number, number]> = {
+  uint8: [0, 255],
+  int8: [-128, 127],
+  uint16: [0, 65535],
+  int16: [-32768, 32767],
+};
+
+/** QuantizeLinear's rounding. */
+export function roundHalfEven(x: number): number {
+  const down = Math.floor(x);
+  if (x - down !== 0.5) return Math.round(x);
+  return down % 2 === 0 ? down : down + 1;
+}
 
 export function map1(x: Known, f: (v: number) => number): Known {
   return { ...x, items: x.items.map((d) => (typeof d === 'number' ? f(d) : undefined)) };

@@ -8,7 +8,7 @@ import {
 } from './bias.js';
 import type { Facts } from './facts.js';
 import type { Probed, Prober } from './probe.js';
-import { type Lengths, type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
+import { batchAxis, type Lengths, type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
 import { batchOf, LARGEST_PROBE, roleOf, type Situation } from './situation.js';
 
 /** Which keys a query may see, found out from the mask's values. */
@@ -16,8 +16,9 @@ export interface MaskClass {
   readonly kind: 'bidirectional' | 'causal' | 'window' | 'other';
   /** For `window`: a query sees the last `window` keys, its own included. */
   readonly window?: number;
-  /** The [B,Tk] graph input whose zeros hide keys. */
+  /** The [B,Tk] graph input whose zeros hide keys; or whose ones do (`paddingHides`), as torch.nn has it. */
   readonly padding?: string;
+  readonly paddingHides?: boolean;
   /** The lengths of rows that hide keys, where they are an input of the model: int32 [B], or as GroupQueryAttention has them. */
   readonly lengths?: string | Lengths;
   /** ALiBi: what a distance of one token takes from the scores of each query head, or of all of them. */
@@ -46,6 +47,14 @@ const LONG_BIAS = [300, 40];
 
 /** Finds out the class of a site's mask, by proof where there is nothing to run, by probing otherwise. */
 export async function classifyMask(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
+  const found = await classify(sdpa, facts, prober);
+  if (found.reason !== HIDES_ALL || sdpa.cache) return found;
+  const turned = await classify(sdpa, facts, prober.turned());
+  if (turned.kind === 'other') return turned;
+  return turned.padding ? { ...turned, paddingHides: true } : found;
+}
+
+async function classify(sdpa: Sdpa, facts: Facts, prober: Prober): Promise<MaskClass> {
   if (onlyRight(sdpa) && facts.graph.parent) {
     return other('the lengths of rows are told in a nested graph');
   }
@@ -165,6 +174,16 @@ interface Visibility {
   readonly distances: readonly (readonly number[])[] | undefined;
 }
 
+/** Rows and tokens that reach a site: convolutions shorten speech, images have as many tokens as patches, windows are rows. */
+function queriesIn({ q }: Sdpa, s: Situation, prober: Prober): [rows: number, tokens: number] {
+  const dims = prober.dims(q.value, s);
+  const [rows, tokens] = [dims?.[batchAxis(q)], dims?.[tokenAxis(q)]];
+  return [
+    typeof rows === 'number' ? rows : s.batch,
+    typeof tokens === 'number' ? tokens : s.tokens,
+  ];
+}
+
 async function visibility(
   sdpa: Sdpa,
   values: readonly string[],
@@ -173,19 +192,20 @@ async function visibility(
 ): Promise<Visibility | string> {
   const probed = values.length > 0 ? await prober.run(values, s) : [];
   if (typeof probed === 'string') return `the mask cannot be probed: ${probed}`;
-  const byName = new Map(values.map((v, i) => [v, apart(v, probed[i]!, sdpa, s)]));
-  const keys = s.past + s.tokens;
+  const [batch, tokens] = queriesIn(sdpa, s, prober);
+  const byName = new Map(values.map((v, i) => [v, apart(v, probed[i]!, sdpa, batch)]));
+  const keys = s.past + tokens;
   const shapes = [...sdpa.masks].flatMap((m) =>
     m.kind === 'add' || m.kind === 'where' ? stepValues(m) : [],
   );
   const extent = (axis: number) =>
     Math.max(1, ...shapes.map((v) => byName.get(v)!.dims.at(axis - 4) ?? 1));
-  const dims = [s.batch, extent(1), s.tokens, keys] as const;
+  const dims = [batch, extent(1), tokens, keys] as const;
   for (const v of shapes) {
     const d = byName.get(v)!.dims;
     const fits = d.length <= 4 && d.every((n, i) => n === 1 || n === dims[4 - d.length + i]);
     if (!fits)
-      return `mask '${v}' [${d}] does not fit scores [${dims}] of ${s.tokens} tokens after ${s.past}`;
+      return `mask '${v}' [${d}] does not fit scores [${dims}] of ${tokens} tokens after ${s.past}`;
   }
   const total = dims[0] * dims[1] * dims[2] * dims[3];
   if (total > LARGEST_PROBE) return `the mask cannot be probed: scores [${dims}] are too many`;
@@ -204,7 +224,7 @@ async function visibility(
 }
 
 /** A mask of [B*H,..] scores as [B,H,..]. */
-function apart(value: string, p: Probed, sdpa: Sdpa, { batch }: Situation): Probed {
+function apart(value: string, p: Probed, sdpa: Sdpa, batch: number): Probed {
   const flat = sdpa.masks.some((m) => m.kind === 'add' && m.value === value && m.flat);
   const [rows, ...rest] = p.dims;
   return flat && rows === batch * sdpa.q.heads ? { ...p, dims: [batch, sdpa.q.heads, ...rest] } : p;
@@ -268,6 +288,8 @@ function reader(
   return (b, h, i, j) => p.data[b * stride[0]! + h * stride[1]! + i * stride[2]! + j * stride[3]!]!;
 }
 
+const HIDES_ALL = 'it hides every key';
+
 function classOf(seen: Visibility, s: Situation): MaskClass {
   const [B, H, T, K] = seen.dims;
   let all = true;
@@ -287,7 +309,8 @@ function classOf(seen: Visibility, s: Situation): MaskClass {
         }
   if (all && !(T === 1)) return { kind: 'bidirectional' };
   if (causal) return { kind: 'causal' };
-  if (future || window === 0) return other('it is neither causal nor open to all keys');
+  if (window === 0) return other(HIDES_ALL);
+  if (future) return other('it is neither causal nor open to all keys');
   for (let b = 0; b < B; b++)
     for (let h = 0; h < H; h++)
       for (let i = 0; i < T; i++)
@@ -439,19 +462,21 @@ async function hides(
   if (found.slopes && !(seen.slopes && sameSlopes(found.slopes, seen.slopes)))
     return `what it adds to scores changes with zeros of graph input '${name}'`;
   const [B, H, T, K] = seen.dims;
-  let exact = true;
+  // Where tokens are no longer those of the input, or rows not its rows, they have no zeros of their own.
+  const own = B === base.batch && K === width;
+  let exact = own;
   let none = true;
   for (let b = 0; b < B; b++)
     for (let h = 0; h < H; h++)
       for (let i = 0; i < T; i++) {
-        if (mask[b]![i + s.past] === 0) continue; // what padding itself sees is nobody's business
+        if (own && mask[b]![i + s.past] === 0) continue; // what padding itself sees is nobody's business
         for (let j = 0; j < K; j++) {
           const age = i + s.past - j;
           const open =
             found.kind === 'bidirectional' ||
             (age >= 0 && (found.kind === 'causal' || age < found.window!));
           const visible = seen.at(b, h, i, j);
-          if (visible !== (open && mask[b]![j] === 1)) exact = false;
+          if (own && visible !== (open && mask[b]![j] === 1)) exact = false;
           if (visible !== open) none = false;
         }
       }

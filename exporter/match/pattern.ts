@@ -1,5 +1,6 @@
-import type { Node } from '../ir/index.js';
+import type { Dim, Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
+import { isUnnamed } from './shapes.js';
 
 /** What a pattern found: named values, and the nodes it went through. */
 export interface Found<S> {
@@ -137,7 +138,9 @@ function transparent(node: Node, facts: Facts): Node[] {
 /** Does a node repeat nothing, as far as shapes are known? */
 function sameShape(node: Node, facts: Facts): boolean {
   const [from, to] = [facts.dims(node.inputs[0]!), facts.dims(node.outputs[0]!)];
-  return from !== undefined && from.length === to?.length && from.every((d, i) => d === to[i]);
+  const open = (d: Dim) => d === undefined || isUnnamed(d);
+  const same = (d: Dim, i: number) => d === to![i] || (open(d) && open(to![i]));
+  return from !== undefined && from.length === to?.length && from.every(same);
 }
 
 function orders(node: Node, count: number): string[][] {

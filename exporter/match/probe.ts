@@ -1,8 +1,8 @@
 import { FlaError } from '../../ops/error.js';
-import type { Graph, Node } from '../ir/index.js';
+import type { Dim, Graph, Node } from '../ir/index.js';
 import { Facts } from './facts.js';
 import type { Runner } from './runner.js';
-import { batchOf, feedsFor, inputShapes, type Situation } from './situation.js';
+import { batchOf, feedsFor, inputShapes, roleOf, type Situation } from './situation.js';
 import { cutOut, type Submodel } from './submodel.js';
 
 /** A computed value: row-major numbers. */
@@ -18,7 +18,13 @@ export class Prober {
   constructor(
     readonly graph: Graph,
     readonly runner: Runner,
+    private readonly onesHide = false,
   ) {}
+
+  /** The same for mask inputs whose ones hide keys: they get zeros where others get ones, and the other way. */
+  turned(): Prober {
+    return new Prober(this.graph, this.runner, true);
+  }
 
   /** Which graph inputs the values of `values` depend on (not those of which only the shape matters), or why unknown. */
   inputs(values: readonly string[], s: Situation): readonly string[] | string {
@@ -31,12 +37,20 @@ export class Prober {
     return this.execute(this.cut(values, s), values, s);
   }
 
+  /** The shape of a value in a situation, as far as it follows from the inputs'. */
+  dims(value: string, s: Situation): Dim[] | undefined {
+    return this.facts(s).dims(value);
+  }
+
   /** Shapes of values, dimensions that change with batch or length being undefined; or why they are not known. */
   async shapes(values: readonly string[]): Promise<(number | undefined)[][] | string> {
     const runs: Probed[][] = [];
+    const cached = this.graph.root.inputs.some(
+      ({ name }) => roleOf(this.graph.root, name) === 'past',
+    );
     for (const s of [
-      { batch: batchOf(this.graph, 2), tokens: 5, past: 2 },
-      { batch: batchOf(this.graph, 3), tokens: 7, past: 4 },
+      { batch: batchOf(this.graph, 2), tokens: 5, past: cached ? 2 : 0 },
+      { batch: batchOf(this.graph, 3), tokens: 7, past: cached ? 4 : 0 },
     ]) {
       const sub = cutOut(this.graph, { values, shapes: true }, this.facts(s));
       const run = await this.execute(sub, values, s);
@@ -55,7 +69,10 @@ export class Prober {
     s: Situation,
   ): Promise<Probed[] | string> {
     if (typeof sub === 'string') return sub;
-    const feeds = feedsFor(this.graph, sub.inputs, inputShapes(this.graph, s), s);
+    const feeds = feedsFor(this.graph, sub.inputs, inputShapes(this.graph, s), {
+      ...s,
+      onesHide: this.onesHide,
+    });
     if (typeof feeds === 'string') return feeds;
     const names = values.map((v) => sub.outputs.get(v)!);
     try {

@@ -145,6 +145,8 @@ export interface Sdpa {
   readonly replaced: readonly Node[];
   /** The nodes of the scores and weights, for nodes that are matched one by one. */
   readonly interior: readonly Node[];
+  /** The product of weights and values, for the same: [B,H,T,D] or [B*H,T,D]; `output` is it or made of it. */
+  readonly sum?: Node;
   /** Type of the output, in which products are taken. */
   readonly dtype: DTypeName;
   /** Type in which masks are applied and Softmax runs. */

@@ -3,11 +3,27 @@ import type { Dim, Node } from '../ir/index.js';
 
 // Shapes of results, from shapes of operands, undefined being what is not known.
 
+/** Stands for a dimension of which nothing is known but whose it is. */
+export function unnamedDim(value: string, axis: number): string {
+  return `?${value}[${axis}]`;
+}
+export function isUnnamed(d: Dim): boolean {
+  return typeof d === 'string' && d.startsWith('?');
+}
+/** How much is known of a dimension: nothing, whose it is, its name, its length. */
+function certainty(d: Dim): number {
+  if (typeof d === 'number') return 3;
+  return d === undefined ? 0 : isUnnamed(d) ? 1 : 2;
+}
+
+/** A shape for a message. */
+export function shown(dims: readonly Dim[] | undefined): string {
+  return dims ? dims.map((d) => (d === undefined || isUnnamed(d) ? '?' : d)).join(',') : '?';
+}
+
 export function merge(a: Dim[] | undefined, b: Dim[] | undefined): Dim[] | undefined {
   if (!a || !b || a.length !== b.length) return a ?? b;
-  return a.map((d, i) =>
-    typeof d === 'number' ? d : typeof b[i] === 'number' ? b[i] : (d ?? b[i]),
-  );
+  return a.map((d, i) => (certainty(b[i]) > certainty(d) ? b[i] : d));
 }
 
 export function broadcast(shapes: readonly (Dim[] | undefined)[]): Dim[] | undefined {
@@ -33,7 +49,7 @@ export function matmul(x: Dim[] | undefined, y: Dim[] | undefined, node: Node): 
   if (!swapA && typeof inner === 'number' && typeof rows === 'number' && inner !== rows) {
     throw new FlaError(
       'invalid_model',
-      `node '${node.name}' (${node.opType}): inner dimensions must agree, received [${x.map((d) => d ?? '?')}] and [${y.map((d) => d ?? '?')}]`,
+      `node '${node.name}' (${node.opType}): inner dimensions must agree, received [${shown(x)}] and [${shown(y)}]`,
     );
   }
   return [...(broadcast([x.slice(0, -2), y.slice(0, -2)]) ?? []), x.at(-2), columns];
@@ -102,6 +118,22 @@ export function sliceLength(d: Dim, start: Dim, end: Dim, step: number): Dim {
   }
   const clamp = (v: number) => Math.min(Math.max(v < 0 ? v + d : v, 0), d);
   return Math.max(0, Math.ceil((clamp(end) - clamp(start)) / step));
+}
+
+/** Lengths after a convolution or pooling, of those that are numbers. */
+export function convolved(x: Dim[], kernel: readonly Dim[] | undefined, node: Node): Dim[] {
+  const auto = node.string('auto_pad') ?? 'NOTSET';
+  const pads = node.ints('pads') ?? [];
+  return x.map((d, axis) => {
+    const size = kernel?.[axis];
+    const stride = node.ints('strides')?.[axis] ?? 1;
+    if (typeof d !== 'number' || typeof size !== 'number') return undefined;
+    if (auto.startsWith('SAME')) return Math.ceil(d / stride);
+    const [before, after] = auto === 'VALID' ? [0, 0] : [pads[axis], pads[axis + x.length]];
+    const reach = (node.ints('dilations')?.[axis] ?? 1) * (size - 1) + 1;
+    const steps = (d + (before ?? 0) + (after ?? 0) - reach) / stride;
+    return node.int('ceil_mode') === 1 ? undefined : Math.max(0, Math.floor(steps) + 1);
+  });
 }
 
 /** prod(x) / prod(rest) when it is a single dimension. */

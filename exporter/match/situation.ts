@@ -17,6 +17,8 @@ export interface Situation {
   readonly mask?: readonly (readonly number[])[];
   /** Only this mask input takes `mask`; the others stay 1. Default: all do. */
   readonly only?: string;
+  /** Mask inputs get 1 for 0 and 0 for 1. */
+  readonly onesHide?: boolean;
 }
 
 /** What an input of a language or vision model stands for, judged by its name, type and rank. */
@@ -35,6 +37,9 @@ export function roleOf(graph: Graph, name: string): Role {
 
 /** Elements of the largest tensor that a probe is fed with or compared with. */
 export const LARGEST_PROBE = 2 ** 26;
+
+/** Samples of sound for each token wanted: speech models make one of 320 (20 ms), the first of 400. */
+const SAMPLES = 640;
 
 /** The batch size that a model's inputs fix, or the one wanted. */
 export function batchOf(graph: Graph, wanted = 2): number {
@@ -71,6 +76,7 @@ function length(d: Dim, axis: number, rank: number, role: Role, s: Situation): n
   if (role === 'past') return axis === rank - 2 || /past/i.test(name) ? s.past : 4;
   if (role === 'mask' || /total|\+/i.test(name)) return s.past + s.tokens;
   if (/past/i.test(name)) return s.past;
+  if (role === 'data' && rank === 2) return SAMPLES * s.tokens;
   return rank >= 4 ? 32 : s.tokens;
 }
 
@@ -89,13 +95,23 @@ export function feedsFor(
     const count = dims.reduce((a, b) => a * b, 1);
     if (!(count <= LARGEST_PROBE)) return `graph input '${name}' [${dims}] is too large`;
     const role = roleOf(graph, name);
+    const token = role === 'tokens' ? tokenOf(graph, name) : 0;
     feeds[name] = tensor(
       dtype,
       dims,
-      Array.from({ length: count }, (_, i) => valueAt(name, role, dims, i, s)),
+      Array.from({ length: count }, (_, i) => valueAt(name, role, dims, i, s, token)),
     );
   }
   return feeds;
+}
+
+/** An id that every table it is looked up in has: tables of token types may have one row. */
+function tokenOf(graph: Graph, name: string): number {
+  const tables = graph.root
+    .uses(name)
+    .map(({ node, index }) => (/^Gather/.test(node.opType) && index === 1 ? node.inputs[0]! : ''));
+  const rows = tables.map((table) => graph.root.dims(table)?.[0]);
+  return Math.max(0, Math.min(5, ...rows.map((n) => (typeof n === 'number' ? n - 1 : 5))));
 }
 
 function valueAt(
@@ -104,20 +120,22 @@ function valueAt(
   dims: readonly number[],
   i: number,
   s: Situation,
+  token: number,
 ): number {
   const width = dims.at(-1) ?? 1;
   const [row, column] = [Math.floor(i / width), i % width];
   switch (role) {
-    case 'mask':
-      return s.only && s.only !== name
-        ? 1
-        : (s.mask?.[row]?.[s.mask[row]!.length - width + column] ?? 1);
+    case 'mask': {
+      const given = s.mask?.[row];
+      const seen = s.only && s.only !== name ? 1 : (given?.[given.length - width + column] ?? 1);
+      return s.onesHide ? 1 - seen : seen;
+    }
     case 'positions':
       return s.past + column;
     case 'lengths':
       return lengthAt(name, s);
     case 'tokens':
-      return 5;
+      return token;
     default:
       return Math.sin(i + 1); // anything that is neither constant nor large
   }

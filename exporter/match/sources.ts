@@ -98,12 +98,14 @@ function dataInputs(node: Node): string[] {
 /** Keys and values must come from what the queries come from. */
 export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): string | undefined {
   const [ofQ, ofK, ofV] = [q, k, v].map((h) => sourcesOf(h, facts));
+  const tokens = [q, k].map((h) => facts.dims(h.value)?.[tokenAxis(h)]);
+  const sameTokens = tokens[0] !== undefined && tokens[0] === tokens[1];
   const meet = (a: Set<string>, b: Set<string>) =>
-    [...a].some((x) => b.has(x) || summands(x, facts).some((y) => b.has(y)));
+    [...a].some((x) => b.has(x) || summands(x, facts).some((y) => b.has(y))) ||
+    (sameTokens && [...a].some((x) => [...tokenByToken(x, facts)].some((y) => b.has(y))));
   if (meet(ofQ!, ofV!) && meet(ofK!, ofV!)) return undefined;
   const inputs = [...ofQ!, ...ofK!, ...ofV!].every((x) => facts.graph.isInput(x));
-  const tokens = [q, k].map((h) => facts.dims(h.value)?.[tokenAxis(h)]);
-  if (inputs && tokens[0] !== undefined && tokens[0] === tokens[1]) return undefined;
+  if (inputs && sameTokens) return undefined;
   const names = (s: Set<string>) => [...s].join(', ') || 'nothing';
   return `cross-attention: queries are made from ${names(ofQ!)}, values from ${names(ofV!)}`;
 }
@@ -112,4 +114,19 @@ export function crossAttention(q: Heads, k: Heads, v: Heads, facts: Facts): stri
 function summands(value: string, facts: Facts): readonly string[] {
   const node = facts.graph.producer(value);
   return node?.is('Add') ? node.inputs : [];
+}
+
+/** What a value is made of without mixing tokens: Conformers rotate hidden states before they project queries and keys. */
+function tokenByToken(value: string, facts: Facts): Set<string> {
+  const found = new Set<string>();
+  const stack = [value];
+  while (stack.length > 0 && found.size < 40) {
+    const at = stack.pop()!;
+    const node = facts.graph.producer(at);
+    if (!node || found.has(at)) continue;
+    found.add(at);
+    if (/^(Add|Cast|Concat|Identity|Mul|Neg|Reshape|Slice|Split|Sub|Transpose)$/.test(node.opType))
+      stack.push(...dataInputs(node));
+  }
+  return found;
 }

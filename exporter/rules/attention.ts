@@ -4,6 +4,7 @@ import { headMismatch, headsOf, shown, siteOutput } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
 import type { Cache, Heads, MaskStep, RuleResult, Sdpa } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
+import { type KeysAndValues, keysAndValues } from './decomposed_keys.js';
 import { cacheOf, lowest, usedOutput } from './fused.js';
 import { scatteredCache } from './scattered_cache.js';
 
@@ -24,17 +25,22 @@ export const attention: Rule = {
     const written = scatteredCache(node, facts);
     if (typeof written === 'string') return unsupported(written);
     const sources = [node.inputs[0]!, ...(written?.updates ?? node.inputs.slice(1, 3))];
-    const [q, k, v] = sources.map((value, i) => headsAt(node, i, value, facts));
-    if (!q || !k || !v) {
+    const [q, key, value] = sources.map((value, i) => headsAt(node, i, value, facts));
+    if (!q || !key || !value) {
       for (const value of sources) if (value) facts.wanted.add(value);
       const shapes = sources.map((value) => `[${shown(facts.dims(value))}]`);
       return unsupported(
         `Q, K, V must have known heads and head dims, received ${shapes.join(', ')}`,
       );
     }
+    const kv = written ? { k: key, v: value } : withoutRepeats(node, key, value, facts);
+    if ('reason' in kv) return unsupported(kv.reason, { q_num_heads: q.heads, head_dim: q.dim });
+    const { k, v } = kv;
     const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
-    const cache = written?.cache ?? cacheOf(node, { past: [4, 5], present: [1, 2] }, facts);
-    if (typeof cache === 'string') return unsupported(cache, partial);
+    const own = written?.cache ?? cacheOf(node, { past: [4, 5], present: [1, 2] }, facts);
+    if (typeof own === 'string') return unsupported(own, partial);
+    if (own && kv.cache) return unsupported('keys have two caches', partial);
+    const cache = own ?? kv.cache;
     const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
     if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
     return describe(node, q, k, v, cache, facts);
@@ -97,6 +103,13 @@ function headsAt(node: Node, i: number, value: string, facts: Facts): Heads | un
   if (dims?.length !== 3 || !heads || typeof width !== 'number' || width % heads !== 0)
     return undefined;
   return { value, layout: 'packed', heads, dim: width / heads };
+}
+
+/** PyTorch's dynamo exporter concatenates caches and repeats heads before it: K and V as [B,H,T,D] are followed to what they were. */
+function withoutRepeats(node: Node, k: Heads, v: Heads, facts: Facts): KeysAndValues {
+  const [, key, value] = node.inputs;
+  if (facts.rank(key!) !== 4 || facts.rank(value!) !== 4) return { k, v };
+  return keysAndValues({ value: key!, layout: 'bhtd' }, { value: value!, layout: 'bhtd' }, facts);
 }
 
 function masksOf(node: Node, facts: Facts): MaskStep[] {

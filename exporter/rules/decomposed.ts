@@ -223,17 +223,15 @@ function matchDecomposed(anchor: Node, facts: Facts): RuleResult {
   }
   const upward = match(softmax, anchor.outputs[0]!, facts);
   if (isMiss(upward)) {
-    return /received .*(DequantizeLinear|QLinear|MatMulInteger)/.test(upward.reason)
-      ? unsupported(`its scores are products of 8 bits: ${upward.reason}`)
+    if (/received .*(DequantizeLinear|QLinear|MatMulInteger)/.test(upward.reason))
+      return unsupported(`its scores are products of 8 bits: ${upward.reason}`);
+    const gemm = lookThrough(anchor.inputs[0]!, facts).node;
+    return gemm?.is('Gemm') && weightLike(gemm.inputs[1], facts)
+      ? notAttention(classifier(gemm.inputs[1]!, facts))
       : notAttention(`no attention scores behind it: ${upward.reason}`);
   }
   const keys = upward.values.keys!;
-  if (weightLike(keys, facts)) {
-    const dims = facts.dims(keys);
-    return notAttention(
-      `the scores are a product with the constant weight '${keys}' [${dims ?? '?'}]: a classifier, CTC or router head, not attention`,
-    );
-  }
+  if (weightLike(keys, facts)) return notAttention(classifier(keys, facts));
   const root = weightedSum(anchor, facts);
   if (typeof root === 'string') return notAttention(root);
   const found = match(attention, root.outputs[0]!, facts);
@@ -242,6 +240,11 @@ function matchDecomposed(anchor: Node, facts: Facts): RuleResult {
   const shared = sharedIntermediate(interior, root, facts);
   if (shared) return unsupported(shared);
   return normalise(anchor, root, found, facts);
+}
+
+function classifier(weight: string, facts: Facts): string {
+  const dims = facts.dims(weight);
+  return `the scores are a product with the constant weight '${weight}' [${shown(dims)}]: a classifier, CTC or router head, not attention`;
 }
 
 function isProduct(node: Node): boolean {
@@ -368,6 +371,7 @@ function normalise(
         : siteOutput((flat?.output ?? root).outputs[0]!, facts)),
     replaced: [],
     interior: nodes.filter((n) => n !== root),
+    sum: root,
     dtype,
     scoreDtype: facts.dtype(anchor.inputs[0]!) ?? dtype,
   };
@@ -426,8 +430,10 @@ function scoreSteps(
   }
   for (const step of masks) {
     const value = step.kind === 'where' ? step.cond : step.kind === 'add' ? step.value : '';
-    const dims = step.kind === 'add' && step.flat ? undefined : facts.dims(value);
-    if (is3d && dims?.length === 3 && dims[0] !== 1) {
+    const flat = step.kind === 'add' && step.flat;
+    const dims = facts.dims(value);
+    if (is3d && value && !dims) facts.wanted.add(value);
+    if (is3d && value && !flat && (!dims || (dims.length === 3 && dims[0] !== 1))) {
       return { reason: `mask '${value}' [${shown(dims)}] counts batch and heads in one dimension` };
     }
   }

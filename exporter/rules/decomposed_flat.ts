@@ -33,8 +33,11 @@ export function flatten(
     }
     return { q: tq, k: tk, v: tv, timeFirst: { value: after.outputs[0]!, layout: 'tnd' } };
   }
-  if (tokensFirst)
-    return `'${tokensFirst.value}' [T,B*H,D] must be reshaped from [T,B,H*D] with known H and D`;
+  if (tokensFirst) {
+    const source = facts.graph.producer(tokensFirst.value)?.inputs[0] ?? '';
+    const shapes = [source, tokensFirst.value].map((value) => `[${shown(facts.dims(value))}]`);
+    return `'${tokensFirst.value}' [T,B*H,D] must be reshaped from [T,B,H*D] with known H and D, received ${shapes.join(' to ')}`;
+  }
   const sources = [q, k, unscale(v, facts).value].map((x) => unflatten(x, facts));
   const [q4, k4, v4] = sources;
   if (q4 && k4 && v4) {

@@ -5,12 +5,13 @@ import type { Cache, Heads } from '../match/sdpa.js';
 /** Keys or values: heads that are known already, or a value whose heads are to be found. */
 export type Loose = Heads | { readonly value: string; readonly layout: 'bhtd' | 'bthd' };
 
+/** What `keysAndValues` finds, or why it finds nothing. */
+export type KeysAndValues =
+  | { readonly k: Heads; readonly v: Heads; readonly cache?: Cache }
+  | { readonly reason: string };
+
 /** Undoes repeat_kv and finds the cache, for keys and values alike. */
-export function keysAndValues(
-  k: Loose,
-  v: Loose,
-  facts: Facts,
-): { k: Heads; v: Heads; cache?: Cache } | { reason: string } {
+export function keysAndValues(k: Loose, v: Loose, facts: Facts): KeysAndValues {
   const key = oneSide(k, 'keys', facts);
   if ('reason' in key) return key;
   const value = oneSide(v, 'values', facts);
@@ -56,15 +57,31 @@ function oneSide(
           reason: `${what} come from Concat '${concat.name}' over axis ${axis}, which is no cache [B,H,T,D] over axis 2`,
         };
   }
-  if (!facts.graph.isInput(past!)) {
+  const cache = carried(past!, whole, facts);
+  if (!cache) {
     return {
       reason: `${what} are concatenated with '${past}', which is not a graph input: only caches that come in as inputs are understood`,
     };
   }
   const heads = headsOf(current!, 'bhtd', facts);
   return heads
-    ? { heads, past: past!, present: whole }
+    ? { heads, ...cache }
     : {
         reason: `${what} '${current}' must be [B,H,T,D] with known H and D, received [${shown(facts.dims(current!))}]`,
       };
+}
+
+/** The graph input behind the cached part, and what goes out; both may be cast (models in half precision whose inputs are not). */
+function carried(
+  past: string,
+  whole: string,
+  facts: Facts,
+): { past: string; present: string } | undefined {
+  const { graph } = facts;
+  if (graph.isInput(past)) return { past, present: whole };
+  const cast = graph.producer(past);
+  if (!cast?.is('Cast') || !graph.isInput(cast.inputs[0]!)) return undefined;
+  const outputs = graph.uses(whole).flatMap(({ node }) => (node.is('Cast') ? node.outputs : []));
+  const present = outputs.find((v) => graph.isOutput(v));
+  return { past: cast.inputs[0]!, present: present ?? whole };
 }

@@ -373,6 +373,10 @@ const std::vector<Spec>& random_specs() {
         {"cluster linear, 6 heads", 1, 9000, 6, 6, 6, 64, 64, kLinear, kNone},
         {"delta 64", 1, 2048, 4, 4, 4, 64, 64, kDelta, kNone},
         {"delta 128", 1, 777, 2, 2, 2, 128, 128, kDelta, kNone},
+        {"delta 128, few blocks", 1, 2001, 3, 3, 6, 128, 120, kDelta, kNone},
+        {"gated_delta 128, few blocks", 2, 1500, 4, 4, 4, 100, 128, kGatedDelta, kPerHead, 0.2f},
+        {"gated_delta key 128, few blocks", 1, 1999, 4, 4, 4, 128, 128, kGatedDelta, kPerKey,
+         0.25f},
         {"delta 256", 1, 300, 2, 2, 2, 256, 256, kDelta, kNone},
         {"gated_delta head 64", 1, 2048, 4, 4, 4, 64, 64, kGatedDelta, kPerHead, 0.1f},
         {"gated_delta head 128", 1, 777, 2, 2, 4, 128, 128, kGatedDelta, kPerHead, 0.1f},
@@ -413,6 +417,26 @@ const std::vector<Spec>& random_specs() {
           s.read = ReadMode::kBonus;
           all.push_back(s);
         }
+      }
+    }
+    // One token with the options of linear_attention_token.cu.
+    for (const UpdateRule rule : {kLinear, kGated, kDelta, kGatedDelta}) {
+      const bool gated = rule == kGated || rule == kGatedDelta;
+      for (const DecayKind decay : {kNone, kPerHead, kPerKey}) {
+        if (gated != (decay != kNone)) continue;
+        all.push_back({"token 128", 3, 1, 8, 8, 8, 128, 128, rule, decay, 0.5f});
+        all.push_back({"token 64x100, groups", 2, 1, 2, 1, 4, 64, 100, rule, decay, 0.5f});
+        Spec s{"token 256x20, before", 2, 1, 2, 2, 2, 256, 20, rule, decay, 0.5f};
+        s.read = ReadMode::kBefore;
+        all.push_back(s);
+        s = {"token 64, elu1, mask", 5, 1, 4, 4, 4, 64, 64, rule, decay, 0.5f};
+        s.feature_map = FeatureMap::kElu1;
+        s.mask = true;
+        all.push_back(s);
+        s.name = "token 64, silu, no past";
+        s.feature_map = FeatureMap::kSilu;
+        s.past = false;
+        all.push_back(s);
       }
     }
     Spec s{"bidirectional", 1, 1000, 4, 2, 2, 64, 64};

@@ -40,7 +40,33 @@ const CASES: Case[] = [
   {
     name: 'Reshape to rows',
     write: (e) => e.op('Reshape', ['x', e.ints(-1, 12)]),
-    dims: [undefined, 12],
+    dims: ['?Reshape[0]', 12],
+  },
+  {
+    name: 'heads counted by -1, after lengths that have no name',
+    write: (e) => {
+      const rows = e.op('Reshape', ['x', e.ints(2, -1, 12)]);
+      const target = e.op('Concat', [dim(e, rows, 0), dim(e, rows, 1), e.ints(-1, 3)], { axis: 0 });
+      return e.op('Reshape', [e.op('Neg', [rows]), target]);
+    },
+    dims: [2, '?Reshape[1]', 4, 3],
+  },
+  {
+    name: 'Shape, a part of it',
+    write: (e) => {
+      const part = e.op('Shape', ['x'], { start: 1, end: 3 });
+      return e.op('Cast', [part], { to: 1 });
+    },
+    dims: [2],
+  },
+  {
+    name: 'Conv',
+    write: (e) => {
+      const lines = e.op('Transpose', ['x'], { perm: [0, 2, 1] });
+      const weight = e.constant('float32', Array(36).fill(1), [6, 2, 3]);
+      return e.op('Conv', [lines, weight], { group: 6, strides: [2], pads: [1, 1] });
+    },
+    dims: ['B', 6, '?Conv[2]'],
   },
   {
     name: 'Transpose',

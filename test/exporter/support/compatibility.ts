@@ -1,5 +1,6 @@
 import { inspectModel, loadModel, type Model, rewriteModel } from '../../../exporter/index.js';
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
+import { realFilesTable } from './compatibility_real.js';
 import { BUFFERS, DECODERS, decoder, GROUPED } from './decoder.js';
 import { QUANTISED, quantiser } from './families/quantised.js';
 import { BIASED, FAMILIES, type Family, Writer } from './families.js';
@@ -33,7 +34,7 @@ export async function compatibilityPage(): Promise<string> {
 <!-- Generated from the models of the tests by \`npm run gen\`. Do not edit. -->
 
 What \`inspect\` and \`rewrite\` say of every model that the tests build or bring. Most are one layer, built by hand after the node
-sequence that the exporter named writes; the last table but one is of files that an exporter wrote.
+sequence that the exporter named writes; *Real files* are as an exporter wrote them.
 
 - **mask** is what probing found
 - **none**: softmax attention written again from its description. The tests compare it with the original, in ONNX Runtime's own kernels
@@ -112,6 +113,13 @@ ${await table([
   { name: 'PP-OCRv4 recogniser', exporter: 'Paddle', build: () => loadModel(OCR_RECOGNISER) },
   { name: 'PP-OCRv4 detector', exporter: 'Paddle', build: () => loadModel(OCR_DETECTOR) },
 ])}
+### Of transformers, timm and torch.nn
+
+Small models with random weights, written by torch 2.11, transformers 5.17, onnxscript 0.7.2, ONNX Runtime 1.30, and the sources of Optimum and
+onnxruntime-genai; the tests run each file, its round trip (variant \`none\`) and what \`linear\` makes of it. *torch.nn* is \`transformer_encoder\` and
+\`multihead\`.
+
+${realFilesTable()}
 ## Left alone
 
 | what | attention | the reason given |

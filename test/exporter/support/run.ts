@@ -1,3 +1,4 @@
+import { getFloat16, setFloat16 } from '@petamoriken/float16';
 import * as ort from 'onnxruntime-node';
 import { type Model, modelBytes } from '../../../exporter/index.js';
 
@@ -8,7 +9,8 @@ const sessions = new WeakMap<Model, Promise<ort.InferenceSession>>();
 /** Runs a model in memory on stock onnxruntime-node. The model must not change after its first run. */
 export async function run(model: Model, feeds: Feeds): Promise<Record<string, ort.Tensor>> {
   const known =
-    sessions.get(model) ?? ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 3 });
+    sessions.get(model) ??
+    ort.InferenceSession.create(modelBytes(model), { logSeverityLevel: 3, intraOpNumThreads: 1 });
   sessions.set(model, known);
   return (await known).run(feeds);
 }
@@ -20,6 +22,20 @@ export function floats(dims: readonly number[], values: (i: number) => number): 
     Float32Array.from({ length: count }, (_, i) => values(i)),
     dims,
   );
+}
+
+export function halves(dims: readonly number[], values: (i: number) => number): ort.Tensor {
+  const view = new DataView(new ArrayBuffer(dims.reduce((a, b) => a * b, 2)));
+  for (let i = 0; i < view.byteLength / 2; i++) setFloat16(view, 2 * i, values(i), true);
+  return new ort.Tensor('float16', new Uint16Array(view.buffer), dims);
+}
+
+/** The numbers of a tensor of floats or halves. */
+export function numbers({ type, data }: ort.Tensor): number[] {
+  if (type !== 'float16') return [...(data as Float32Array)].map(Number);
+  const { buffer, byteOffset, byteLength } = data as Uint16Array;
+  const view = new DataView(buffer, byteOffset, byteLength);
+  return Array.from({ length: byteLength / 2 }, (_, i) => getFloat16(view, 2 * i, true));
 }
 
 export function ints(dims: readonly number[], values: readonly number[]): ort.Tensor {
@@ -34,6 +50,7 @@ export function zeros(
 ): ort.Tensor {
   const dims = shape.map((d) => (typeof d === 'number' ? d : batch));
   const count = dims.reduce((a, b) => a * b, 1);
+  if (dtype === 'float16') return halves(dims, () => 0);
   return dtype === 'int64'
     ? new ort.Tensor('int64', new BigInt64Array(count), dims)
     : new ort.Tensor('float32', new Float32Array(count), dims);

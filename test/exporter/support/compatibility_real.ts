@@ -1,0 +1,83 @@
+import { type Answer, REFUSALS, TRANSFORMERS, type TransformersFile } from './transformers.js';
+
+const EXPORTERS: Record<string, string> = {
+  torchscript: 'torch, TorchScript, opset 17',
+  dynamo: 'torch, dynamo, opset 18',
+  dynamo23: 'torch, dynamo, opset 23',
+};
+
+/** What the tests read from the names of files. */
+const VARIANTS: Record<string, string> = {
+  '': 'plain',
+  ort: 'ONNX Runtime optimizer',
+  onnxscript: 'onnxscript fusions',
+  fp16: 'float16',
+  int8: 'dynamic int8',
+  qdq: 'QDQ int8',
+  int4: 'int4',
+};
+
+const WHY: Record<keyof typeof REFUSALS, string> = {
+  cross: 'cross-attention',
+  bias: 'relative positions added to scores',
+  alibi: 'ALiBi',
+  evicting: 'a cache that forgets tokens',
+  nested: 'in a nested graph beside a KV cache',
+  traced: 'works for the traced length only',
+  rows: 'relative positions added to scores',
+  stacked: 'hands on keys and values in one, and takes none',
+  batch: 'works for the traced lengths only',
+};
+
+/** One row for each model and exporter, from what transformers.test.ts holds against the files. */
+export function realFilesTable(): string {
+  const rows = new Map<string, { cells: string[]; variants: Set<string> }>();
+  const plainFirst = [...TRANSFORMERS].sort(
+    (a, b) => Number(a.variant > '') - Number(b.variant > ''),
+  );
+  for (const file of plainFirst.sort((a, b) => order(a).localeCompare(order(b)))) {
+    const cells = [modelOf(file), exporterOf(file), ...answersOf(file)];
+    const row = rows.get(cells.join('|')) ?? { cells, variants: new Set() };
+    row.variants.add(variantOf(file));
+    rows.set(cells.join('|'), row);
+  }
+  const lines = [...rows.values()].map(({ cells: [model, exporter, ...answers], variants }) => [
+    model!,
+    exporter!,
+    [...variants].join('; '),
+    ...answers,
+  ]);
+  const head = ['model', 'written by', 'files', 'mask', 'linear', 'gated'];
+  return [head, head.map(() => '---'), ...lines].map((row) => `| ${row.join(' | ')} |\n`).join('');
+}
+
+function order({ model, exporter }: TransformersFile): string {
+  return `${model.replace('_sdpa', '~')} ${exporter}`;
+}
+
+function modelOf({ model }: TransformersFile): string {
+  const [name] = model.split(/_(?:cache|merged|sdpa)/);
+  const cached = /_cache/.test(model) ? ', KV cache' : '';
+  const merged = /_merged/.test(model) ? ', decoder merged with its twin without a cache' : '';
+  return `${name}${cached}${merged}`;
+}
+
+function exporterOf({ model, exporter }: TransformersFile): string {
+  const [tool, type, provider] = exporter.split('-');
+  if (tool === 'genai') return `onnxruntime-genai, ${type} for ${provider}`;
+  return model.includes('_merged') ? 'the same, merged by Optimum' : EXPORTERS[exporter]!;
+}
+
+function variantOf({ model, variant }: TransformersFile): string {
+  return model.includes('_sdpa') ? 'plain, sdpa' : VARIANTS[variant]!;
+}
+
+function answersOf({ layers }: TransformersFile): [mask: string, linear: string, gated: string] {
+  const all = (texts: readonly string[]) => [...new Set(texts)].join('; ');
+  const masks = layers.filter((l) => !(l in REFUSALS));
+  const why = (l: Answer) => `no: ${WHY[l as keyof typeof REFUSALS]}`;
+  const linear = (l: Answer) =>
+    l in REFUSALS ? why(l) : l.startsWith('window') ? 'on request' : 'yes';
+  const gated = (l: Answer) => (/^(bidirectional|padding)/.test(l) ? 'no: not causal' : linear(l));
+  return [all(masks), all(layers.map(linear)), all(layers.map(gated))];
+}

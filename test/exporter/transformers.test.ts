@@ -1,0 +1,246 @@
+/** Files that torch, transformers, Optimum, onnxruntime-genai and ONNX Runtime wrote, as they are. */
+import * as ort from 'onnxruntime-node';
+import { describe, expect, it } from 'vitest';
+import {
+  type Model,
+  modelBytes,
+  parseModel,
+  type RewriteReport,
+  rewriteModel,
+} from '../../exporter/index.js';
+import {
+  distance,
+  type Feeds,
+  floats,
+  halves,
+  ints,
+  numbers,
+  random,
+  run,
+  zeros,
+} from './support/run.js';
+import {
+  loadTransformers as load,
+  REFUSALS,
+  TRANSFORMERS,
+  type TransformersFile,
+} from './support/transformers.js';
+
+interface Call {
+  readonly rows: number;
+  readonly tokens: number;
+  readonly past: number;
+  readonly encoder: number;
+  readonly samples: number;
+}
+
+const TRACED: Call = { rows: 3, tokens: 5, past: 6, encoder: 7, samples: 90 };
+const OTHER: Call = { rows: 2, tokens: 9, past: 3, encoder: 13, samples: 141 };
+
+/** Two calls that ONNX Runtime's kernels can answer. */
+function callsOf({ limit }: TransformersFile): readonly Call[] {
+  if (limit === 'as traced') return [TRACED];
+  if (limit === 'one row')
+    return [
+      { ...TRACED, rows: 1, past: 0 },
+      { ...TRACED, rows: 1, tokens: 1, past: 10 },
+    ];
+  return [TRACED, OTHER];
+}
+
+/** Inputs of a call; masks hide a key of the first row: the oldest where there is a cache, the last elsewhere. */
+function feedsOf(model: Model, call: Call, { heads, exporter }: TransformersFile): Feeds {
+  const { graph } = model;
+  const next = random(7);
+  const cached = graph.inputs.some(({ name }) => /^past/.test(name));
+  const total = call.past + call.tokens;
+  const lengths: Record<string, number> = {
+    batch_size: call.rows,
+    sequence_length: call.tokens,
+    past_sequence_length: call.past,
+    past_sliding_length: call.past,
+    total_sequence_length: total,
+    encoder_sequence_length: call.encoder,
+    num_samples: call.samples,
+    kv_cache_dim: heads[2],
+  };
+  const feeds: Feeds = {};
+  for (const { name } of graph.inputs) {
+    const dims = graph.dims(name)!.map((d) => (typeof d === 'number' ? d : lengths[d!]!));
+    if (name === 'attention_mask' && cached) dims[1] = total;
+    const width = dims.at(-1)!;
+    const hidden = exporter.startsWith('genai') || width === 1 ? -1 : cached ? 0 : width - 1;
+    const count = dims.reduce((a, b) => a * b, 1);
+    const fill = (value: (i: number) => number) =>
+      Array.from({ length: count }, (_, i) => value(i));
+    if (name.endsWith('_mask')) {
+      const seen = fill((i) => (i === hidden ? 0 : 1));
+      feeds[name] =
+        graph.dtype(name) === 'bool'
+          ? new ort.Tensor(
+              'bool',
+              Uint8Array.from(seen, (m) => 1 - m),
+              dims,
+            )
+          : ints(dims, seen);
+    } else if (name === 'use_cache_branch') {
+      feeds[name] = new ort.Tensor('bool', [call.past > 0], [1]);
+    } else if (name === 'position_ids') {
+      feeds[name] = ints(
+        dims,
+        fill((i) => (cached ? call.past : 0) + (i % width)),
+      );
+    } else if (name.endsWith('_ids')) {
+      const kinds = name === 'token_type_ids' ? 2 : 61;
+      feeds[name] = ints(
+        dims,
+        fill((i) => (kinds === 2 ? i % 2 : 3 + ((i * 7 + 5) % kinds))),
+      );
+    } else if (graph.dtype(name) === 'float16') {
+      feeds[name] = halves(dims, () => next());
+    } else {
+      feeds[name] = floats(dims, () => next());
+    }
+  }
+  return feeds;
+}
+
+/** The text outputs [B,T,..] of a language model. */
+const OUTPUT = /^(logits|last_hidden_state|output)$/;
+
+/** The largest difference in any output that both have. */
+function worst(a: Record<string, ort.Tensor>, b: Record<string, ort.Tensor>): number {
+  // Optimum's merged decoders hand on caches of the encoder as nothing.
+  const common = Object.keys(a).filter((name) => b[name] && a[name]!.size > 0);
+  expect(common.some((name) => OUTPUT.test(name))).toBe(true);
+  return Math.max(...common.map((name) => distance(numbers(a[name]!), numbers(b[name]!))));
+}
+
+function rewritable({ layers }: TransformersFile): number[] {
+  return layers.flatMap((answer, layer) => (answer in REFUSALS ? [] : [layer]));
+}
+
+describe.each(TRANSFORMERS)('$name', (file) => {
+  const { name, heads, layers, routers, variant, limit } = file;
+  const [q, kv, dim] = heads;
+  let before: Model;
+  let report: RewriteReport;
+
+  it('is understood, and the same after a round trip', async () => {
+    before = load(name);
+    const after = load(name);
+    report = await rewriteModel(after, { variant: 'none' });
+    const sites = report.sites.filter((s) => s.layer !== null);
+    expect(sites.map((s) => s.reason ?? s.mask)).toEqual(
+      layers.map((answer) =>
+        answer in REFUSALS
+          ? expect.stringMatching(REFUSALS[answer as keyof typeof REFUSALS])
+          : answer,
+      ),
+    );
+    expect(report.sites.length - sites.length, 'Softmax that is no attention').toBe(routers);
+    for (const layer of rewritable(file)) {
+      const { q_num_heads, kv_num_heads, head_dim, cache } = sites[layer]!;
+      expect([q_num_heads, kv_num_heads, head_dim]).toEqual([q, kv, dim]);
+      expect(cache).toBe(/_cache|_merged|genai/.test(name));
+    }
+    if (limit === 'not at all' || !report.sites.some((s) => s.rewritten)) return;
+    const written = parseModel(modelBytes(after));
+    for (const call of callsOf(file)) {
+      const feeds = feedsOf(before, call, file);
+      const given = Object.fromEntries(written.graph.inputs.map((i) => [i.name, feeds[i.name]!]));
+      const [wanted, got] = [await run(before, feeds), await run(written, given)];
+      if (variant !== 'qdq') {
+        expect(worst(wanted, got)).toBeLessThan(1e-4);
+        continue;
+      }
+      // Scores and weights lose their steps of 8 bits: the result is as near to the model before them, or nearer.
+      const whole = await run(load(name.replace('.qdq', '')), feeds);
+      expect(worst(whole, got)).toBeLessThan(worst(whole, wanted));
+    }
+  });
+
+  it.runIf(rewritable(file).length > 0)('runs as linear attention', async () => {
+    const model = load(name);
+    const chosen = rewritable(file);
+    const { sites, state, attentionMask } = await rewriteModel(model, {
+      variant: 'linear',
+      layers: chosen,
+    });
+    expect(sites.filter((s) => s.rewritten).map((s) => s.layer)).toEqual(chosen);
+    const rows = limit === 'one row' ? 1 : TRACED.rows;
+    const tokens = limit === 'as traced' ? TRACED.tokens : 9;
+    const call = { ...TRACED, rows, tokens, past: 0 };
+    const whole = feedsOf(model, call, file);
+    const start = Object.fromEntries(state.map((s) => [s.past, zeros(s.dtype, s.shape, rows)]));
+    const first = await run(model, { ...whole, ...start });
+    const output = Object.keys(first).find((key) => OUTPUT.test(key))!;
+    const wanted = numbers(first[output]!);
+    expect(wanted.every(Number.isFinite)).toBe(true);
+    expect(Math.max(...wanted.map(Math.abs))).toBeGreaterThan(0.1);
+
+    const width = wanted.length / (rows * tokens);
+    const input = whole.src ? 'src' : 'input_ids';
+    const padded = layers.every((l) => l === 'padding') && !/int8|qdq/.test(variant);
+    if (padded) {
+      // Of the first row the last token is hidden: what it is must not matter to the others.
+      const data = whole[input]!.data.slice() as BigInt64Array | Float32Array;
+      const size = data.length / (rows * tokens);
+      for (let i = (tokens - 1) * size; i < tokens * size; i++) {
+        if (data instanceof BigInt64Array) data[i] = 63n;
+        else data[i] = 0.5;
+      }
+      const { type, dims } = whole[input]!;
+      const other = await run(model, { ...whole, [input]: new ort.Tensor(type, data, dims) });
+      const visible = (values: readonly number[]) => values.slice(0, (tokens - 1) * width);
+      const hidden = (values: readonly number[]) =>
+        values.slice((tokens - 1) * width, tokens * width);
+      const now = numbers(other[output]!);
+      expect(distance(visible(now), visible(wanted))).toBeLessThan(1e-5);
+      expect(distance(hidden(now), hidden(wanted))).toBeGreaterThan(1e-2);
+    }
+
+    const ordered = layers.every((l) => l === 'cross' || /^(causal|window)/.test(l));
+    // Steps of 8 bits that are chosen at run time depend on all tokens.
+    if (!ordered || /int8/.test(variant)) return;
+    const part = (values: readonly number[], from: number, to: number, of: number) =>
+      Array.from({ length: rows }, (_, b) =>
+        values.slice((b * of + from) * width, (b * of + to) * width),
+      ).flat();
+    const changed = new BigInt64Array(whole.input_ids!.data as BigInt64Array);
+    for (let b = 0; b < rows; b++) changed[b * tokens + tokens - 1] = 63n;
+    const other = await run(model, {
+      ...whole,
+      ...start,
+      input_ids: new ort.Tensor('int64', changed, [rows, tokens]),
+    });
+    const elsewhere = numbers(other[output]!);
+    const past = (values: readonly number[]) => part(values, 0, tokens - 1, tokens);
+    expect(distance(past(elsewhere), past(wanted))).toBeLessThan(1e-5);
+    expect(distance(elsewhere, wanted)).toBeGreaterThan(1e-2);
+
+    if (state.length === 0) return;
+    const cut = (from: number, to: number): Feeds =>
+      Object.fromEntries(
+        Object.entries(whole).map(([key, tensor]) => {
+          const token = /^(input_ids|position_ids)$/.test(key);
+          const mask = key === 'attention_mask';
+          if (!token && !mask) return [key, tensor];
+          const at = mask && attentionMask === 'total' ? 0 : from;
+          const data = [...(tensor.data as BigInt64Array)].map(Number);
+          const piece = Array.from({ length: rows }, (_, b) =>
+            data.slice(b * tokens + at, b * tokens + to),
+          );
+          return [key, ints([rows, to - at], piece.flat())];
+        }),
+      );
+    const one = await run(model, { ...cut(0, 5), ...start });
+    const carried = Object.fromEntries(state.map((s) => [s.past, one[s.present]!]));
+    const two = await run(model, { ...cut(5, tokens), ...carried });
+    const rest = part(wanted, 5, tokens, tokens);
+    // A row sums in another order; halves are rounded where they are handed on.
+    expect(distance(numbers(two[output]!), rest)).toBeLessThan(
+      /fp16|webgpu/.test(name) ? 2e-2 : 1e-4,
+    );
+  });
+});
