@@ -33,6 +33,7 @@ export {
 } from './targets/index.js';
 export { validateModel } from './validate.js';
 export type {
+  ConstantGate,
   FeatureMapName,
   FittedFeatures,
   Gate,
@@ -40,6 +41,7 @@ export type {
   HybridLayer,
   LayerGates,
   Parameter,
+  ProjectedGate,
   RewriteOptions,
   Variant,
 } from './variants/options.js';

@@ -12,6 +12,7 @@ import { declareStates, removeCaches, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
 import { SiteEmitter } from './variants/emit.js';
 import { biasRefused, distanceTable, misfit } from './variants/features.js';
+import { checkGates, GATES } from './variants/gates.js';
 import { emitWindowed, isWindowed } from './variants/hybrid.js';
 import { emitLinear, VARIANTS } from './variants/linear.js';
 import type { LayerGates, RewriteOptions, Variant } from './variants/options.js';
@@ -113,31 +114,46 @@ function checkOptions(options: RewriteOptions): void {
   if (decay && variant !== 'retention') {
     throw new FlaError('invalid_argument', `decay is for variant retention, received ${variant}`);
   }
-  if (gates && variant !== 'gla' && variant !== 'gated-delta') {
+  if (gates && !(variant in GATES)) {
+    const known = Object.keys(GATES).join(', ');
+    throw new FlaError('invalid_argument', `gates are for variants ${known}, received ${variant}`);
+  }
+  if ((variant === 'delta' || variant === 'gated-delta') && normalize) {
     throw new FlaError(
       'invalid_argument',
-      `gates are for variants gla and gated-delta, received ${variant}`,
+      `normalize must be false for ${variant}: its weights have no sign`,
     );
   }
-  if (variant === 'gated-delta' && normalize) {
-    throw new FlaError(
-      'invalid_argument',
-      'normalize must be false for gated-delta: its weights have no sign',
-    );
+  if (variant === 'performer' && (featureMap !== undefined || normalize !== undefined)) {
+    const what = normalize !== undefined ? 'normalize' : `feature map ${featureMap}`;
+    throw new FlaError('invalid_argument', `variant performer takes no ${what}: it has its own`);
+  }
+  const { seed } = options;
+  if (seed !== undefined && variant !== 'performer') {
+    throw new FlaError('invalid_argument', `seed is for performer, received ${variant}`);
+  }
+  if (seed !== undefined && !(Number.isSafeInteger(seed) && seed >= 0)) {
+    throw new FlaError('invalid_argument', `seed must be a whole number, received ${seed}`);
   }
 }
 
-/** Options of the variants with an exact window. */
+const TAKERS: Readonly<Record<'window' | 'sinks' | 'cache' | 'features', readonly Variant[]>> = {
+  window: ['hybrid', 'window'],
+  sinks: ['hybrid', 'window'],
+  cache: ['hybrid'],
+  features: ['hybrid', 'performer'],
+};
+
+/** Options of the variants with an exact window or features of their own. */
 function checkWindow(options: RewriteOptions): void {
   const { variant, featureMap, normalize } = options;
   const least = { window: 1, sinks: 0, cache: 0, features: 1 } as const;
   for (const [name, low] of Object.entries(least)) {
     const value = options[name as keyof typeof least];
     if (value === undefined) continue;
-    const taken =
-      name === 'window' || name === 'sinks' ? isWindowed(variant) : variant === 'hybrid';
-    if (!taken) {
-      const which = name === 'window' || name === 'sinks' ? 'hybrid and window' : 'hybrid';
+    const takers = TAKERS[name as keyof typeof least];
+    if (!takers.includes(variant)) {
+      const which = takers.join(' and ');
       throw new FlaError('invalid_argument', `${name} is for ${which}, received ${variant}`);
     }
     if (!Number.isSafeInteger(value) || value < low) {
@@ -150,10 +166,10 @@ function checkWindow(options: RewriteOptions): void {
   if (options.hybrid && variant !== 'hybrid') {
     throw new FlaError('invalid_argument', `fitted features are for hybrid, received ${variant}`);
   }
-  if (options.fitted && variant !== 'linear') {
+  if (options.fitted && variant !== 'linear' && variant !== 'performer') {
     throw new FlaError(
       'invalid_argument',
-      `fitted feature maps are for linear, received ${variant}`,
+      `fitted feature maps are for linear and performer, received ${variant}`,
     );
   }
   if (!isWindowed(variant)) return;
@@ -207,7 +223,7 @@ function whyKept(site: AnalysedSite, options: RewriteOptions): string | null {
   }
   const unfit = misfit({ sdpa, mask, layer: layer! }, options);
   if (unfit) return unfit;
-  if (options.variant === 'gla' || options.variant === 'gated-delta') {
+  if (options.variant in GATES) {
     checkGates(options.variant, layer!, gatesFor(options, layer!));
   }
   return null;
@@ -215,20 +231,6 @@ function whyKept(site: AnalysedSite, options: RewriteOptions): string | null {
 
 function gatesFor(options: RewriteOptions, layer: number): LayerGates | undefined {
   return options.gates?.[layer] ?? options.gates?.default;
-}
-
-function checkGates(variant: Variant, layer: number, gates: LayerGates | undefined): void {
-  const missing = !gates?.decay
-    ? 'decay'
-    : variant === 'gated-delta' && !gates.beta
-      ? 'beta'
-      : undefined;
-  if (missing) {
-    throw new FlaError(
-      'invalid_argument',
-      `variant ${variant} needs gates.${missing} for layer ${layer}, received none`,
-    );
-  }
 }
 
 /** Softmax attention again, from the normalised description alone. */

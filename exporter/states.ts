@@ -8,7 +8,7 @@ import {
   valueDims,
 } from './ir/index.js';
 import type { Cache, Sdpa } from './match/sdpa.js';
-import { featureCount, fittedFor } from './variants/fitted.js';
+import { featureCount } from './variants/fitted.js';
 import { carriedShapes, hybridShape, isWindowed } from './variants/hybrid.js';
 import { inFloat32, normalizes } from './variants/linear.js';
 import type { RewriteOptions } from './variants/options.js';
@@ -68,15 +68,9 @@ export function declareStates(
     };
   }
   const columns = sdpa.v.dim + (normalizes(options) ? 1 : 0);
-  const fitted = fittedFor(layer, options);
-  const dims = [sdpa.v.heads, fitted ? featureCount(sdpa, fitted) : sdpa.k.dim, columns];
-  return {
-    state: declare(
-      'state',
-      dims,
-      inFloat32(sdpa, layer, options) ? 'float32' : stateType(dtype, options),
-    ),
-  };
+  const dims = [sdpa.v.heads, featureCount(sdpa, layer, options) ?? sdpa.k.dim, columns];
+  const type = inFloat32(sdpa, layer, options) ? 'float32' : stateType(dtype, options);
+  return { state: declare('state', dims, type) };
 }
 
 /** Declares a pair, before the input and output of the given names or else at the end. */

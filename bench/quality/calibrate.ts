@@ -6,6 +6,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
+import { calibratedLayers } from '../../exporter/calibrate/calibrate.js';
+import { carriedElements } from '../../exporter/calibrate/choose.js';
 import { openModel } from '../../exporter/calibrate/student_session.js';
 import {
   arrayData,
@@ -136,16 +138,12 @@ async function rewritten(subject: Subject, name: string, options: RewriteOptions
   });
 }
 
-function carried({ layers, options, sizes }: Calibration, kept: readonly number[] = []): number {
-  const { window = 64, sinks = 4, cache = 0 } = options;
-  let bytes = 0;
-  for (const [layer, { queryBias, unrotated }] of layers) {
-    if (kept.includes(layer)) continue;
-    const { HV, K, V } = sizes.get(layer)!;
-    const ring = (window + sinks + cache + 1) * (K + V + (unrotated ? K : 0));
-    bytes += 4 * HV * (ring + queryBias!.dims[1]! * (V + 1));
-  }
-  return bytes;
+function carried(calibration: Calibration): number {
+  return calibratedLayers(calibration).reduce(
+    (bytes, layer) =>
+      bytes + 4 * calibration.sizes.get(layer)!.HV * carriedElements(calibration, layer),
+    0,
+  );
 }
 
 /** A calibrated model, and with `keep` also one with so many layers chosen to stay softmax. */

@@ -99,18 +99,49 @@ const LANGUAGE: Rewrite[] = [
   ...calibrated(TINYLM.modelKv, tinylmData, { features: 256, steps: 160, refitBatches: 16 }),
 ];
 
+const constant = (value: number) => ({ constant: value });
+
+/** Variants without an exact window: as they come, and fitted. */
+const VARIANTS: Rewrite[] = [
+  { variant: 'performer' } as const,
+  { variant: 'gla', gates: { default: { decay: constant(-0.1) } } } as const,
+  { variant: 'mamba2', gates: { default: { a: constant(-1), dt: constant(0.1) } } } as const,
+  { variant: 'delta' } as const,
+  {
+    variant: 'gated-delta',
+    gates: { default: { decay: constant(-0.1), beta: constant(1) } },
+  } as const,
+].flatMap((options): Rewrite[] => {
+  const { variant } = options;
+  const fitted = (name: string, about: string, more: CalibrateOptions): Rewrite => ({
+    name: `${variant}, ${name}`,
+    about,
+    async make(model) {
+      const fit = { variant, steps: 60, refitBatches: 16, ...more };
+      return (await assemble(model, await calibrate(model, tinylmData(0), fit))).model;
+    },
+  });
+  const unfitted = rewrite(variant, 'as it comes, constant gates', options);
+  if (variant === 'performer') return [unfitted, fitted('fitted', 'directions fitted', {})];
+  const projected = fitted('fitted', "gates are projections of the layer's input", {});
+  if (variant === 'gla' || variant === 'delta') return [unfitted, projected];
+  const constants = { constantGates: true };
+  return [unfitted, fitted('constants fitted', 'gates are constants', constants), projected];
+});
+
 const tinylm = (
   name: string,
   title: string,
   about: string,
   text: string,
   file: string,
+  rewrites: Rewrite[] = LANGUAGE,
 ): QualitySet => ({
   name,
   title,
   about,
   original: TINYLM.modelKv,
-  rewrites: LANGUAGE,
+  rewrites,
   text: { name: text, file, tokenizer: TINYLM.tokenizer, maxTokens: MEASURED, context: CONTEXT },
 });
 
@@ -128,6 +159,14 @@ export const SETS: QualitySet[] = [
     "The same model on text of a kind that it has never seen: the type declarations of Node's file system (@types/node).",
     '@types/node/fs.d.ts',
     path.join(ROOT, 'node_modules/@types/node/fs.d.ts'),
+  ),
+  tinylm(
+    'tinylm-variants',
+    'tinylm: variants without an exact window',
+    'The same held-out text, all four layers rewritten to each variant: with gates or random features as they come, and fitted by calibration (60 steps of 512 tokens, 16 batches for the refit).',
+    'val.txt',
+    TINYLM.text,
+    VARIANTS,
   ),
   {
     name: 'tinyrecall',

@@ -8,26 +8,38 @@ import { nodeRunner } from '../node_runner.js';
 import { openedUp } from '../open_up.js';
 import { type RewriteReport, rewriteModel } from '../rewrite.js';
 import { validateModel } from '../validate.js';
-import type { HybridLayer } from '../variants/options.js';
+import type { HybridLayer, LayerGates, RewriteOptions } from '../variants/options.js';
+import { defaultFeatures, lifted } from '../variants/performer.js';
 import { loadCheckpoint, saveCheckpoint } from './checkpoint.js';
 import { copyModel, replaceWeight } from './copy.js';
 import { type CalibrationData, makeBatch, type Part } from './data/index.js';
 import { distil } from './distil.js';
-import { type FitOptions, LayerFit, type LayerState } from './fit.js';
+import { type FitOptions, LayerFit } from './fit.js';
+import { GateFit } from './gate_fit.js';
+import { GATED_VARIANTS, type GatedVariant, type GateForm } from './gate_parameters.js';
 import { outputProjection } from './projection.js';
 import { type Batches, type Projection, refitProjection, TEACHER } from './refit.js';
 import { type HeadSizes, type HybridForm, parameterShapes } from './student.js';
-import { type TappedHeads, Taps } from './taps.js';
+import { type TappedHeads, type TappedLayer, Taps } from './taps.js';
 import type { Values } from './training.js';
 
 export interface CalibrateOptions extends SessionChoice {
+  /**
+   * What causal attention becomes: `hybrid` (default); `performer`, whose directions are fitted; or a variant with gates, which are.
+   * A model without causal attention becomes `linear`.
+   */
+  variant?: CalibratedVariant;
+  /** Variants with gates: constants to begin with, by layer, with `default` for all others. */
+  gates?: RewriteOptions['gates'];
+  /** Variants with gates: fit constants, not projections of the layer's input. Default false. */
+  constantGates?: boolean;
   /** Last tokens seen exactly; default 64. Causal attention only, as are `sinks`, `cache`, `unrotated` and `distil`. */
   window?: number;
   /** First tokens seen exactly; default 4. */
   sinks?: number;
   /** Tokens in between kept exact; default 0. */
   cache?: number;
-  /** Features of a token in a head; default twice the head dimension. */
+  /** Features of a token in a head; default twice the head dimension (`performer`: about d log d). */
   features?: number;
   /** `exp`: exp([x W; -x W] + b), as Hedgehog has it; `softmax`: softmax(x W + b), a soft hash. Default `exp`. */
   featureMap?: 'exp' | 'softmax';
@@ -41,7 +53,7 @@ export interface CalibrateOptions extends SessionChoice {
   keepSoftmax?: readonly number[];
   /** Steps of Adam; default 300. */
   steps?: number;
-  /** Learning rate; default 0.01. */
+  /** Learning rate; default 0.01 (softmax 0.003, performer 0.03, gates 0.1). */
   rate?: number;
   seed?: number;
   /** Queries that a step looks at, per sequence; default 128. */
@@ -66,15 +78,21 @@ export interface CalibrateOptions extends SessionChoice {
   signal?: AbortSignal;
 }
 
+/** What a causal model can be calibrated to. */
+export type CalibratedVariant = 'hybrid' | 'performer' | GatedVariant;
+
 /** Fitted parameters, from which models with any of the layers converted can be made. */
 export interface Calibration {
   readonly options: CalibrateOptions;
   /** Causal attention becomes HybridAttention, bidirectional attention LinearAttention with these features. */
   readonly bidirectional: boolean;
+  /** Feature maps by layer; none for variants with gates. */
   readonly layers: ReadonlyMap<number, HybridLayer>;
+  /** Gates by layer; none for other variants. */
+  readonly gates: ReadonlyMap<number, LayerGates>;
   /** New numbers of matrices that mix heads, by initializer, and the layer they belong to. */
   readonly projections: ReadonlyMap<string, { layer: number; data: Float32Array }>;
-  /** Mean losses of each layer at the start and the end of the fit: of all weights, of far ones, of the output. */
+  /** Mean losses of each layer at the start and the end of the fit: of all weights, of far ones, of the output; for gates, of the output. */
   readonly losses: ReadonlyMap<number, { first: number[]; last: number[] }>;
   readonly sizes: ReadonlyMap<number, HeadSizes>;
 }
@@ -104,14 +122,9 @@ export async function calibrate(
     onProgress: undefined,
   });
   const { layers, bidirectional } = chosenLayers(analysis, options);
-  if (bidirectional && (options.cache || options.distil || options.unrotated)) {
-    throw new FlaError(
-      'invalid_argument',
-      'cache, distil and unrotated are for causal attention, received a bidirectional model',
-    );
-  }
-  const { window = 64, sinks = 4 } = options;
-  if (!bidirectional && data.tokens <= window + sinks) {
+  checkOptions(options, bidirectional);
+  const { variant = 'hybrid', window = 64, sinks = 4 } = options;
+  if (!bidirectional && variant === 'hybrid' && data.tokens <= window + sinks) {
     throw new FlaError(
       'invalid_argument',
       `sequences must be longer than window and sinks together (${window + sinks} tokens), received ${data.tokens}`,
@@ -132,25 +145,89 @@ export async function assemble(
   calibration: Calibration,
   keep: readonly number[] = [],
 ): Promise<{ model: Model; report: RewriteReport }> {
-  const { options, bidirectional, layers, projections } = calibration;
+  const { options, bidirectional, layers, gates, projections } = calibration;
   const copy = copyModel(openedUp(model));
-  const converted = [...layers.keys()].filter((l) => !keep.includes(l));
+  const converted = calibratedLayers(calibration).filter((l) => !keep.includes(l));
   for (const [name, { layer, data }] of projections) {
     if (converted.includes(layer)) replaceWeight(copy.graph, name, data);
   }
   const common = { layers: converted, runner: nodeRunner };
   const fitted = Object.fromEntries(layers);
-  const report = bidirectional
-    ? await rewriteModel(copy, { variant: 'linear', fitted, ...common })
-    : await rewriteModel(copy, {
-        variant: 'hybrid',
-        window: options.window,
-        sinks: options.sinks,
-        cache: options.cache,
-        hybrid: fitted,
-        ...common,
-      });
+  const variant = bidirectional ? 'linear' : (options.variant ?? 'hybrid');
+  const report =
+    variant === 'hybrid'
+      ? await rewriteModel(copy, {
+          variant,
+          window: options.window,
+          sinks: options.sinks,
+          cache: options.cache,
+          hybrid: fitted,
+          ...common,
+        })
+      : await rewriteModel(copy, {
+          variant,
+          ...(isGated(variant) ? { gates: Object.fromEntries(gates) } : { fitted }),
+          ...common,
+        });
   return { model: copy, report };
+}
+
+/** The layers that were fitted, in order. */
+export function calibratedLayers({ layers, gates }: Calibration): number[] {
+  return [...layers.keys(), ...gates.keys()];
+}
+
+function isGated(variant: string): variant is GatedVariant {
+  return (GATED_VARIANTS as readonly string[]).includes(variant);
+}
+
+/** Which variants an option is for, where it is not for all. */
+const TAKERS: Partial<Record<keyof CalibrateOptions, readonly CalibratedVariant[]>> = {
+  gates: GATED_VARIANTS,
+  constantGates: GATED_VARIANTS,
+  window: ['hybrid'],
+  sinks: ['hybrid'],
+  cache: ['hybrid'],
+  featureMap: ['hybrid'],
+  unrotated: ['hybrid'],
+  sharpness: ['hybrid'],
+  distil: ['hybrid'],
+  features: ['hybrid', 'performer'],
+  rows: ['hybrid', 'performer'],
+  outputShare: ['hybrid', 'performer'],
+  focus: ['hybrid', 'performer'],
+};
+
+function checkOptions(options: CalibrateOptions, bidirectional: boolean): void {
+  const { variant } = options;
+  const known = ['hybrid', 'performer', ...GATED_VARIANTS];
+  if (variant !== undefined && !known.includes(variant)) {
+    throw new FlaError(
+      'invalid_argument',
+      `variant must be one of ${known.join(', ')}, received ${variant}`,
+    );
+  }
+  if (bidirectional && variant !== undefined) {
+    throw new FlaError(
+      'invalid_argument',
+      `variant ${variant} is for causal attention, received a bidirectional model`,
+    );
+  }
+  if (bidirectional && (options.cache || options.distil || options.unrotated)) {
+    throw new FlaError(
+      'invalid_argument',
+      'cache, distil and unrotated are for causal attention, received a bidirectional model',
+    );
+  }
+  for (const [name, takers] of Object.entries(TAKERS)) {
+    if (options[name as keyof CalibrateOptions] === undefined) continue;
+    if (!takers.includes(variant ?? 'hybrid')) {
+      throw new FlaError(
+        'invalid_argument',
+        `${name} is for ${takers.join(', ')}, received ${variant ?? 'hybrid'}`,
+      );
+    }
+  }
 }
 
 /** The causal layers of a model, or all bidirectional ones when it has no causal ones; those that were asked for. */
@@ -191,9 +268,19 @@ function projectionOf(analysis: Analysis, layer: number): Projection | undefined
   return outputProjection(analysis.facts.graph, sdpa);
 }
 
+/** The fit of one layer. */
+interface Fit<State = unknown> {
+  readonly layer: TappedLayer;
+  readonly losses: number[][];
+  train(heads: TappedHeads, t: number, threads?: number): Promise<void>;
+  save(): State;
+  load(state: State): void;
+  release(): Promise<void>;
+}
+
 interface SavedFit {
   step: number;
-  layers: [number, LayerState][];
+  layers: [number, unknown][];
   losses: [number, number[][]][];
 }
 
@@ -203,37 +290,13 @@ async function fitLayers(
   layers: readonly number[],
   bidirectional: boolean,
   options: CalibrateOptions,
-): Promise<Pick<Calibration, 'layers' | 'losses' | 'sizes'>> {
-  const { featureMap = 'exp', steps = 300, seed = 0, checkpoint, signal, threads } = options;
-  const taps = await Taps.open(model, layers, { ...options, runner: nodeRunner });
-  const fits = taps.layers.map((tapped) => {
-    const { HQ, HV, K, V, scale } = tapped;
-    const form: HybridForm = {
-      bidirectional,
-      window: bidirectional ? 0 : (options.window ?? 64),
-      sinks: bidirectional ? 0 : (options.sinks ?? 4),
-      scale,
-      featureMap,
-      signs: featureMap === 'exp' ? 2 : 1,
-    };
-    const M = (options.features ?? 2 * K) / form.signs;
-    if (!Number.isInteger(M) || M < 1) {
-      throw new FlaError(
-        'invalid_argument',
-        `features must be a multiple of ${form.signs} for ${featureMap}, received ${options.features}`,
-      );
-    }
-    const fit: FitOptions = {
-      steps,
-      rate: options.rate ?? (featureMap === 'exp' ? 0.01 : 0.003),
-      seed,
-      rows: options.rows ?? 128,
-      sharpness: options.sharpness ?? (featureMap === 'exp' ? 0.5 : 3),
-      concentration: 3,
-      outputShare: options.outputShare ?? 0.3,
-      focus: options.focus ?? 0,
-    };
-    return new LayerFit(tapped, { HQ, HV, K, V, D: K, M }, form, fit);
+): Promise<Pick<Calibration, 'layers' | 'gates' | 'losses' | 'sizes'>> {
+  const { variant = 'hybrid', steps = 300, signal } = options;
+  const gated = isGated(variant);
+  const taps = await Taps.open(model, layers, {
+    ...options,
+    runner: nodeRunner,
+    hidden: gated && !options.constantGates,
   });
   const heads = async (index: number) => {
     signal?.throwIfAborted();
@@ -241,10 +304,13 @@ async function fitLayers(
   };
   const key = JSON.stringify([
     layers,
+    variant,
+    options.gates,
+    options.constantGates,
     options.window,
     options.sinks,
     options.features,
-    featureMap,
+    options.featureMap ?? 'exp',
     options.unrotated,
     steps,
     options.rate,
@@ -252,21 +318,105 @@ async function fitLayers(
     options.outputShare,
     options.sharpness,
     options.rows,
-    seed,
+    options.seed ?? 0,
     data.batch,
     data.tokens,
   ]);
+  const run = (fits: readonly Fit[], begin?: () => Promise<void>) =>
+    runFits(fits, heads, begin, key, steps, options);
+  try {
+    if (gated) {
+      const fits = taps.layers.map((tapped) => gateFit(tapped, variant, options));
+      await run(fits);
+      return {
+        layers: new Map(),
+        gates: new Map(fits.map((f) => [f.layer.layer, f.gates()])),
+        sizes: new Map(
+          fits.map(({ layer: { layer, HQ, HV, K, V } }) => [layer, { HQ, HV, K, V, D: K, M: K }]),
+        ),
+        losses: lossesOf(fits),
+      };
+    }
+    const fits = taps.layers.map((tapped) => featureFit(tapped, bidirectional, options));
+    await run(fits, () => observe(fits, heads, options));
+    return {
+      layers: new Map(fits.map((f) => [f.layer.layer, fittedLayer(f)])),
+      gates: new Map(),
+      sizes: new Map(fits.map((f) => [f.layer.layer, f.sizes])),
+      losses: lossesOf(fits),
+    };
+  } finally {
+    await taps.release();
+  }
+}
+
+function gateFit(tapped: TappedLayer, variant: GatedVariant, options: CalibrateOptions): GateFit {
+  const { steps = 300, rate = 0.1, gates } = options;
+  const form: GateForm = {
+    variant,
+    heads: tapped.HV,
+    hidden: tapped.hidden,
+    temperature: variant === 'gla' ? 16 : 1,
+  };
+  const begin = gates?.[tapped.layer] ?? gates?.default;
+  return new GateFit(tapped, form, { steps, rate, ...(begin && { gates: begin }) });
+}
+
+function featureFit(
+  tapped: TappedLayer,
+  bidirectional: boolean,
+  options: CalibrateOptions,
+): LayerFit {
+  const { featureMap = 'exp', steps = 300, seed = 0 } = options;
+  const { HQ, HV, K, V, scale } = tapped;
+  const favor = options.variant === 'performer';
+  const exact = !bidirectional && !favor;
+  const form: HybridForm = {
+    bidirectional,
+    favor,
+    window: exact ? (options.window ?? 64) : 0,
+    sinks: exact ? (options.sinks ?? 4) : 0,
+    scale,
+    featureMap,
+    signs: featureMap === 'exp' && !favor ? 2 : 1,
+  };
+  const features = options.features ?? (favor ? defaultFeatures(K) : 2 * K);
+  const M = features / form.signs;
+  if (!Number.isInteger(M) || M < 1) {
+    throw new FlaError(
+      'invalid_argument',
+      `features must be a multiple of ${form.signs} for ${featureMap}, received ${options.features}`,
+    );
+  }
+  const fit: FitOptions = {
+    steps,
+    rate: options.rate ?? (favor ? 0.03 : featureMap === 'exp' ? 0.01 : 0.003),
+    seed,
+    rows: options.rows ?? 128,
+    sharpness: options.sharpness ?? (featureMap === 'exp' ? 0.5 : 3),
+    concentration: 3,
+    outputShare: options.outputShare ?? 0.3,
+    focus: options.focus ?? 0,
+  };
+  return new LayerFit(tapped, { HQ, HV, K, V, D: K, M }, form, fit);
+}
+
+/** All steps of all layers, from where a checkpoint left off. */
+async function runFits(
+  fits: readonly Fit[],
+  heads: (index: number) => Promise<Map<number, TappedHeads>>,
+  begin: (() => Promise<void>) | undefined,
+  key: string,
+  steps: number,
+  { checkpoint, threads, onProgress }: CalibrateOptions,
+): Promise<void> {
+  const of = (layer: number) => fits.find((f) => f.layer.layer === layer)!;
   try {
     const saved = checkpoint ? loadCheckpoint<SavedFit>(checkpoint, key) : undefined;
-    let done = 0;
-    if (saved) {
-      done = saved.step;
-      for (const [layer, state] of saved.layers)
-        fits.find((f) => f.layer.layer === layer)!.load(state);
-      for (const [layer, l] of saved.losses)
-        fits.find((f) => f.layer.layer === layer)!.losses.push(...l);
-    } else await observe(fits, heads, options);
-    for (let step = done + 1; step <= steps; step++) {
+    for (const [layer, state] of saved?.layers ?? []) of(layer).load(state);
+    for (const [layer, l] of saved?.losses ?? []) of(layer).losses.push(...l);
+    if (!saved) await begin?.();
+    for (let step = (saved?.step ?? 0) + 1; step <= steps; step++) {
       const now = await heads(step);
       for (const fit of fits) await fit.train(now.get(fit.layer.layer)!, step, threads);
       if (checkpoint && (step % CHECKPOINT_STEPS === 0 || step === steps)) {
@@ -277,25 +427,11 @@ async function fitLayers(
         };
         saveCheckpoint(checkpoint, key, content);
       }
-      options.onProgress?.('steps of the fit', step, steps);
+      onProgress?.('steps of the fit', step, steps);
     }
   } finally {
-    await taps.release();
     for (const fit of fits) await fit.release();
   }
-  return {
-    layers: new Map(fits.map((f) => [f.layer.layer, fittedLayer(f)])),
-    sizes: new Map(fits.map((f) => [f.layer.layer, f.sizes])),
-    losses: new Map(
-      fits.map((f) => {
-        const part = Math.max(1, Math.ceil(f.losses.length / 10));
-        return [
-          f.layer.layer,
-          { first: means(f.losses.slice(0, part)), last: means(f.losses.slice(-part)) },
-        ];
-      }),
-    ),
-  };
 }
 
 async function observe(
@@ -313,13 +449,46 @@ async function observe(
   for (const fit of fits) fit.begin(samples.map((s) => s.get(fit.layer.layer)!));
 }
 
+function lossesOf(fits: readonly Fit[]): Calibration['losses'] {
+  return new Map(
+    fits.map(({ layer, losses }) => {
+      const part = Math.max(1, Math.ceil(losses.length / 10));
+      return [
+        layer.layer,
+        { first: means(losses.slice(0, part)), last: means(losses.slice(-part)) },
+      ];
+    }),
+  );
+}
+
 function means(rows: readonly number[][]): number[] {
-  return [0, 1, 2].map((i) => rows.reduce((sum, r) => sum + r[i]!, 0) / Math.max(rows.length, 1));
+  const columns = rows[0]?.length ?? 0;
+  return Array.from(
+    { length: columns },
+    (_, i) => rows.reduce((sum, r) => sum + r[i]!, 0) / Math.max(rows.length, 1),
+  );
 }
 
 function fittedLayer(fit: LayerFit): HybridLayer {
   const { form, sizes, layer } = fit;
+  if (form.favor) return performerLayer(fit.values!, sizes, form);
   return asLayer(fit.values!, form, parameterShapes(sizes, form), layer.unrotated);
+}
+
+/** Directions as the rewriter takes them, lifted as far as float32 allows. */
+function performerLayer(values: Values, sizes: HeadSizes, form: HybridForm): HybridLayer {
+  const shapes = parameterShapes(sizes, form);
+  const of = (name: keyof Values) => ({ dims: shapes[name], data: values[name] });
+  const keyWeight = of('key_weight');
+  return {
+    featureMap: 'exp',
+    signs: 1,
+    favor: true,
+    queryWeight: of('query_weight'),
+    keyWeight,
+    queryBias: of('query_bias'),
+    keyBias: lifted(keyWeight, of('key_bias'), form.scale),
+  };
 }
 
 /** Values as the rewriter takes them. */
@@ -353,7 +522,7 @@ async function refit(
   const { options } = calibration;
   const count = options.refitBatches ?? 32;
   const projections = calibration.projections as Map<string, { layer: number; data: Float32Array }>;
-  const layers = [...calibration.layers.keys()];
+  const layers = calibratedLayers(calibration);
   for (const [n, layer] of layers.entries()) {
     const way = ways.get(layer);
     if (!way) continue;

@@ -1,7 +1,7 @@
 import type { SessionChoice } from '../compare/session.js';
 import type { Model } from '../ir/index.js';
 import { tokenInterface } from '../text/token_interface.js';
-import { assemble, batchFor, type Calibration } from './calibrate.js';
+import { assemble, batchFor, type Calibration, calibratedLayers } from './calibrate.js';
 import type { CalibrationData } from './data/index.js';
 import { measure, type Quality } from './measure.js';
 import { openModel } from './student_session.js';
@@ -43,7 +43,7 @@ export async function chooseLayers(
   goal: ChoiceGoal,
   options: ChooseOptions = {},
 ): Promise<ParetoRow[]> {
-  const layers = [...calibration.layers.keys()];
+  const layers = calibratedLayers(calibration);
   const teacher = await openModel(model, options);
   const { logits } = tokenInterface(teacher.session);
   const most = Math.min(goal.keep ?? layers.length, layers.length);
@@ -112,22 +112,28 @@ function loss({ kl, kl_repeated }: Quality): number {
 }
 
 function bytes(
-  { layers, options, sizes }: Calibration,
+  calibration: Calibration,
   kept: readonly number[],
 ): Pick<ParetoRow, 'state_bytes' | 'cache_bytes_per_token'> {
-  const { window = 64, sinks = 4, cache = 0 } = options;
+  const { sizes } = calibration;
   let [fixed, perToken] = [0, 0];
-  for (const [layer, { queryBias, unrotated }] of layers) {
+  for (const layer of calibratedLayers(calibration)) {
     const { HV, K, V } = sizes.get(layer)!;
-    const features = queryBias!.dims[1]!;
     if (kept.includes(layer)) perToken += HV * (K + V) * 4;
-    else
-      fixed +=
-        HV *
-        4 *
-        ((window + sinks + cache + 1) * (K + V + (unrotated ? K : 0)) + features * (V + 1));
+    else fixed += HV * 4 * carriedElements(calibration, layer);
   }
   return { state_bytes: fixed, cache_bytes_per_token: perToken };
+}
+
+/** What a key head carries. */
+export function carriedElements({ layers, options, sizes }: Calibration, layer: number): number {
+  const { K, V } = sizes.get(layer)!;
+  const features = layers.get(layer);
+  if (!features) return K * V;
+  const state = features.queryBias!.dims[1]! * (V + 1);
+  if (features.favor) return state;
+  const { window = 64, sinks = 4, cache = 0 } = options;
+  return state + (window + sinks + cache + 1) * (K + V + (features.unrotated ? K : 0));
 }
 
 export async function fastest(run: () => Promise<unknown>): Promise<number> {

@@ -6,6 +6,7 @@ import {
   initialAlpha,
   initialValues,
   PairMoments,
+  performerValues,
 } from './initial.js';
 import { type HeadSizes, type HybridForm, PARAMETER_NAMES, parameterShapes } from './student.js';
 import type { TappedHeads, TappedLayer } from './taps.js';
@@ -52,11 +53,17 @@ export class LayerFit {
 
   /** Looks at heads before the fit begins. */
   observe(heads: TappedHeads, index: number): void {
+    if (this.form.favor) return;
     this.pairs.add(heads, new Random(this.options.seed, 11, this.layer.layer, index), 64);
   }
 
   /** Chooses values to begin with, from what was observed. */
   begin(samples: readonly TappedHeads[]): void {
+    if (this.form.favor) {
+      const { seed } = this.options;
+      this.values = performerValues(samples, this.sizes, this.form, seed, this.layer.layer);
+      return;
+    }
     const random = new Random(this.options.seed, 12, this.layer.layer);
     this.values = initialValues(this.pairs, this.sizes, this.form, random, this.options);
     balance(this.values, samples, this.sizes, this.form);

@@ -7,7 +7,13 @@ import { type ChoiceGoal, chooseLayers, type ParetoRow } from './choose.js';
 import type { CalibrationData } from './data/index.js';
 import { chooseByOutputs, type OutputRow } from './output_quality.js';
 
-export { assemble, type CalibrateOptions, type Calibration, calibrate } from './calibrate.js';
+export {
+  assemble,
+  type CalibratedVariant,
+  type CalibrateOptions,
+  type Calibration,
+  calibrate,
+} from './calibrate.js';
 export { type ChoiceGoal, type ChooseOptions, chooseLayers, type ParetoRow } from './choose.js';
 export {
   arrayData,
@@ -19,6 +25,7 @@ export {
 } from './data/index.js';
 export { loadData } from './data/load.js';
 export { type NpyArray, readNpz, writeNpz } from './data/npz.js';
+export { GATED_VARIANTS, type GatedVariant } from './gate_parameters.js';
 export { measure, type Quality } from './measure.js';
 export type { OutputRow } from './output_quality.js';
 
@@ -32,7 +39,7 @@ export interface CalibrateModelOptions extends CalibrateOptions {
 /** What a calibration came to. */
 export interface CalibrationReport {
   rewrite: RewriteReport;
-  /** By layer: mean losses at the start and the end of the fit, of all weights, of far ones alone, of the output. */
+  /** By layer: mean losses at the start and the end of the fit, of all weights, of far ones alone, of the output; for gates, of the output. */
   losses: Record<number, { first: number[]; last: number[] }>;
   /** Language models: quality on held-out data for every number of softmax layers looked at; the last row is the model that came out. */
   pareto: ParetoRow[];
@@ -43,8 +50,8 @@ export interface CalibrationReport {
 const PARETO_KEY = 'onnx_fla.pareto';
 
 /**
- * Rewrites a causal language model to hybrid attention whose far part is fitted to the attention of the original, or a model with
- * bidirectional attention to linear attention with fitted feature maps.
+ * Rewrites a causal language model to hybrid attention whose far part is fitted to the attention of the original (or to another
+ * variant, see `variant`), or a model with bidirectional attention to linear attention with fitted feature maps.
  *
  * @returns the rewritten model; `model` itself is left as it is
  * @throws FlaError `aborted` when `signal` fires, `invalid_argument` for options or data that do not fit the model

@@ -1,4 +1,5 @@
 import type { Random } from '../random.js';
+import { orthogonalDirections } from '../variants/performer.js';
 import { eigen, inverseRoot, type Matrix, product, solve, transposed } from './linear_algebra.js';
 import type { HeadSizes, HybridForm } from './student.js';
 import type { TappedHeads } from './taps.js';
@@ -161,6 +162,56 @@ export function initialValues(
     }
   }
   return values;
+}
+
+/**
+ * The random features of variant `performer`, one draw for all heads, of x = sqrt(scale) q and y = sqrt(scale) (k - mean k): a vector
+ * taken off all keys changes no attention weight, and shorter keys have features that vary less.
+ *
+ *     w y - |y|^2 / 2 = (sqrt(scale) w + scale m) k - sqrt(scale) w m - scale |m|^2 / 2 - scale |k|^2 / 2
+ */
+export function performerValues(
+  samples: readonly TappedHeads[],
+  { HQ, HV, D, M, K }: HeadSizes,
+  { scale }: Pick<HybridForm, 'scale'>,
+  seed: number,
+  layer: number,
+): Values {
+  const one = orthogonalDirections(D, M, seed, layer).map((w) => Math.sqrt(scale) * w);
+  const repeated = (heads: number) =>
+    Float32Array.from({ length: heads * D * M }, (_, i) => one[i % (D * M)]!);
+  const values: Values = {
+    query_weight: repeated(HQ),
+    key_weight: repeated(HV),
+    query_bias: new Float32Array(HQ * M),
+    key_bias: new Float32Array(HV * M),
+    alpha: new Float32Array(HQ),
+    key_mean: new Float32Array(HV * K),
+  };
+  for (let g = 0; g < HV; g++) {
+    const mean = meanKey(samples, g, HV, D);
+    const square = mean.reduce((sum, m) => sum + m * m, 0);
+    for (let m = 0; m < M; m++) {
+      let along = 0;
+      for (let d = 0; d < D; d++) {
+        along += one[d * M + m]! * mean[d]!;
+        values.key_weight[(g * D + d) * M + m]! += scale * mean[d]!;
+      }
+      values.key_bias[g * M + m] = -along - (scale / 2) * square;
+    }
+  }
+  return values;
+}
+
+function meanKey(samples: readonly TappedHeads[], g: number, HV: number, D: number): Float64Array {
+  const mean = new Float64Array(D);
+  let count = 0;
+  for (const { keyFeatures } of samples) {
+    const [B, , T] = keyFeatures.dims as [number, number, number];
+    for (let b = 0; b < B; b++)
+      for (let t = 0; t < T; t++, count++) sum(mean, vector(keyFeatures, b * HV + g, t, D), 1);
+  }
+  return mean.map((x) => x / Math.max(count, 1));
 }
 
 /**

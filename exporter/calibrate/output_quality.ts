@@ -3,7 +3,7 @@ import { FlaError } from '../../ops/error.js';
 import { tensorValues } from '../compare/feeds.js';
 import { cosine, mean } from '../compare/statistics.js';
 import type { Model } from '../ir/index.js';
-import { assemble, batchFor, type Calibration } from './calibrate.js';
+import { assemble, batchFor, type Calibration, calibratedLayers } from './calibrate.js';
 import { type ChoiceGoal, type ChooseOptions, fastest, greedy } from './choose.js';
 import type { CalibrationData } from './data/index.js';
 import { openModel } from './student_session.js';
@@ -34,7 +34,7 @@ export async function chooseByOutputs(
       'a KL divergence as goal is for language models, received a bidirectional model',
     );
   }
-  const layers = [...calibration.layers.keys()];
+  const layers = calibratedLayers(calibration);
   const most = Math.min(goal.keep ?? 0, layers.length);
   const teacher = await openModel(model, options);
   const look = async (kept: number[]): Promise<OutputRow> => {

@@ -9,6 +9,8 @@ export interface HybridForm {
   readonly scale: number;
   readonly featureMap: 'exp' | 'softmax';
   readonly signs: 1 | 2;
+  /** FAVOR+: exponents are less scale |x|^2 / 2. For a query that cancels out, and keeps its features small. */
+  readonly favor?: boolean;
 }
 
 /** Sizes of one attention layer. */
@@ -86,7 +88,9 @@ export function emitStudent(
   const features = (x: string, weight: string, bias: string, g: number) => {
     const u = e.matmul(x, e.op('Reshape', [weight, e.ints(HV, g, D, M)]));
     const both = form.signs === 2 ? e.op('Concat', [u, e.op('Neg', [u])], { axis: 4 }) : u;
-    const shifted = e.add(both, e.op('Reshape', [bias, e.ints(HV, g, 1, F)]));
+    const biased = e.add(both, e.op('Reshape', [bias, e.ints(HV, g, 1, F)]));
+    const square = () => e.mul(e.sum(e.mul(x, x), 4), e.scalar(form.scale / 2));
+    const shifted = form.favor ? e.sub(biased, square()) : biased;
     return form.featureMap === 'softmax'
       ? e.op('Softmax', [shifted], { axis: 4 })
       : e.op('Exp', [e.op('Min', [shifted, e.scalar(40)])]);

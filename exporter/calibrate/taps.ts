@@ -9,6 +9,7 @@ import { beforeRotation } from '../match/rotation.js';
 import type { Runner } from '../match/runner.js';
 import type { Sdpa } from '../match/sdpa.js';
 import { SiteEmitter } from '../variants/emit.js';
+import { batchFirst, layerInput } from '../variants/gates.js';
 import { copyModel } from './copy.js';
 
 /** One attention whose inputs are read off. */
@@ -21,6 +22,8 @@ export interface TappedLayer {
   readonly scale: number;
   /** Features are made of queries and keys before their rotary embedding. */
   readonly unrotated: boolean;
+  /** Elements of the layer's input; 0 where it is not tapped. */
+  readonly hidden: number;
 }
 
 /** Heads of one layer in one run. */
@@ -33,6 +36,8 @@ export interface TappedHeads {
   readonly keyFeatures: Ort.Tensor; // [B,HV,T,D]
   /** 1 where there is no padding, of bidirectional attention: [B,T]. All is seen where it is absent. */
   readonly visible?: Ort.Tensor;
+  /** The layer's input: [B,T,hidden]. */
+  readonly hidden?: Ort.Tensor;
 }
 
 /** A model that yields queries, keys and values of its attention instead of its own outputs. */
@@ -42,11 +47,20 @@ export class Taps {
     readonly layers: readonly TappedLayer[],
   ) {}
 
-  /** @param layers which ones; each must be attention that can be rewritten */
+  /**
+   * @param layers which ones; each must be attention that can be rewritten
+   * @param options `hidden`: also the layer's input, where there is one in sight
+   */
   static async open(
     model: Model,
     layers: readonly number[],
-    options: { runner?: Runner; threads?: number; signal?: AbortSignal; unrotated?: boolean } = {},
+    options: {
+      runner?: Runner;
+      threads?: number;
+      signal?: AbortSignal;
+      unrotated?: boolean;
+      hidden?: boolean;
+    } = {},
   ): Promise<Taps> {
     const copy = copyModel(model);
     const analysis = await analyse(copy, options);
@@ -61,6 +75,7 @@ export class Taps {
     const { graph } = copy;
     graph.proto.output = [];
     const shared = new SharedValues(graph, analysis, tapped[0]!.sdpa);
+    const sizes = new Map<number, number>();
     for (const { layer, site, sdpa, unrotated } of tapped) {
       const e = new SiteEmitter(graph, analysis.facts, `tap.${layer}`);
       for (const [name, heads] of Object.entries({
@@ -71,6 +86,12 @@ export class Taps {
       })) {
         e.op('Cast', [e.bhtd(heads)], { to: 1 }, { output: `tap.${layer}.${name}` });
         graph.addOutput(makeValueInfo(`tap.${layer}.${name}`, 1));
+      }
+      const input = options.hidden ? inputOf(e, sdpa, layer) : undefined;
+      if (input) {
+        sizes.set(layer, input.size);
+        e.op('Cast', [input.value], { to: 1 }, { output: `tap.${layer}.hidden` });
+        graph.addOutput(makeValueInfo(`tap.${layer}.hidden`, 1));
       }
       const seen = site.mask?.kind === 'bidirectional' ? shared.padding(site) : '';
       if (seen) {
@@ -90,6 +111,7 @@ export class Taps {
         layer,
         ...sizesOf(sdpa),
         unrotated: unrotated !== undefined,
+        hidden: sizes.get(layer) ?? 0,
       })),
     );
   }
@@ -108,8 +130,9 @@ export class Taps {
         const [query, key, value] = [of('query'), of('key'), of('value')];
         const [queryFeatures, keyFeatures] = unrotated ? [of('q'), of('k')] : [query, key];
         const visible = results[`tap.${layer}.visible`];
+        const hidden = results[`tap.${layer}.hidden`];
         const heads = { query, key, value, queryFeatures, keyFeatures };
-        return [layer, visible ? { ...heads, visible } : heads];
+        return [layer, { ...heads, ...(visible && { visible }), ...(hidden && { hidden }) }];
       }),
     );
   }
@@ -119,7 +142,19 @@ export class Taps {
   }
 }
 
-function sizesOf(sdpa: Sdpa): Omit<TappedLayer, 'layer' | 'unrotated'> {
+/** The layer's input [B,T,size], where there is one in sight. */
+function inputOf(e: SiteEmitter, sdpa: Sdpa, layer: number) {
+  try {
+    const x = layerInput(e, sdpa, layer);
+    const size = e.facts.dims(x)?.at(-1);
+    return typeof size === 'number' ? { value: batchFirst(e, sdpa, x), size } : undefined;
+  } catch (error) {
+    if (error instanceof FlaError && error.code === 'unsupported') return undefined;
+    throw error;
+  }
+}
+
+function sizesOf(sdpa: Sdpa): Omit<TappedLayer, 'layer' | 'unrotated' | 'hidden'> {
   const { q, k, v, scale } = sdpa;
   return { HQ: q.heads, HV: v.heads, K: k.dim, V: v.dim, scale };
 }

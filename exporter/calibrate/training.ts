@@ -158,7 +158,7 @@ async function stepModel(form: HybridForm, shape: StepShape): Promise<Model> {
   return model;
 }
 
-function zeroFeeds(ort: typeof Ort, { graph }: Model): Record<string, Ort.Tensor> {
+export function zeroFeeds(ort: typeof Ort, { graph }: Model): Record<string, Ort.Tensor> {
   return Object.fromEntries(
     graph.inputs.map(({ name }) => {
       const dims = graph.dims(name) as number[];

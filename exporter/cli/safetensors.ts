@@ -16,40 +16,73 @@ interface Entry {
   data_offsets: [number, number];
 }
 
+/** A tensor of a file; its numbers are read when they are asked for. */
+export interface StoredTensor {
+  readonly name: string;
+  readonly dims: readonly number[];
+  /** @throws FlaError `invalid_argument` for element types that are no floats, and for data that are not there */
+  numbers(): Float32Array;
+}
+
+/**
+ * The tensors of a safetensors file, in its own order.
+ *
+ * @throws FlaError `io`, or `invalid_argument` naming the file and what is wrong with it
+ */
+export function readSafetensors(file: string): StoredTensor[] {
+  const bytes = readFile(file);
+  const length = bytes.length >= 8 ? Number(bytes.readBigUInt64LE(0)) : Number.NaN;
+  const none = (cause?: unknown) =>
+    new FlaError('invalid_argument', `${file}: must be a safetensors file`, { cause });
+  if (!(length <= bytes.length - 8)) throw none();
+  let header: Record<string, Entry>;
+  try {
+    header = JSON.parse(bytes.toString('utf8', 8, 8 + length));
+  } catch (cause) {
+    throw none(cause);
+  }
+  if (typeof header !== 'object' || header === null) throw none();
+  return Object.entries(header)
+    .filter(([name]) => name !== '__metadata__')
+    .map(([name, { dtype, shape, data_offsets }]) => {
+      if (!Array.isArray(shape) || !Array.isArray(data_offsets)) throw none();
+      const numbers = () => {
+        const known = DTYPES[dtype];
+        if (!known) {
+          throw new FlaError(
+            'invalid_argument',
+            `${file}: '${name}' must be of F16, BF16, F32 or F64, received ${dtype}`,
+          );
+        }
+        const [start, end] = data_offsets.map((at) => 8 + length + at);
+        const tensor = {
+          name: `${file}: ${name}`,
+          dataType: DATA_TYPE[known],
+          dims: shape,
+          rawData: bytes.subarray(start, end),
+        };
+        return Float32Array.from(tensorNumbers(tensor));
+      };
+      return { name, dims: shape, numbers };
+    });
+}
+
 /**
  * One matrix of a safetensors file: the one called `name`, or the only one there is.
  *
  * @throws FlaError `io`, or `invalid_argument` naming the file and what is wrong with it
  */
 export function loadMatrix(file: string, name: string): { dims: number[]; data: Float32Array } {
-  const bytes = readFile(file);
+  const tensors = readSafetensors(file);
+  const tensor =
+    tensors.find((t) => t.name === name) ?? (tensors.length === 1 ? tensors[0] : undefined);
   const wrong = (expected: string) => new FlaError('invalid_argument', `${file}: ${expected}`);
-  const length = bytes.length >= 8 ? Number(bytes.readBigUInt64LE(0)) : Number.NaN;
-  if (!(length <= bytes.length - 8)) throw wrong('must be a safetensors file');
-  let header: Record<string, Entry>;
-  try {
-    header = JSON.parse(bytes.toString('utf8', 8, 8 + length));
-  } catch (cause) {
-    throw new FlaError('invalid_argument', `${file}: must be a safetensors file`, { cause });
-  }
-  const entries = Object.entries(header).filter(([key]) => key !== '__metadata__');
-  const entry =
-    entries.find(([key]) => key === name) ?? (entries.length === 1 ? entries[0] : undefined);
-  if (!entry) {
-    const names = entries.map(([key]) => key).join(', ');
+  if (!tensor) {
+    const names = tensors.map((t) => t.name).join(', ');
     throw wrong(`must hold a tensor '${name}', or only one, received ${names || 'none'}`);
   }
-  const [key, { dtype, shape, data_offsets }] = entry;
-  const known = DTYPES[dtype];
-  if (!known || shape?.length !== 2) {
-    throw wrong(`'${key}' must be a matrix of F16, BF16, F32 or F64, received ${dtype} [${shape}]`);
+  if (tensor.dims.length !== 2) {
+    throw wrong(`'${tensor.name}' must be a matrix, received [${tensor.dims}]`);
   }
-  const [start, end] = data_offsets.map((at) => 8 + length + at);
-  const data = tensorNumbers({
-    name: `${file}: ${key}`,
-    dataType: DATA_TYPE[known],
-    dims: shape,
-    rawData: bytes.subarray(start, end),
-  });
-  return { dims: shape, data: Float32Array.from(data) };
+  return { dims: [...tensor.dims], data: tensor.numbers() };
 }

@@ -3,7 +3,7 @@ import type { Sdpa } from '../match/sdpa.js';
 import { keySlopes } from './alibi.js';
 import { isWindowed, windowOf } from './hybrid.js';
 import { sinkWeight } from './linear.js';
-import type { RewriteOptions } from './options.js';
+import type { RewriteOptions, Variant } from './options.js';
 
 /** What is known of one site, as far as variants differ in what they make of it. */
 export interface Features {
@@ -56,9 +56,14 @@ export function misfit({ sdpa, mask }: Features, options: RewriteOptions): strin
   if (!mask.slopes) return undefined;
   if (variant === 'hybrid' && (options.cache ?? 0) > 0)
     return 'hybrid keeps no cache of tokens where there is ALiBi';
-  if ((variant === 'hybrid' || variant === 'linear') && !keySlopes(mask.slopes, sdpa))
+  if ((variant === 'hybrid' || slopesDecay(variant)) && !keySlopes(mask.slopes, sdpa))
     return 'ALiBi has several slopes for the query heads of one key head, which share a decay';
   return undefined;
+}
+
+/** Does ALiBi become the decay of the variant's state? */
+function slopesDecay(variant: Variant): boolean {
+  return variant === 'linear' || variant === 'performer';
 }
 
 /** What a variant changes or leaves out besides the softmax, in words. */
@@ -71,9 +76,9 @@ export function notesOf({ sdpa, mask, layer }: Features, options: RewriteOptions
   if (isWindowed(variant)) return notes;
   if (mask.slopes) {
     notes.push(
-      variant === 'linear'
+      slopesDecay(variant)
         ? 'ALiBi becomes a decay of each head'
-        : `ALiBi is left out: ${variant} has decays of its own`,
+        : `ALiBi is left out: the variant has ${variant === 'delta' ? 'no decay' : 'decays of its own'}`,
     );
   }
   if (sdpa.softcap !== undefined) notes.push(`the softcap of ${sdpa.softcap} is left out`);

@@ -7,10 +7,9 @@ import {
 import { declareFunction } from '../calls.js';
 import type { AttributeValue } from '../ir/index.js';
 import type { Sdpa } from '../match/sdpa.js';
-import { keySlopes } from './alibi.js';
 import type { SiteEmitter } from './emit.js';
-import { featureCount, fittedFor, fittedInputs } from './fitted.js';
-import { constantGate, type EmittedGate, emitBeta, emitDecay } from './gates.js';
+import { featureCount, featuresFor, fittedInputs } from './fitted.js';
+import { type EmittedGate, emitGain, emitGates, scaledByStep } from './gates.js';
 import type { FeatureMapName, LayerGates, LinearVariant, RewriteOptions } from './options.js';
 import { floatType, stateType } from './types.js';
 
@@ -21,8 +20,11 @@ export const VARIANTS: Readonly<
   Record<LinearVariant, { rule: UpdateRule; featureMap: FeatureMapName; normalize: boolean }>
 > = {
   linear: { rule: 'linear', featureMap: 'elu1', normalize: true },
+  performer: { rule: 'linear', featureMap: 'exp', normalize: true },
   retention: { rule: 'gated', featureMap: 'identity', normalize: false },
   gla: { rule: 'gated', featureMap: 'identity', normalize: false },
+  mamba2: { rule: 'gated', featureMap: 'identity', normalize: false },
+  delta: { rule: 'delta', featureMap: 'identity', normalize: false },
   'gated-delta': { rule: 'gated_delta', featureMap: 'identity', normalize: false },
 };
 
@@ -46,7 +48,7 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
   const { sdpa, layer } = site;
   const variant = options.variant as LinearVariant;
   const own = floatType(sdpa, layer);
-  const fitted = fittedFor(layer, options);
+  const fitted = featuresFor(sdpa, layer, options);
   const beside = sinkWeight(sdpa, layer, options);
   const dtype = inFloat32(sdpa, layer, options) ? 'float32' : own;
   const packed = [sdpa.q, sdpa.k, sdpa.v].map((h) => e.as(e.packed(h), own));
@@ -54,7 +56,8 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
   const [query, key, value] = fitted
     ? fittedInputs(e, sdpa, layer, packed as [string, string, string], own, fitted)
     : given;
-  const { decay, beta } = gatesOf(e, site, options, query!);
+  const { decay, beta, dt } = emitGates(e, site, options, query!);
+  const stepped = dt ? scaledByStep(e, sdpa, value!, dt, dtype) : value!;
   const attributes: LinearAttentionAttributes = {
     ...attributesOf(site, options),
     ...(fitted && { feature_map: fitted.featureMap, scale: 1 }),
@@ -76,39 +79,39 @@ export function emitLinear(e: SiteEmitter, site: LinearSite, options: RewriteOpt
       // Without past_state nothing but the inputs' own type decides that of present_state.
       stateDtype: site.pastState === '' ? dtype : stateType(dtype, options),
       opset: e.opset,
-      headDimK: fitted ? featureCount(sdpa, fitted) : sdpa.k.dim,
+      headDimK: featureCount(sdpa, layer, options) ?? sdpa.k.dim,
       headDimV: sdpa.v.dim + (beside > 0 ? 1 : 0),
     },
     { target: options.body ?? 'auto' },
   );
   declareFunction(e.graph.model, body);
+  const gate = (g?: EmittedGate) =>
+    g === undefined ? '' : dtype === own ? g.value : e.cast(g.value, dtype);
   const inputs = [
     query!,
     key!,
-    beside > 0 ? withOnes(e, sdpa, value!) : value!,
+    beside > 0 ? withOnes(e, sdpa, stepped) : stepped,
     site.pastState,
-    decay?.value ?? '',
-    beta?.value ?? '',
+    gate(decay),
+    gate(beta),
     site.mask,
   ];
   const { output } = sdpa;
-  const asIs = dtype === own && beside === 0;
-  const packedOutput =
-    output.layout === 'packed' && asIs
-      ? output.value
-      : e.graph.fresh(`${sdpa.anchor.name}/${variant}`);
+  const finish: ((x: string, output?: string) => string)[] = [];
+  if (beside > 0) finish.push((x, name) => besideSink(e, sdpa, x, beside, name));
+  if (dtype !== own) finish.push((x, name) => e.cast(x, own, name));
+  const gain = site.gates?.gain;
+  if (gain) finish.push((x, name) => emitGain(e, sdpa, layer, gain, x, name));
+  const named = (step: number) =>
+    output.layout === 'packed' && step === finish.length ? output.value : undefined;
+  const packedOutput = named(0) ?? e.graph.fresh(`${sdpa.anchor.name}/${variant}`);
   e.ops('LinearAttention', inputs, [packedOutput, site.presentState], written(attributes), {
     domain: 'com.fla',
     overload: body.overload,
   });
-  if (output.layout === 'packed' && asIs) return;
-  const result = beside > 0 ? besideSink(e, sdpa, packedOutput, beside) : packedOutput;
-  if (output.layout === 'packed') {
-    if (dtype !== own) e.cast(result, own, output.value);
-    else e.op('Identity', [result], {}, { output: output.value });
-  } else {
-    const turned = dtype === own ? result : e.cast(result, own);
-    e.fromPacked(turned, sdpa.q.heads, sdpa.v.dim, { ...output, layout: output.layout });
+  const result = finish.reduce((x, step, i) => step(x, named(i + 1)), packedOutput);
+  if (output.layout !== 'packed') {
+    e.fromPacked(result, sdpa.q.heads, sdpa.v.dim, { ...output, layout: output.layout });
   }
 }
 
@@ -125,15 +128,14 @@ const AT_ZERO: Partial<Record<FeatureMapName, (dim: number) => number>> = {
  */
 export function sinkWeight(sdpa: Sdpa, layer: number, options: RewriteOptions): number {
   const { variant } = options;
-  const known = variant in VARIANTS && sdpa.sink && !fittedFor(layer, options);
+  const known = variant in VARIANTS && sdpa.sink && !featureCount(sdpa, layer, options);
   if (!known || !normalizes(options)) return 0;
-  const atZero = AT_ZERO[featureMapOf(options)]?.(sdpa.k.dim) ?? 0;
-  return VARIANTS[variant as LinearVariant].rule === 'gated_delta' ? 0 : sdpa.scale * atZero;
+  return sdpa.scale * (AT_ZERO[featureMapOf(options)]?.(sdpa.k.dim) ?? 0);
 }
 
 /** Must a layer be computed in float32? Exponentials and sums that are not divided yet are too large for half precision. */
 export function inFloat32(sdpa: Sdpa, layer: number, options: RewriteOptions): boolean {
-  return fittedFor(layer, options) !== undefined || sinkWeight(sdpa, layer, options) > 0;
+  return featureCount(sdpa, layer, options) !== undefined || sinkWeight(sdpa, layer, options) > 0;
 }
 
 /** [v, 1] of every head, packed. */
@@ -145,7 +147,13 @@ function withOnes(e: SiteEmitter, { v }: Sdpa, value: string): string {
 }
 
 /** Sums [S' q, z' q] of every head to S' q / (z' q + 1e-6 + weight * exp(logit)), packed. */
-function besideSink(e: SiteEmitter, { q, v, sink }: Sdpa, sums: string, weight: number): string {
+function besideSink(
+  e: SiteEmitter,
+  { q, v, sink }: Sdpa,
+  sums: string,
+  weight: number,
+  output?: string,
+): string {
   const apart = e.reshape(sums, [0, 0, q.heads, v.dim + 1]);
   const logits = sink!.logits;
   const factor = logits
@@ -153,7 +161,7 @@ function besideSink(e: SiteEmitter, { q, v, sink }: Sdpa, sums: string, weight: 
     : e.scalar(1);
   const own = e.add(e.mul(factor, e.scalar(weight)), e.scalar(normalize_eps.value));
   const total = e.add(e.slice(apart, 3, v.dim), own);
-  return e.reshape(e.div(e.slice(apart, 3, 0, v.dim), total), [0, 0, q.heads * v.dim]);
+  return e.reshape(e.div(e.slice(apart, 3, 0, v.dim), total), [0, 0, q.heads * v.dim], output);
 }
 
 /** Does the variant divide by the sum of weights (and carry it in the state)? */
@@ -171,7 +179,7 @@ function attributesOf(
   options: RewriteOptions,
 ): LinearAttentionAttributes {
   const { rule } = VARIANTS[options.variant as LinearVariant];
-  const delta = rule === 'gated_delta';
+  const delta = rule === 'delta' || rule === 'gated_delta';
   return {
     q_num_heads: sdpa.q.heads,
     kv_num_heads: sdpa.v.heads,
@@ -190,36 +198,4 @@ function attributesOf(
 /** Attributes as they are written on a node: all of them, defaults too (function defaults never reach a kernel). */
 function written(attributes: LinearAttentionAttributes): Record<string, AttributeValue> {
   return { ...attributes, scale: { float: attributes.scale } };
-}
-
-function gatesOf(
-  e: SiteEmitter,
-  { sdpa, layer, gates, slopes }: LinearSite,
-  options: RewriteOptions,
-  query: string,
-): { decay?: EmittedGate; beta?: EmittedGate } {
-  const { heads } = sdpa.v;
-  switch (options.variant) {
-    case 'retention': {
-      const decay = options.decay ?? retentionDecay(heads);
-      return { decay: constantGate(e, decay, heads, query, layer, 'decay') };
-    }
-    case 'gla':
-      return { decay: emitDecay(e, sdpa, layer, gates!, query, 'gla') };
-    case 'gated-delta':
-      return {
-        decay: emitDecay(e, sdpa, layer, gates!, query, 'gated-delta'),
-        beta: emitBeta(e, sdpa, layer, gates!.beta!, query),
-      };
-    default: {
-      // exp(-slope (i - j)) is what is left of j's weight after i - j tokens.
-      const decay = slopes && keySlopes(slopes, sdpa)!.map((s) => -s);
-      return decay ? { decay: constantGate(e, decay, heads, query, layer, 'decay') } : {};
-    }
-  }
-}
-
-/** RetNet's log decay per head: log(1 - 2^(-5-h)). */
-function retentionDecay(heads: number): number[] {
-  return Array.from({ length: heads }, (_, h) => Math.log1p(-(2 ** (-5 - h))));
 }

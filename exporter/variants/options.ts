@@ -1,7 +1,14 @@
 import type { Runner } from '../match/runner.js';
 
 /** Variants that become com.fla.LinearAttention. */
-export type LinearVariant = 'linear' | 'retention' | 'gla' | 'gated-delta';
+export type LinearVariant =
+  | 'linear'
+  | 'performer'
+  | 'retention'
+  | 'gla'
+  | 'mamba2'
+  | 'delta'
+  | 'gated-delta';
 export type Variant = 'none' | LinearVariant | 'hybrid' | 'window';
 export type FeatureMapName = 'elu1' | 'relu' | 'exp' | 'silu' | 'softmax' | 'l2norm' | 'identity';
 
@@ -20,6 +27,12 @@ export interface Parameter {
 export interface FittedFeatures {
   readonly featureMap: HybridFeatureMap;
   readonly signs: 1 | 2;
+  /**
+   * FAVOR+: weights are directions w of features exp(w x - |x|^2 / 2) of x = sqrt(scale) k, whose products estimate exp(scale q k).
+   * Key features get the factor exp(-scale |k|^2 / 2); those of a query are divided by their largest, which cancels out. Then
+   * weights and biases may be [1,K,M] and [1,F], one for all heads. Default false.
+   */
+  readonly favor?: boolean;
   readonly queryWeight?: Parameter; // [HQ,K,M]
   readonly keyWeight?: Parameter; // [HV,K,M]
   readonly queryBias?: Parameter; // [HQ,F]
@@ -34,23 +47,35 @@ export interface HybridLayer extends FittedFeatures {
   readonly keyMean?: Parameter; // [HV,K]
 }
 
-/** One gate of a layer: a projection of the layer's input, or a constant. */
-export type Gate =
-  | {
-      /** Row-major [hidden, n], n = heads or, for decay per key dimension, heads * head dim. */
-      weight: Float32Array;
-      /** [n]; default zeros. */
-      bias?: Float32Array;
-    }
-  | {
-      /** One value for all heads, or one per head: decay as log decay (<= 0), beta in (0, 2). */
-      constant: number | readonly number[];
-    };
+/** One value for all heads, or one per head. */
+export interface ConstantGate {
+  constant: number | readonly number[];
+}
 
-/** Gates of one layer. Projections go through log-sigmoid / `temperature` (decay) and sigmoid (beta). */
+/** A projection of the layer's input. */
+export interface ProjectedGate {
+  /** Row-major [hidden, n], n = heads or, for decay per key dimension, heads * head dim; for beta also 1. */
+  weight: Float32Array;
+  /** The shape that `weight` came in, where it came in one; default as it must be. */
+  dims?: readonly number[];
+  /** [n]; default zeros. */
+  bias?: Float32Array;
+}
+
+export type Gate = ConstantGate | ProjectedGate;
+
+/** Gates of one layer; which ones a variant has: `GATES`. */
 export interface LayerGates {
+  /** Log decay, <= 0: log-sigmoid of a projection / `temperature`. */
   decay?: Gate;
+  /** Step of the delta rule, in (0, 2]: sigmoid of a projection. */
   beta?: Gate;
+  /** Step of a state space, > 0, per head: softplus of a projection. */
+  dt?: Gate;
+  /** Log decay of a whole step, <= 0, per head; that of a token is `a` times its dt. */
+  a?: ConstantGate;
+  /** Factor on the output, per query head; default 1. */
+  gain?: ConstantGate;
   /** Divides the log-sigmoid of a projected decay; GLA uses 16. Default 16 for `gla`, 1 otherwise. */
   temperature?: number;
 }
@@ -61,9 +86,9 @@ export interface RewriteOptions {
    * com.fla.WindowAttention (what far tokens say is lost then), the others by com.fla.LinearAttention.
    */
   variant: Variant;
-  /** Default: elu1 for `linear`, softmax for `hybrid`, identity for the others. */
+  /** Default: elu1 for `linear`, softmax for `hybrid`, identity for the others; `performer` has its own. */
   featureMap?: FeatureMapName;
-  /** Divide by the sum of weights. Default: true for `linear`, false for the others. */
+  /** Divide by the sum of weights. Default: true for `linear` (and always for `performer`), false for the others. */
   normalize?: boolean;
   /** `drop` leaves out what is added to scores by position, where a variant has no place for it; such layers are refused otherwise. */
   bias?: 'drop';
@@ -73,7 +98,7 @@ export interface RewriteOptions {
   keepSoftmax?: readonly number[];
   /** Element type of the carried states: float32 (default), or the model's own type. */
   dtype?: 'float32' | 'same';
-  /** For `gla` and `gated-delta`: by layer, with `default` for all others. */
+  /** For `gla`, `mamba2`, `delta` and `gated-delta`: by layer, with `default` for all others. */
   gates?: { readonly [layer: number]: LayerGates; readonly default?: LayerGates };
   /** For `retention`: log decay per head; default log(1 - 2^(-5-h)). */
   decay?: readonly number[];
@@ -83,11 +108,16 @@ export interface RewriteOptions {
   sinks?: number;
   /** `hybrid`: how many tokens in between are kept exact, because the state recalls them worst; default 0. */
   cache?: number;
-  /** `hybrid` without calibration: features of a token; default: those of the heads themselves. */
+  /**
+   * `hybrid` without calibration: features of a token; default: those of the heads themselves. `performer`: random features of a
+   * token; default: the head dimension times its logarithm, in whole blocks of orthogonal directions.
+   */
   features?: number;
+  /** `performer`: what the directions of the random features are drawn from; default 0. */
+  seed?: number;
   /** `hybrid`: fitted feature maps by layer; see `calibrateModel`. */
   hybrid?: { readonly [layer: number]: HybridLayer };
-  /** `linear`: fitted feature maps by layer, computed by nodes before the operator; see `calibrateModel`. */
+  /** `linear` and `performer`: fitted feature maps by layer, computed by nodes before the operator; see `calibrateModel`. */
   fitted?: { readonly [layer: number]: FittedFeatures };
   /** What the function body calls: com.microsoft.LinearAttention where it fits (`auto`, the default), or standard ops. */
   body?: 'com.microsoft' | 'standard' | 'auto';

@@ -344,8 +344,10 @@ async function logitsOf(file: string, options: object, ids: bigint[], chunk: num
   return Float64Array.from(parts.flatMap((part) => [...part]));
 }
 
+const decay = { constant: -0.05 };
 const GATES = {
-  default: { decay: { constant: -0.05 }, beta: { constant: 0.6 } },
+  gla: { default: { decay } },
+  'gated-delta': { default: { decay, beta: { constant: 0.6 } } },
 };
 
 async function languageModel(
@@ -353,7 +355,7 @@ async function languageModel(
 ): Promise<void> {
   const file = path.join(folder, `${variant}.onnx`);
   const model = loadModel(TINYLM.modelKv);
-  const gates = variant.startsWith('g') ? GATES : undefined;
+  const gates = variant === 'gla' || variant === 'gated-delta' ? GATES[variant] : undefined;
   await rewriteModel(model, { variant, gates, body: 'com.microsoft' });
   saveModel(model, file);
   const ids = Array.from({ length: 700 }, (_, i) => BigInt((i * 7919 + ((i * i) % 977)) % 2048));

@@ -137,7 +137,9 @@ describe.each(DECODERS)('$name', ({ spec }) => {
 
   const variants: RewriteOptions[] = [
     { variant: 'linear' },
+    { variant: 'performer', features: 8, seed: 2 },
     { variant: 'retention' },
+    { variant: 'mamba2', gates: { default: { a: { constant: -1 }, dt: { constant: 0.2 } } } },
     {
       variant: 'gated-delta',
       gates: { default: { decay: { constant: -0.1 }, beta: { constant: 0.5 } } },

@@ -1,4 +1,3 @@
-import { getFloat16, setFloat16 } from '@petamoriken/float16';
 import * as ort from 'onnxruntime-node';
 import { describe, expect, it } from 'vitest';
 import {
@@ -10,6 +9,7 @@ import {
   rewriteModel,
   type StatePair,
 } from '../../exporter/index.js';
+import '../../runtime/node/index.js';
 import { decoder } from './support/decoder.js';
 import {
   FAMILIES,
@@ -21,23 +21,17 @@ import {
   Writer,
 } from './support/families.js';
 import { type Call, evaluate, type Layer, makeLayer } from './support/layer.js';
-import { distance, ints, random, run } from './support/run.js';
+import { distance, halves, ints, numbers, random, run } from './support/run.js';
 
 const BATCH = 2;
 const TOKENS = 7;
 
-function halves(dims: readonly number[], values: readonly number[]): ort.Tensor {
-  const view = new DataView(new ArrayBuffer(values.length * 2));
-  values.forEach((v, i) => {
-    setFloat16(view, i * 2, v, true);
-  });
-  return new ort.Tensor('float16', new Uint16Array(view.buffer), dims);
-}
-function numbers(t: ort.Tensor): number[] {
-  const { buffer, byteOffset, length } = t.data as Uint16Array;
-  const view = new DataView(buffer, byteOffset, length * 2);
-  return Array.from({ length }, (_, i) => getFloat16(view, i * 2, true));
-}
+/** The same with our kernels, which are strict about types. */
+const runKernels: typeof run = async (model, feeds) => {
+  const options = { executionProviders: ['fla'], logSeverityLevel: 4 } as const;
+  const session = await ort.InferenceSession.create(modelBytes(model), options);
+  return session.run(feeds);
+};
 
 /** elu+1 as fitted features: x times the identity, and no bias. */
 function elu1({ heads, kvHeads, dim }: Layer): FittedFeatures {
@@ -104,7 +98,7 @@ describe.each([...named, upcast])('$name, in float16', (family) => {
     sees: (_, i, j) => family.visible === 'all' || j <= i,
   };
 
-  const error = async (options: RewriteOptions) => {
+  const error = async (options: RewriteOptions, changed = {}, running = run) => {
     const model = family.build(new Writer(layer, 'float16'));
     const report = await rewriteModel(model, options);
     expect(report.sites).toMatchObject([{ rewritten: true }]);
@@ -114,8 +108,9 @@ describe.each([...named, upcast])('$name, in float16', (family) => {
         attention_mask: ints([BATCH, TOKENS], Array(BATCH * TOKENS).fill(1)),
       }),
     };
-    const { y } = await run(parseModel(modelBytes(model)), feeds);
-    const expected = evaluate(layer, call, options.variant === 'none' ? 'softmax' : 'elu1');
+    const { y } = await running(parseModel(modelBytes(model)), feeds);
+    const weighing = options.variant === 'none' ? 'softmax' : 'elu1';
+    const expected = evaluate({ ...layer, ...changed }, call, weighing);
     return distance(numbers(y!), expected) / Math.max(...expected.map(Math.abs));
   };
 
@@ -134,6 +129,16 @@ describe.each([...named, upcast])('$name, in float16', (family) => {
   ])('%j', async (options) => {
     expect(await error(options)).toBeLessThan(5e-3);
   });
+  // The sum beside a sink is float32, and so are gates then.
+  if (layer.sinks)
+    it('with a gate that is projected', async () => {
+      const weight = new Float32Array(layer.hidden * layer.kvHeads);
+      const decay = { weight, bias: new Float32Array(layer.kvHeads) };
+      const gates = { default: { decay } };
+      const options = { variant: 'gla', featureMap: 'elu1', normalize: true, gates } as const;
+      const slopes = Array(layer.heads).fill(Math.LN2 / 16); // log-sigmoid(0) = -log 2
+      expect(await error(options, { slopes }, runKernels)).toBeLessThan(5e-3);
+    });
   fits('with fitted features', async () => {
     expect(await error({ variant: 'linear', fitted: { 0: elu1(layer) } })).toBeLessThan(5e-3);
   });

@@ -65,6 +65,21 @@ it('hybrid keeps a softcap within its window, and features know none', async () 
   expect(await error(GEMMA, options, 'elu1', 3)).toBeLessThan(2e-6);
 });
 
+describe('a sink beside weights that decay', () => {
+  const common = { featureMap: 'elu1', normalize: true } as const;
+  const constants = (values: Record<string, number>) => ({
+    default: Object.fromEntries(Object.entries(values).map(([k, constant]) => [k, { constant }])),
+  });
+  const slopes = Array(GPT_OSS.layer!().heads).fill(0.2);
+  it.each<RewriteOptions>([
+    { variant: 'gla', gates: constants({ decay: -0.2 }), ...common },
+    // The gain takes back what the step makes of the values; keys stay as they are.
+    { variant: 'mamba2', gates: constants({ a: -0.05, dt: 4, gain: 0.25 }), ...common },
+  ])('$variant', async (options) => {
+    expect(await error(GPT_OSS, options, 'elu1', undefined, { slopes })).toBeLessThan(2e-6);
+  });
+});
+
 describe.each(BIASED)('$name', (f) => {
   const model = () => f.build(new Writer(f.layer!()));
 
@@ -130,8 +145,11 @@ describe('what is left out is said', () => {
       'retention',
       MPT,
       { variant: 'retention' },
-      ['ALiBi is left out: retention has decays of its own'],
+      ['ALiBi is left out: the variant has decays of its own'],
     ],
+    ['delta', MPT, { variant: 'delta' }, ['ALiBi is left out: the variant has no decay']],
+    ['performer', MPT, { variant: 'performer' }, ['ALiBi becomes a decay of each head']],
+    ['performer', GPT_OSS, { variant: 'performer' }, ['the sink is left out']],
     ['window', GEMMA, { variant: 'window' }, []],
     ['hybrid', GEMMA, { variant: 'hybrid' }, []],
     ['retention', GEMMA, { variant: 'retention' }, ['the softcap of 1.5 is left out']],
@@ -173,7 +191,7 @@ describe('what a variant cannot do is kept', () => {
       },
     };
     const grouped = { ...makeLayer(12, 4, 2, 3), slopes: alibi.layer!().slopes! };
-    for (const variant of ['linear', 'hybrid'] as const)
+    for (const variant of ['linear', 'performer', 'hybrid'] as const)
       expect(await kept(shared, { variant }, grouped)).toMatch(/several slopes .* share a decay/);
   });
 });

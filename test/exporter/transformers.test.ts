@@ -97,7 +97,10 @@ function feedsOf(model: Model, call: Call, { heads, exporter }: TransformersFile
         fill((i) => (kinds === 2 ? i % 2 : 3 + ((i * 7 + 5) % kinds))),
       );
     } else if (graph.dtype(name) === 'float16') {
-      feeds[name] = halves(dims, () => next());
+      feeds[name] = halves(
+        dims,
+        fill(() => next()),
+      );
     } else {
       feeds[name] = floats(dims, () => next());
     }

@@ -8,8 +8,9 @@ import {
   rewriteModel,
 } from '../../exporter/index.js';
 import { FAMILIES, Writer } from './support/families.js';
+import { atOpset } from './support/forms.js';
 import { type Call, makeLayer, recur, type TokenGates } from './support/layer.js';
-import { distance, floats, ints, random, run } from './support/run.js';
+import { distance, floats, halves, ints, numbers, random, run } from './support/run.js';
 
 const family = (start: string) => FAMILIES.find((f) => f.name.startsWith(start))!;
 const gpt2 = family('GPT-2: packed');
@@ -63,6 +64,7 @@ function projection(hidden: number, columns: number, seed: number) {
 }
 const logSigmoid = (z: number) => -Math.log1p(Math.exp(-z));
 const sigmoid = (z: number) => 1 / (1 + Math.exp(-z));
+const softplus = (z: number) => Math.log1p(Math.exp(z));
 
 describe.each([gpt2, llama])('$name', (source) => {
   const { kvHeads, hidden, dim } = source.layer?.() ?? makeLayer();
@@ -121,6 +123,101 @@ describe.each([gpt2, llama])('$name', (source) => {
   });
 });
 
+describe.each([gpt2, llama])('$name: steps', (source) => {
+  const { kvHeads, hidden } = source.layer?.() ?? makeLayer();
+  const a = Array.from({ length: kvHeads }, (_, h) => -0.3 - h);
+  const dt = projection(hidden, kvHeads, 41);
+  const step = (x: Float32Array) => (b: number, t: number, h: number) =>
+    softplus(dt.at(x, b, t, h));
+
+  it('delta: keys of unit length, beta 1 unless told otherwise', async () => {
+    const still = { decay: () => 0, beta: () => 1 };
+    expect(await error(source, { variant: 'delta' }, () => still)).toBeLessThan(2e-6);
+    const beta = projection(hidden, kvHeads, 42);
+    const options: RewriteOptions = { variant: 'delta', gates: { default: { beta: beta.gate } } };
+    const gates = (x: Float32Array) => ({
+      decay: () => 0,
+      beta: (b: number, t: number, h: number) => sigmoid(beta.at(x, b, t, h)),
+    });
+    expect(await error(source, options, gates)).toBeLessThan(2e-6);
+  });
+
+  it('mamba2: S = exp(a dt) S + dt k v', async () => {
+    const options: RewriteOptions = {
+      variant: 'mamba2',
+      gates: { default: { a: { constant: a }, dt: dt.gate } },
+    };
+    const gates = (x: Float32Array) => ({
+      decay: (b: number, t: number, h: number) => a[h]! * step(x)(b, t, h),
+      step: step(x),
+    });
+    expect(await error(source, options, gates)).toBeLessThan(2e-6);
+  });
+
+  it('mamba2 with a constant step', async () => {
+    const gates = { 0: { a: { constant: -2 }, dt: { constant: 0.25 } } };
+    const recurrence = () => ({ decay: () => -0.5, step: () => 0.25 });
+    expect(await error(source, { variant: 'mamba2', gates }, recurrence)).toBeLessThan(2e-6);
+  });
+
+  it('gated-delta decays by a softplus of its own (Gated DeltaNet)', async () => {
+    const beta = { constant: 0.7 };
+    const options: RewriteOptions = {
+      variant: 'gated-delta',
+      gates: { default: { a: { constant: a }, dt: dt.gate, beta } },
+    };
+    const gates = (x: Float32Array) => ({
+      decay: (b: number, t: number, h: number) => a[h]! * step(x)(b, t, h),
+      beta: () => 0.7,
+    });
+    expect(await error(source, options, gates)).toBeLessThan(2e-6);
+  });
+
+  it('gain is a factor on the output', async () => {
+    const gates = { default: { decay: { constant: -0.1 }, gain: { constant: -3 } } };
+    const recurrence = () => ({ decay: () => -0.1, step: () => -3 });
+    expect(await error(source, { variant: 'gla', gates }, recurrence)).toBeLessThan(2e-6);
+  });
+});
+
+describe('variants in other forms', () => {
+  const layer = makeLayer();
+  const { hidden, kvHeads } = layer;
+  const dt = projection(hidden, kvHeads, 51).gate;
+  const a = { constant: -0.5 };
+  const next = random(12);
+  const x = Array.from({ length: BATCH * TOKENS * hidden }, () => next());
+  const outputOf = async (model: Model, options: RewriteOptions) => {
+    await rewriteModel(model, options);
+    const half = model.graph.dtype('x') === 'float16';
+    const feeds = { x: (half ? halves : floats32)([BATCH, TOKENS, hidden], x) };
+    const { y } = await run(parseModel(modelBytes(model)), feeds);
+    return half ? numbers(y!) : Array.from(y!.data as Float32Array);
+  };
+  const floats32 = (dims: number[], values: number[]) => {
+    let at = 0;
+    return floats(dims, () => values[at++]!);
+  };
+  const written = (dtype?: 'float16') => gpt2.build(new Writer(layer, dtype));
+
+  it.each<RewriteOptions>([
+    { variant: 'performer', features: 9 },
+    { variant: 'mamba2', gates: { 0: { a, dt, gain: { constant: 0.5 } } } },
+    { variant: 'delta', gates: { 0: { beta: dt } } },
+    { variant: 'gated-delta', gates: { 0: { a, dt, beta: dt } } },
+  ])('$variant: opsets from 10 to 26, and float16', async (options) => {
+    const expected = await outputOf(written(), options);
+    const size = Math.max(...expected.map(Math.abs));
+    for (const opset of [10, 26]) {
+      const model = atOpset(written(), opset);
+      expect(model).toBeDefined();
+      expect(distance(await outputOf(model!, options), expected) / size).toBeLessThan(2e-6);
+    }
+    const half = await outputOf(written('float16'), options);
+    expect(distance(half, expected) / size).toBeLessThan(1e-2);
+  });
+});
+
 describe('options', () => {
   const model = (): Model => gpt2.build(new Writer(makeLayer()));
   const bad: { options: RewriteOptions; message: RegExp }[] = [
@@ -140,7 +237,7 @@ describe('options', () => {
     { options: { variant: 'linear', decay: [-1] }, message: /decay is for variant retention/ },
     {
       options: { variant: 'none', gates: { default: {} } },
-      message: /gates are for variants gla and gated-delta/,
+      message: /gates are for variants gla, mamba2, delta, gated-delta, received none/,
     },
     { options: { variant: 'gla' }, message: /gla needs gates\.decay for layer 0/ },
     {
@@ -158,6 +255,49 @@ describe('options', () => {
     {
       options: { variant: 'gla', gates: { 0: { decay: { weight: new Float32Array(7) } } } },
       message: /decay weight must be \[12, 4 or 12\] .* received 7 weights/,
+    },
+    {
+      options: {
+        variant: 'gla',
+        gates: { 0: { decay: { weight: new Float32Array(48), dims: [4, 12] } } },
+      },
+      message: /decay weight must be \[12, 4 or 12\] .* received \[4, 12\] and no biases/,
+    },
+    {
+      options: { variant: 'mamba2', gates: { 0: { dt: { constant: 1 } } } },
+      message: /mamba2 needs gates\.a for layer 0, received dt/,
+    },
+    {
+      options: { variant: 'mamba2', gates: { 0: { a: { constant: -1 }, dt: { constant: 0 } } } },
+      message: /layer 0: dt must be 4 numbers > 0, received 0,0,0,0/,
+    },
+    {
+      options: { variant: 'mamba2', gates: { 0: { a: { constant: 1 }, dt: { constant: 1 } } } },
+      message: /layer 0: a must be 4 numbers <= 0 .* received 1,1,1,1/,
+    },
+    {
+      options: { variant: 'delta', gates: { 0: { decay: { constant: -1 } } } },
+      message: /delta takes beta for layer 0, received decay/,
+    },
+    {
+      options: {
+        variant: 'gla',
+        gates: { 0: { decay: { constant: -1 }, gain: { constant: [1, 2] } } },
+      },
+      message: /layer 0: gain must be 4 numbers, received 1,2/,
+    },
+    {
+      options: { variant: 'performer', featureMap: 'relu' },
+      message: /performer takes no feature map relu/,
+    },
+    { options: { variant: 'linear', seed: 1 }, message: /seed is for performer, received linear/ },
+    {
+      options: { variant: 'performer', seed: 0.5 },
+      message: /seed must be a whole number, received 0.5/,
+    },
+    {
+      options: { variant: 'linear', features: 8 },
+      message: /features is for hybrid and performer, received linear/,
     },
     { options: { variant: 'retention', decay: [-1] }, message: /decay must be 4 numbers/ },
     { options: { variant: 'none', featureMap: 'relu' }, message: /none takes no feature map/ },

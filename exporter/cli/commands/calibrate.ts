@@ -5,6 +5,7 @@ import {
   type CalibrateModelOptions,
   type CalibrationReport,
   calibrateModel,
+  GATED_VARIANTS,
   loadData,
   type OutputRow,
   type ParetoRow,
@@ -13,11 +14,16 @@ import { namingFile } from '../../compare/session.js';
 import { loadModel, saveModelAsync } from '../../index.js';
 import { checkOutput } from '../files.js';
 import { formatBytes, formatNumber } from '../format.js';
+import { loadGates } from '../gates.js';
 import { type Io, printJson, printTable, withProgress } from '../io.js';
 import { parseCount, parseLayers, parsePositive, parseWithin, threadsOption } from '../options.js';
 
 interface Flags
-  extends Omit<CalibrateModelOptions, 'keepSoftmax' | 'choose' | 'checkpoint' | 'signal'> {
+  extends Omit<
+    CalibrateModelOptions,
+    'keepSoftmax' | 'choose' | 'checkpoint' | 'signal' | 'gates'
+  > {
+  gates?: string;
   data: string;
   tokenizer?: string;
   output: string;
@@ -47,24 +53,37 @@ export function addCalibrate(program: Command, io: Io): void {
   program
     .command('calibrate')
     .description(
-      'rewrite to hybrid attention (bidirectional: linear), its features fitted to the attention of the model',
+      'rewrite to hybrid attention or another variant (bidirectional: linear), fitted to the attention of the model',
     )
     .argument('<model>', 'ONNX file of a language model, an encoder or an image model')
     .requiredOption('--data <path>', 'text, .npz of inputs, or a folder of either')
     .requiredOption('-o, --output <file>', 'where the calibrated model goes')
     .option('--tokenizer <file>', 'tokenizer.json of the model, for text')
-    .option('--window <n>', 'last tokens seen exactly', parsePositive, 64)
-    .option('--sinks <n>', 'first tokens seen exactly', parseCount, 4)
-    .option('--cache <n>', 'tokens in between kept exact', parseCount, 0)
+    .addOption(
+      new Option('--variant <name>', 'what causal attention becomes (default: hybrid)').choices([
+        'hybrid',
+        'performer',
+        ...GATED_VARIANTS,
+      ]),
+    )
+    .option(
+      '--gates <file>',
+      'variants with gates: constants to begin with, in safetensors or JSON',
+    )
+    .option('--constant-gates', "variants with gates: no projections of the layer's input")
+    .option('--window <n>', 'last tokens seen exactly (default: 64)', parsePositive)
+    .option('--sinks <n>', 'first tokens seen exactly (default: 4)', parseCount)
+    .option('--cache <n>', 'tokens in between kept exact (default: 0)', parseCount)
     .option(
       '--features <n>',
-      'features of a token in a head (default: twice its size)',
+      'features of a token in a head (default: twice its size; performer: about d log d)',
       parsePositive,
     )
     .addOption(
-      new Option('--feature-map <name>', 'exp of x W and -x W, or softmax of x W')
-        .choices(['exp', 'softmax'])
-        .default('exp'),
+      new Option(
+        '--feature-map <name>',
+        'exp of x W and -x W, or softmax of x W (default: exp)',
+      ).choices(['exp', 'softmax']),
     )
     .option('--unrotated', 'features of queries and keys before their rotary embedding')
     .option('--layers <list>', 'layers to convert, as in 0,2-3 (default: all)', parseLayers)
@@ -75,22 +94,24 @@ export function addCalibrate(program: Command, io: Io): void {
       parseBudget,
     )
     .option('--steps <n>', 'steps of the fit', parsePositive, 300)
-    .option('--rate <x>', 'learning rate (default: 0.01 for exp, 0.003 for softmax)', positive)
-    .option('--rows <n>', 'queries that a step looks at', parsePositive, 128)
+    .option(
+      '--rate <x>',
+      'learning rate (default: 0.01; softmax 0.003, performer 0.03, gates 0.1)',
+      positive,
+    )
+    .option('--rows <n>', 'queries that a step looks at (default: 128)', parsePositive)
     .option(
       '--focus <share>',
-      'of the weight that goes by how much a query looks up few tokens',
+      'of the weight that goes by how much a query looks up few tokens (default: 0)',
       share,
-      0,
     )
     .option('--sharpness <x>', 'of features at the start', positive)
     .option('--no-refit', 'leave the matrices that mix heads as they are')
     .option('--refit-batches <n>', 'batches that these are refit on', parsePositive, 32)
     .option(
       '--distil <n>',
-      'steps of training the whole model on what the original predicts',
+      'steps of training the whole model on what the original predicts (default: 0)',
       parseCount,
-      0,
     )
     .option(
       '--length <tokens>',
@@ -114,6 +135,7 @@ export function addCalibrate(program: Command, io: Io): void {
 Examples:
   onnx-fla calibrate model.onnx --data book.txt --tokenizer tokenizer.json -o hybrid.onnx
   onnx-fla calibrate model.onnx --data tokens.npz -o hybrid.onnx --keep-softmax auto:1
+  onnx-fla calibrate model.onnx --data tokens.npz -o delta.onnx --variant gated-delta
   onnx-fla calibrate encoder.onnx --data images.npz -o linear.onnx --features 64
   onnx-fla calibrate model.onnx --data texts/ --tokenizer tokenizer.json -o hybrid.onnx --budget kl=0.02
 
@@ -125,7 +147,7 @@ Stopped with Ctrl-C, the same command goes on where it was: what is done lies in
 
 async function runCalibrate(io: Io, file: string, flags: Flags): Promise<void> {
   const { data: source, tokenizer, output, length, batch, repeated, json, ...rest } = flags;
-  const { keepSoftmax, budget, ...options } = rest;
+  const { keepSoftmax, budget, gates, ...options } = rest;
   const auto = keepSoftmax && !Array.isArray(keepSoftmax) ? keepSoftmax.auto : undefined;
   if (auto !== undefined && budget !== undefined) {
     throw new FlaError('invalid_argument', 'calibrate: give auto:K or --budget, not both');
@@ -135,11 +157,13 @@ async function runCalibrate(io: Io, file: string, flags: Flags): Promise<void> {
   const { seed, window = 64 } = options;
   const read = { tokenizer, length, batch, seed, repeated, distance: window };
   const data = loadData(source, read);
+  const begin = gates === undefined ? undefined : loadGates(gates);
   const checkpoint = `${output}.calibration`;
   const report = await withProgress(io, async (update) => {
     const done = await namingFile(file, () =>
       calibrateModel(model, data, {
         ...options,
+        ...(begin && { gates: begin }),
         ...(Array.isArray(keepSoftmax) && { keepSoftmax }),
         ...(auto !== undefined && { choose: { keep: auto } }),
         ...(budget !== undefined && { choose: { kl: budget } }),
@@ -160,17 +184,31 @@ async function runCalibrate(io: Io, file: string, flags: Flags): Promise<void> {
 }
 
 function printReport(io: Io, report: CalibrationReport, output: string): void {
+  const fits = Object.entries(report.losses);
+  if (fits.some(([, { first }]) => first.length === 1)) {
+    printTable(
+      io,
+      ['layer', 'relative squared error of the output, first', 'last'],
+      fits.map(([layer, { first, last }]) => [
+        layer,
+        ...[first[0], last[0]].map((x) => formatNumber(x!, 3)),
+      ]),
+    );
+  } else printWeights(io, fits);
+  if (report.pareto.length > 0) printPareto(io, report.pareto);
+  else printOutputs(io, report.outputs);
+  io.out(`written to ${output}\n`);
+}
+
+function printWeights(io: Io, fits: [string, CalibrationReport['losses'][number]][]): void {
   printTable(
     io,
     ['layer', 'KL of weights, first', 'last', 'among far keys, first', 'last'],
-    Object.entries(report.losses).map(([layer, { first, last }]) => [
+    fits.map(([layer, { first, last }]) => [
       layer,
       ...[first[0], last[0], first[1], last[1]].map((x) => formatNumber(x!, 3)),
     ]),
   );
-  if (report.pareto.length > 0) printPareto(io, report.pareto);
-  else printOutputs(io, report.outputs);
-  io.out(`written to ${output}\n`);
 }
 
 /** The same for models that predict no next token. */

@@ -38,6 +38,7 @@ interface Flags
       | 'cache'
       | 'features'
       | 'bias'
+      | 'seed'
     > {
   variant: RewriteOptions['variant'] | 'rmt';
   output?: string;
@@ -56,7 +57,19 @@ export function addRewrite(program: Command, io: Io): void {
     .option('-o, --output <file>', 'where the rewritten model goes')
     .addOption(
       new Option('--variant <name>', 'what replaces softmax; none writes the same attention again')
-        .choices(['linear', 'retention', 'gla', 'gated-delta', 'hybrid', 'window', 'rmt', 'none'])
+        .choices([
+          'linear',
+          'performer',
+          'retention',
+          'gla',
+          'mamba2',
+          'delta',
+          'gated-delta',
+          'hybrid',
+          'window',
+          'rmt',
+          'none',
+        ])
         .default('linear'),
     )
     .addOption(
@@ -85,7 +98,12 @@ export function addRewrite(program: Command, io: Io): void {
     )
     .option('--sinks <n>', 'hybrid and window: first tokens seen exactly (default: 4)', parseCount)
     .option('--cache <n>', 'hybrid: tokens in between kept exact (default: 0)', parseCount)
-    .option('--features <n>', 'hybrid, uncalibrated: random features of a token', parsePositive)
+    .option(
+      '--features <n>',
+      'performer, and hybrid uncalibrated: random features of a token',
+      parsePositive,
+    )
+    .option('--seed <n>', 'performer: of its random features (default: 0)', parseCount)
     .addOption(new Option('--dtype <type>', 'of carried states').choices(['float32', 'same']))
     .addOption(
       new Option('--bias <how>', 'drop: leave out biases by position, as of T5').choices(['drop']),
@@ -94,7 +112,10 @@ export function addRewrite(program: Command, io: Io): void {
     .option('--memory-tokens <m>', 'rmt: vectors that go from segment to segment', parsePositive)
     .option('--segment <n>', 'rmt: tokens read between two copies of the memory', parsePositive)
     .option('--memory <file>', 'rmt: safetensors with the memory to start from, [m, hidden]')
-    .option('--gates <file>', 'gla and gated-delta: JSON with gate weights or constants')
+    .option(
+      '--gates <file>',
+      'gla, mamba2, delta, gated-delta: gate weights or constants, in safetensors or JSON',
+    )
     .addOption(
       new Option('--target <name>', 'names and shapes of states that it can carry').choices(
         TARGETS,
@@ -125,6 +146,8 @@ Examples:
   onnx-fla rewrite model.onnx -o hybrid.onnx --feature-map exp --keep-softmax 0,3
   onnx-fla rewrite model.onnx -o same.onnx --variant none   # must compute what the original does
   onnx-fla rewrite model.onnx --variant retention --dry-run --json
+  onnx-fla rewrite model.onnx -o performer.onnx --variant performer --features 256 --seed 1
+  onnx-fla rewrite model.onnx -o mamba.onnx --variant mamba2 --gates gates.safetensors
   onnx-fla rewrite model.onnx -o memory.onnx --variant rmt --memory-tokens 16 --segment 512
 `,
     )

@@ -166,7 +166,7 @@ it('says what does not fit', async () => {
     'fitted.0.queryWeight must be [4,4,4], received [4,4,3]',
   );
   await expect(rewriteModel(bertBlock(), { variant: 'hybrid', fitted })).rejects.toThrow(
-    'fitted feature maps are for linear, received hybrid',
+    'fitted feature maps are for linear and performer, received hybrid',
   );
 });
 

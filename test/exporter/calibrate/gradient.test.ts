@@ -24,13 +24,16 @@ const floats = (...dims: number[]) => {
   );
 };
 
-describe.each(['exp', 'softmax'] as const)('the training step (%s)', (featureMap) => {
+describe.each([
+  { name: 'exp', featureMap: 'exp', signs: 2 },
+  { name: 'softmax', featureMap: 'softmax', signs: 1 },
+  { name: 'FAVOR+', featureMap: 'exp', signs: 1, favor: true },
+] as const)('the training step ($name)', ({ name: _, ...map }) => {
   const form: HybridForm = {
     window: 3,
     sinks: 1,
     scale: 0.4,
-    featureMap,
-    signs: featureMap === 'exp' ? 2 : 1,
+    ...map,
   };
   const shapes = parameterShapes(sizes, form);
   const heads: TappedHeads = {

@@ -66,6 +66,26 @@ test(
   PATIENCE,
 );
 
+test(
+  'fits the gates of another variant, from gates in a file',
+  async () => {
+    const gates = at('gates.json');
+    const out = at('gated.onnx');
+    fs.writeFileSync(gates, JSON.stringify({ default: { beta: { constant: 0.5 } } }));
+    const { code, stderr, stdout } = await runCli(
+      ...['calibrate', MODEL, '--data', at('tokens.npz'), '-o', out, '--variant', 'gated-delta'],
+      ...['--gates', gates, '--constant-gates', '--steps', '4', '--refit-batches', '2'],
+    );
+    expect(stderr).toBe('');
+    expect(code).toBe(0);
+    expect(stdout).toContain('relative squared error of the output');
+    const { graph } = loadModel(out);
+    const calls = graph.nodes.filter((n) => n.is('LinearAttention', 'com.fla'));
+    expect(calls.map((n) => n.string('update_rule'))).toEqual(['gated_delta', 'gated_delta']);
+  },
+  PATIENCE,
+);
+
 test.each([
   [['--data', 'absent.npz'], /absent\.npz/],
   [['--data', TINYLM.text], /is text, which needs a tokenizer/],

@@ -452,16 +452,18 @@ test('Ctrl-C ends a command with 130 and leaves no process behind', async () => 
     '--runs',
     '1000000',
   ]);
-  await new Promise((resolve) => setTimeout(resolve, 5000));
-  const measuring = children(child.pid!);
+  let measuring: number[] = [];
+  while (measuring.length === 0 && child.exitCode === null) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    measuring = children(child.pid!);
+  }
   child.kill('SIGINT');
   const { code, stdout, stderr } = await result;
   expect(code).toBe(130);
   expect(stderr).toBe('onnx-fla: interrupted\n');
   expect(stdout).toBe('');
   expect(measuring.length).toBeGreaterThan(0);
-  await new Promise((resolve) => setTimeout(resolve, 300));
-  expect(measuring.filter(isAlive)).toEqual([]);
+  await expect.poll(() => measuring.filter(isAlive), { timeout: 10_000 }).toEqual([]);
 });
 
 /** Process ids of the children of a process that run the measuring script. */

@@ -47,7 +47,11 @@ describe('gates', () => {
     expect(load({ default: { beta: { constant: 0.5 } }, 2: { decay, temperature: 16 } })).toEqual({
       default: { beta: { constant: 0.5 } },
       2: {
-        decay: { weight: Float32Array.of(1, 2, 3, 4), bias: Float32Array.of(0.5, 0.5) },
+        decay: {
+          weight: Float32Array.of(1, 2, 3, 4),
+          dims: [2, 2],
+          bias: Float32Array.of(0.5, 0.5),
+        },
         temperature: 16,
       },
     });
@@ -60,8 +64,75 @@ describe('gates', () => {
     [{ 0: { decay: { constant: 'x' } } }, /constant must be a number/],
     [{ 0: { decay: { weight: [['x']] } } }, /weight must be rows of numbers/],
     [{ 0: { decay: { weight: [1], bias: 1 } } }, /bias must be a list/],
+    [{ 0: { decay: { weight: [[1, 2], [3]] } } }, /weight must be rows of numbers/],
+    [{ 0: { a: { weight: [[1]] } } }, /'0'\.a\.constant must be a number/],
   ])('%j is refused', (json, message) => {
     expect(() => load(json)).toThrow(message);
+  });
+});
+
+describe('gates in safetensors', () => {
+  type Stored = Record<string, { shape: number[]; values: number[]; dtype?: string }>;
+  const load = (tensors: Stored) => {
+    let at = 0;
+    const header = Object.entries(tensors).map(([name, { shape, values, dtype = 'F32' }]) => {
+      const start = at;
+      at += 4 * values.length;
+      return [name, { dtype, shape, data_offsets: [start, at] }];
+    });
+    const json = Buffer.from(JSON.stringify(Object.fromEntries(header)));
+    const length = Buffer.alloc(8);
+    length.writeBigUInt64LE(BigInt(json.length));
+    const data = Float32Array.from(Object.values(tensors).flatMap((t) => t.values));
+    const file = path.join(os.tmpdir(), `fla-gates-${process.pid}.safetensors`);
+    fs.writeFileSync(file, Buffer.concat([length, json, Buffer.from(data.buffer)]));
+    try {
+      return loadGates(file);
+    } finally {
+      fs.rmSync(file);
+    }
+  };
+  test('constants, weights and biases by name', () => {
+    const gates = load({
+      'default.beta.constant': { shape: [], values: [0.5] },
+      'default.gain.constant': { shape: [2], values: [1, 2] },
+      '2.decay.weight': { shape: [3, 2], values: [1, 2, 3, 4, 5, 6] },
+      '2.decay.bias': { shape: [2], values: [0.5, 0.25] },
+      '2.temperature': { shape: [1], values: [16] },
+    });
+    expect(gates).toEqual({
+      default: { beta: { constant: 0.5 }, gain: { constant: [1, 2] } },
+      2: {
+        decay: {
+          weight: Float32Array.of(1, 2, 3, 4, 5, 6),
+          dims: [3, 2],
+          bias: Float32Array.of(0.5, 0.25),
+        },
+        temperature: 16,
+      },
+    });
+  });
+  const one = { shape: [1], values: [1] };
+  test.each<[Stored, RegExp]>([
+    [{ 'layers.0.decay': one }, /tensors must be named .* received "layers\.0\.decay"/],
+    [{ '0.a.weight': one }, /tensors must be named/],
+    [
+      { '0.decay.weight': { shape: [2], values: [1, 2] } },
+      /a matrix \[hidden, n\], received \[2\]/,
+    ],
+    [{ '0.decay.bias': one }, /'0\.decay\.bias' must be beside a weight/],
+    [
+      { '0.decay.bias': one, '0.decay.constant': one },
+      /must be absent beside '0\.decay\.constant'/,
+    ],
+    [{ '0.temperature': { shape: [2], values: [1, 2] } }, /one number, received \[2\]/],
+    [{ '0.a.constant': { shape: [1, 1], values: [1] } }, /a number or a vector, received \[1,1\]/],
+    [
+      { '0.a.constant': { ...one, dtype: 'I32' } },
+      /must be of F16, BF16, F32 or F64, received I32/,
+    ],
+  ])('%j is refused', (tensors, message) => {
+    expect(() => load(tensors)).toThrow(message);
   });
 });
 

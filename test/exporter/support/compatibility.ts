@@ -1,4 +1,11 @@
-import { inspectModel, loadModel, type Model, rewriteModel } from '../../../exporter/index.js';
+import {
+  inspectModel,
+  loadModel,
+  type Model,
+  type RewriteOptions,
+  type RewrittenSite,
+  rewriteModel,
+} from '../../../exporter/index.js';
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
 import { realFilesTable } from './compatibility_real.js';
 import { BUFFERS, DECODERS, decoder, GROUPED } from './decoder.js';
@@ -38,9 +45,9 @@ sequence that the exporter named writes; *Real files* are as an exporter wrote t
 
 - **mask** is what probing found
 - **none**: softmax attention written again from its description. The tests compare it with the original, in ONNX Runtime's own kernels
-- **linear**: variant \`linear\`. The tests compare it with a float64 model of the same layer (families and fused nodes), with the same text read
+- **linear**: variants \`linear\` and \`performer\`. The tests compare it with a float64 model of the same layer (families and fused nodes), with the same text read
   in one call (caches), or run it (the rest)
-- **gated**: \`retention\`, \`gla\`, \`gated-delta\`, which need a causal mask; what they compute is tested on some of the models
+- **gated**: \`retention\`, \`gla\`, \`mamba2\`, \`delta\`, \`gated-delta\`, which need a causal mask; what they compute is tested on some of the models
 - what follows a *yes* is what the variant makes of ALiBi, a softcap or a sink
 - **on request**: a window costs little as it is, and is converted when its layer is asked for
 
@@ -169,29 +176,38 @@ async function answers(build: () => Model): Promise<string[]> {
     s.layer !== null && !s.reason?.startsWith('cross-attention');
   const layers = roundTrip.sites.filter(counts);
   if (layers.length === 0) return ['no attention', '', '', ''];
-  const both = await Promise.all(
-    (['linear', 'retention'] as const).map(async (variant) => {
-      const report = await rewriteModel(build(), { variant, dryRun: true });
-      return report.sites.filter(counts);
-    }),
-  );
+  const said = async (options: RewriteOptions) => {
+    const { sites } = await rewriteModel(build(), { ...options, dryRun: true });
+    return sites.filter(counts).map(answer);
+  };
   const all = (texts: readonly string[]) => [...new Set(texts)].join('; ');
+  // One answer, or one of each variant where they differ.
+  const column = async (variants: readonly RewriteOptions[]) => {
+    const texts = (await Promise.all(variants.map(said))).map(all);
+    const alike = texts.every((text) => text === texts[0]);
+    return alike ? texts[0]! : texts.map((t, i) => `${variants[i]!.variant}: ${t}`).join('; ');
+  };
   return [
     all(layers.map((s) => s.mask ?? '?')),
     all(layers.map((s) => (s.rewritten ? 'yes' : `no: ${s.reason ?? s.kept}`))),
-    ...both.map((sitesOf) =>
-      all(
-        sitesOf.map(({ kept, rewritten, reason, mask, notes }) => {
-          if (rewritten) return ['yes', ...notes].join('; ');
-          if (reason) return `no: ${reason.replace(/^mask: /, '')}`;
-          if (kept?.includes('bounded already')) return 'on request';
-          return mask?.startsWith('bidirectional') || mask === 'padding'
-            ? 'no: not causal'
-            : `no: ${kept}`;
-        }),
-      ),
-    ),
+    await column(LINEAR),
+    await column(GATED),
   ];
+}
+
+const LINEAR: readonly RewriteOptions[] = [{ variant: 'linear' }, { variant: 'performer' }];
+const [a, dt, decay, beta] = [-1, 0.1, -0.1, 1].map((constant) => ({ constant }));
+/** A variant of each rule; whether a site is taken depends on nothing else. */
+const GATED: readonly RewriteOptions[] = [
+  { variant: 'mamba2', gates: { default: { a, dt } } },
+  { variant: 'gated-delta', gates: { default: { decay, beta } } },
+];
+
+function answer({ kept, rewritten, reason, mask, notes }: RewrittenSite): string {
+  if (rewritten) return ['yes', ...notes].join('; ');
+  if (reason) return `no: ${reason.replace(/^mask: /, '')}`;
+  if (kept?.includes('bounded already')) return 'on request';
+  return mask?.startsWith('bidirectional') || mask === 'padding' ? 'no: not causal' : `no: ${kept}`;
 }
 
 async function refusal(miss: (typeof NEAR_MISSES)[number]): Promise<string> {

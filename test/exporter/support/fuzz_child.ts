@@ -30,7 +30,15 @@ import { random } from './run.js';
 
 const [outer, seed, from, to] = process.argv.slice(2) as [string, string, string, string];
 const folder = path.join(outer, 'model');
-const VARIANTS = ['none', 'linear', 'retention', 'gla', 'gated-delta'] as const;
+const VARIANTS = [
+  'none',
+  'linear',
+  'performer',
+  'retention',
+  'gla',
+  'delta',
+  'gated-delta',
+] as const;
 
 /** Models to start from: what torch exported, and what the families' builders write. */
 const torch = path.join(ROOT, 'test/fixtures/torch');

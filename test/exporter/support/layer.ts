@@ -55,10 +55,14 @@ export interface Call {
   readonly near?: number;
 }
 
-/** How queries weigh keys: softmax; non-negative features phi(q) phi(k) divided by their sum; for silu as they are. */
-export type Weighing = 'softmax' | 'elu1' | 'relu' | 'exp' | 'silu';
+/**
+ * How queries weigh keys: softmax; non-negative features phi(q) phi(k) divided by their sum; for silu as they are; or weights of
+ * the caller, divided by their sum.
+ */
+export type Weighing = 'softmax' | MapName | ((q: Float64Array, k: Float64Array) => number);
+type MapName = 'elu1' | 'relu' | 'exp' | 'silu';
 
-const FEATURES: Record<Exclude<Weighing, 'softmax'>, (x: number) => number> = {
+const FEATURES: Record<MapName, (x: number) => number> = {
   elu1: (x) => (x > 0 ? x + 1 : Math.exp(x)),
   relu: (x) => Math.max(x, 0),
   exp: (x) => Math.exp(x),
@@ -125,6 +129,12 @@ function weigh(
     return sum;
   };
   const decay = distances.map((n) => Math.exp(-(slopes?.[h] ?? 0) * n));
+  if (typeof weighing === 'function') {
+    const vector = (x: Float64Array, n: number) => x.subarray(n * dim, (n + 1) * dim);
+    const raw = keys.map((key, n) => weighing(vector(q, row), vector(k, key)) * decay[n]!);
+    const total = raw.reduce((a, b) => a + b, 0);
+    return raw.map((w) => w / total);
+  }
   const sink = sinks ? Math.exp(sinks[h]!) : 0;
   const cap = (s: number) => (softcap ? softcap * Math.tanh(s / softcap) : s);
   const exact = (key: number, n: number) =>
@@ -172,6 +182,8 @@ function matmul(
 export interface TokenGates {
   readonly decay: (b: number, t: number, h: number, k: number) => number;
   readonly beta?: (b: number, t: number, h: number) => number;
+  /** Factor on the value; default 1. */
+  readonly step?: (b: number, t: number, h: number) => number;
 }
 
 /**
@@ -197,7 +209,8 @@ export function recur(layer: Layer, call: Call, gates: TokenGates): Float64Array
       for (let t = 0; t < call.tokens; t++) {
         const row = (b * call.tokens + t) * kvHeads + h;
         if (call.sees(b, t, t)) {
-          const [key, value] = [vector(k, row), vector(v, row)];
+          const step = gates.step?.(b, t, h) ?? 1;
+          const [key, value] = [vector(k, row), vector(v, row).map((x) => step * x)];
           state.forEach((s, i) => {
             const factor = Math.exp(gates.decay(b, t, h, i));
             for (let c = 0; c < dim; c++) s[c]! *= factor;

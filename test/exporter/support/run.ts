@@ -24,20 +24,6 @@ export function floats(dims: readonly number[], values: (i: number) => number): 
   );
 }
 
-export function halves(dims: readonly number[], values: (i: number) => number): ort.Tensor {
-  const view = new DataView(new ArrayBuffer(dims.reduce((a, b) => a * b, 2)));
-  for (let i = 0; i < view.byteLength / 2; i++) setFloat16(view, 2 * i, values(i), true);
-  return new ort.Tensor('float16', new Uint16Array(view.buffer), dims);
-}
-
-/** The numbers of a tensor of floats or halves. */
-export function numbers({ type, data }: ort.Tensor): number[] {
-  if (type !== 'float16') return [...(data as Float32Array)].map(Number);
-  const { buffer, byteOffset, byteLength } = data as Uint16Array;
-  const view = new DataView(buffer, byteOffset, byteLength);
-  return Array.from({ length: byteLength / 2 }, (_, i) => getFloat16(view, 2 * i, true));
-}
-
 export function ints(dims: readonly number[], values: readonly number[]): ort.Tensor {
   return new ort.Tensor('int64', BigInt64Array.from(values, BigInt), dims);
 }
@@ -50,7 +36,7 @@ export function zeros(
 ): ort.Tensor {
   const dims = shape.map((d) => (typeof d === 'number' ? d : batch));
   const count = dims.reduce((a, b) => a * b, 1);
-  if (dtype === 'float16') return halves(dims, () => 0);
+  if (dtype === 'float16') return halves(dims, Array(count).fill(0));
   return dtype === 'int64'
     ? new ort.Tensor('int64', new BigInt64Array(count), dims)
     : new ort.Tensor('float32', new Float32Array(count), dims);
@@ -74,4 +60,20 @@ export function random(seed: number): () => number {
     s = (Math.imul(s, 1664525) + 1013904223) >>> 0;
     return s / 2 ** 31 - 1;
   };
+}
+
+/** A float16 tensor. */
+export function halves(dims: readonly number[], values: readonly number[]): ort.Tensor {
+  const view = new DataView(new ArrayBuffer(values.length * 2));
+  values.forEach((v, i) => {
+    setFloat16(view, i * 2, v, true);
+  });
+  return new ort.Tensor('float16', new Uint16Array(view.buffer), dims);
+}
+/** Elements of a tensor of floats or halves. */
+export function numbers({ type, data }: ort.Tensor): number[] {
+  if (type !== 'float16') return [...(data as Float32Array)].map(Number);
+  const { buffer, byteOffset, length } = data as Uint16Array;
+  const view = new DataView(buffer, byteOffset, length * 2);
+  return Array.from({ length }, (_, i) => getFloat16(view, i * 2, true));
 }
