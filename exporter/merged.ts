@@ -73,8 +73,8 @@ function inlined(
   const through: NodeProto[] = [];
   for (const [i, { name }] of branch.output.entries()) {
     const output = node.outputs[i];
-    // What is skipped may have the name of an output of the If, which something else makes then.
-    if (skipped.has(i) && made.has(name)) names.set(name, node.graph.fresh(`${name}/skipped`));
+    // Optimum makes constants of no elements for what is skipped, under the names of the If's outputs, which something else makes now.
+    if (skipped.has(i) && made.has(name)) names.set(name, node.graph.fresh(`${name}/unused`));
     if (!output || skipped.has(i)) continue;
     if (made.has(name) && !names.has(name)) names.set(name, output);
     else through.push(makeNode('Identity', [names.get(name) ?? name], [output]));

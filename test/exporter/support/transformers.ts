@@ -102,7 +102,7 @@ const MODELS: Record<string, Expected> = {
 /** Files of which more or something else is to be said than of their models. */
 const FILES: Record<string, Expected> = {
   'bert.torchscript.qdq': MODELS.bert!,
-  'gemma2.genai-fp32-cpu': of(WIDE, 'causal+padding, window 4+padding'),
+  'gemma2.genai-fp32-cpu': of(WIDE, 'causal+padding, window 4+padding'), // its windows are those of odd layers
   'gpt_oss.genai-fp32-cpu': of(WIDE, 'window 4+padding, causal+padding'), // its experts are one node
   'llama.genai-fp16-cuda': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-fp32-cpu': of(WIDE, 'causal+padding, causal+padding'),
@@ -114,10 +114,9 @@ const FILES: Record<string, Expected> = {
   'phi3.genai-fp32-cpu': of(WIDE, 'causal+padding'),
   'qwen3.genai-fp32-cpu': of(WIDE, 'causal+padding'),
   'swin.torchscript': of(SMALL, 'bias, rows'), // of windows
-  't5_merged.torchscript': MODELS.t5_decoder!,
   'transformer_encoder.torchscript': of(SMALL, 'traced, traced'), // torch wrote the length as a constant
   'whisper_decoder.torchscript.ort': of(SMALL, 'stacked, cross'),
-  'whisper_merged.torchscript': of(SMALL, 'nested, causal, cross'),
+  'whisper_merged.torchscript': of(SMALL, 'nested, causal, cross'), // the first only tells a shape
 };
 
 /** What ONNX Runtime's CPU kernels cannot do with a file as it is. */
@@ -158,7 +157,10 @@ export interface TransformersFile extends Expected {
 export const TRANSFORMERS: readonly TransformersFile[] = Object.keys(INDEX).map((file) => {
   const name = file.replace(/\.onnx$/, '');
   const [model, exporter, variant = ''] = name.split('.') as [string, string, string?];
-  const plain = model.replace(/_(sdpa|cache|merged)/g, '');
+  const plain = model
+    .replace(/_(sdpa|cache)/g, '')
+    .replace(/^(t5|whisper)_merged/, '$1_decoder')
+    .replace('_merged', '');
   const expected = FILES[name] ?? MODELS[plain];
   if (!expected) throw new Error(`${file}: nothing is said of model '${plain}'`);
   return { ...expected, name, model, exporter, variant, limit: LIMITS[name] };
