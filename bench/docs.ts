@@ -16,7 +16,8 @@ function size(bytes: number | null): string {
 }
 
 function table(rows: readonly Row[]): string {
-  const head = 'op | mode | B | T | H | K x V | dtype | ms | peer ms | ratio | bytes | of copy';
+  const extra = rows.some((r) => r.workspace_bytes);
+  const head = `op | mode | B | T | H | K x V | dtype | ms | peer ms | ratio | bytes | of copy${extra ? ' | workspace' : ''}`;
   const lines = rows.map((r) =>
     [
       r.op,
@@ -31,6 +32,7 @@ function table(rows: readonly Row[]): string {
       r.ratio === null ? (r.note ?? '') : `${number(r.ratio)}x`,
       size(r.bytes),
       number(r.fraction_of_copy, 2),
+      ...(extra ? [r.workspace_bytes ? size(r.workspace_bytes) : '0'] : []),
     ].join(' | '),
   );
   const rule = head.replace(/[^|]+/g, '---');
