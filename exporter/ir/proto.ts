@@ -140,20 +140,58 @@ export const ATTRIBUTE_TYPE = {
   graphs: 10,
 } as const;
 
+const NODE_LIMIT = 200_000; // many times those of a real model; a node takes a few bytes of a file, and hundreds of memory
+const DEPTH_LIMIT = 100; // of messages; deeper ones are refused by the decoder
+
+/** Messages that hold nodes: which field of each holds which message. */
+const HOLDS = {
+  model: { 7: 'graph', 25: 'function' },
+  graph: { 1: 'node' },
+  function: { 7: 'node' },
+  node: { 5: 'attribute' },
+  attribute: { 6: 'graph', 11: 'graph' },
+} as const;
+type Holder = keyof typeof HOLDS;
+
+/** Counts the nodes of a model, nested ones included, before anything is decoded. @throws FlaError `unsupported` for too many */
+function checkNodes(reader: protobuf.Reader, what: string): void {
+  let nodes = 0;
+  const message = (kind: Holder, end: number, depth: number) => {
+    const holds: Readonly<Record<number, Holder>> = HOLDS[kind];
+    while (reader.pos < end) {
+      const tag = reader.uint32();
+      const inner = (tag & 7) === 2 && depth < DEPTH_LIMIT ? holds[tag >>> 3] : undefined;
+      if (!inner) reader.skipType(tag & 7);
+      else {
+        if (inner === 'node' && ++nodes > NODE_LIMIT)
+          throw new FlaError(
+            'unsupported',
+            `${what}: at most ${NODE_LIMIT} nodes expected, received more`,
+          );
+        const length = reader.uint32();
+        message(inner, reader.pos + length, depth + 1);
+      }
+    }
+  };
+  message('model', reader.len, 0);
+}
+
 /**
  * Decodes a serialized ModelProto; byte fields are views into `bytes`, nothing is copied.
  *
  * @param bytes the file's content
  * @param what how errors name it (a path, say)
- * @throws FlaError `invalid_model` naming `what` and the byte offset where decoding stopped
+ * @throws FlaError `invalid_model` naming `what` and the byte offset where decoding stopped, `unsupported` for more than 200,000 nodes
  */
 export function decodeModel(bytes: Uint8Array, what = 'model'): ModelProto {
   const reader = protobuf.Reader.create(bytes);
   reader.discardUnknown = false;
   let model: ModelProto;
   try {
+    checkNodes(protobuf.Reader.create(bytes), what);
     model = MODEL.decode(reader) as unknown as ModelProto;
   } catch (error) {
+    if (error instanceof FlaError) throw error;
     const why =
       error instanceof RangeError ? 'a field reaches beyond the end' : (error as Error).message;
     throw new FlaError(

@@ -6,7 +6,9 @@ import {
   makeNode,
   makeTensor,
   makeValueInfo,
+  modelBytes,
   type NodeProto,
+  parseModel,
   rewriteModel,
   validateModel,
 } from '../../exporter/index.js';
@@ -245,6 +247,18 @@ describe('models that are large in one way', () => {
     ['copies in a row', manyValues(20_000, false)],
   ])('are understood: %s', async (_, large) => {
     expect((await inspectModel(large)).sites).toMatchObject([{ layer: 0, q_num_heads: 2 }]);
+  });
+
+  it('are refused before more nodes are read than any model has, nested ones counted', () => {
+    const many = (nodes: number) => {
+      const node = Array.from({ length: nodes }, () => makeNode('Relu', ['x'], ['b']));
+      const body = { node, initializer: [], input: [], output: [], valueInfo: [] };
+      return modelBytes(model([makeNode('Loop', [], ['y'], { body: { graph: body } })]));
+    };
+    expect(parseModel(many(199_999)).graph.nodes.length).toBe(1);
+    expect(() => parseModel(many(200_000), 'x.onnx')).toThrow(
+      /^x\.onnx: at most 200000 nodes expected, received more$/,
+    );
   });
 
   it('are refused before functions are written out a billion times', async () => {

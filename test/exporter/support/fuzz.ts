@@ -128,8 +128,9 @@ function runProcess(seed: number, from: number, to: number, begin: () => void): 
       if (line.startsWith('> ')) {
         last = Number(line.slice(2));
         begin();
-        watch(SLOWEST_MS);
-      } else if (line.startsWith('! ')) part.failures.push(line.slice(2));
+        watch(START_MS); // it is still to be made
+      } else if (line === '=') watch(SLOWEST_MS);
+      else if (line.startsWith('! ')) part.failures.push(line.slice(2));
       else if (line.startsWith('{')) part.counts = JSON.parse(line);
     }
   });

@@ -3,7 +3,7 @@
  *
  *   fuzz_child.ts FOLDER SEED FROM TO
  *
- * FOLDER/model is the only folder that may be read and written. For each input it prints `> i`, for each failure
+ * FOLDER/model is the only folder that may be read and written. For each input it prints `> i`, `=` when it is made, and for each failure
  * `! what`; at the end one line of JSON.
  */
 import fs from 'node:fs';
@@ -136,6 +136,7 @@ for (let i = Number(from); i < Number(to); i++) {
       cause instanceof Error ? `: ${cause.stack?.split('\n').slice(0, 4).join(' | ')}` : '';
     fs.writeSync(1, `! input ${i} of seed ${seed} (${what}): ${why}${stack}\n`);
   };
+  fs.writeSync(1, '=\n');
   watching = true;
   try {
     await inspectModel(loadModel(input), { runner });
