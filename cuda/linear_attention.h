@@ -3,7 +3,8 @@
 //
 // The parameters are those of the CPU kernel with device pointers in place of host pointers. No
 // host memory is touched, nothing is allocated, the stream is never synchronised, so calls can be
-// captured into a CUDA graph. Results are a pure function of the inputs: same bits on every run.
+// captured into a CUDA graph. Results are a pure function of the inputs and of
+// how tensors are aligned: same bits on every run.
 #ifndef FLA_CUDA_LINEAR_ATTENTION_H_
 #define FLA_CUDA_LINEAR_ATTENTION_H_
 

@@ -1,5 +1,6 @@
 // LinearAttention token by token, all four rules: for short inputs (decoding), where moving the
 // state once is all the work there is, and for calls that the chunked kernels do not take.
+// One token with the usual options goes to linear_attention_token.cu.
 //
 // A block of 4 warps owns 32 columns of one state: 8 lanes share a row, 4 elements each, so that a
 // warp moves 4 rows of 128 (float state) or 64 bytes at a time. The state stays in registers over

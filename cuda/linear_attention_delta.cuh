@@ -18,7 +18,8 @@
 // operand of the next product. So R, U and O [column x token] never leave the warp; K and Q are the
 // B operands, in shared memory. M, A and the inverse belong to a block of tokens, not to columns:
 // warp w makes those of block w of each chunk of up to 64 tokens, then all four warps walk the
-// blocks. Two barriers per chunk.
+// blocks. Two barriers per chunk. Where there are few thread blocks, four more warps make all that
+// for the next chunk meanwhile, and there is one barrier per chunk (run_ahead).
 //
 // Parallel in the sequence: a segment maps the state affinely, S_out = Map S_in + N. With Output =
 // false the kernel walks a segment from S = 0 (giving N) and from S = I with v = 0 (giving Map); a

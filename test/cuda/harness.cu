@@ -374,9 +374,13 @@ const std::vector<Spec>& random_specs() {
         {"delta 64", 1, 2048, 4, 4, 4, 64, 64, kDelta, kNone},
         {"delta 128", 1, 777, 2, 2, 2, 128, 128, kDelta, kNone},
         {"delta 128, few blocks", 1, 2001, 3, 3, 6, 128, 120, kDelta, kNone},
-        {"gated_delta 128, few blocks", 2, 1500, 4, 4, 4, 100, 128, kGatedDelta, kPerHead, 0.2f},
+        {"gated_delta 128, few blocks", 2, 1500, 4, 4, 4, 104, 128, kGatedDelta, kPerHead, 0.2f},
         {"gated_delta key 128, few blocks", 1, 1999, 4, 4, 4, 128, 128, kGatedDelta, kPerKey,
          0.25f},
+        {"ahead, delta 128", 1, 500, 32, 32, 32, 128, 128, kDelta, kNone},
+        {"ahead, gated_delta 128", 1, 500, 32, 32, 32, 128, 128, kGatedDelta, kPerHead, 0.1f},
+        {"ahead, gated_delta key 128", 1, 500, 32, 32, 32, 128, 128, kGatedDelta, kPerKey, 0.25f},
+        {"gated_delta 128, many blocks", 3, 200, 32, 32, 32, 128, 128, kGatedDelta, kPerHead, 0.1f},
         {"delta 256", 1, 300, 2, 2, 2, 256, 256, kDelta, kNone},
         {"gated_delta head 64", 1, 2048, 4, 4, 4, 64, 64, kGatedDelta, kPerHead, 0.1f},
         {"gated_delta head 128", 1, 777, 2, 2, 4, 128, 128, kGatedDelta, kPerHead, 0.1f},
@@ -419,6 +423,13 @@ const std::vector<Spec>& random_specs() {
         }
       }
     }
+    Spec options{"ahead, mask, before", 2, 333, 16, 16, 16, 128, 128, kGatedDelta, kPerHead, 0.1f};
+    options.mask = true;
+    options.read = ReadMode::kBefore;
+    all.push_back(options);
+    options = {"ahead, l2norm, groups", 1, 400, 32, 8, 16, 128, 96, kGatedDelta, kPerKey, 0.25f};
+    options.l2norm = true;
+    all.push_back(options);
     // One token with the options of linear_attention_token.cu.
     for (const UpdateRule rule : {kLinear, kGated, kDelta, kGatedDelta}) {
       const bool gated = rule == kGated || rule == kGatedDelta;
@@ -532,7 +543,8 @@ int run_sanitize(const char* filter) {
     if (!matches(spec, filter)) continue;
     const bool cluster = std::strstr(spec.name, "cluster");
     spec.T = std::min<int64_t>(spec.T, cluster ? 4500 : spec.K > 128 ? 150 : 280);
-    if (spec.HV > 8 && !cluster) continue;
+    const bool ahead = std::strstr(spec.name, "ahead");
+    if (spec.HV > 8 && !cluster && !ahead) continue;
     for (const DType io : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
       if (cluster && io != DType::kBFloat16) continue;
       const Call call = make_call(spec, io, DType::kFloat32, seed += 100);
