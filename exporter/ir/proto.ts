@@ -124,7 +124,6 @@ export interface ModelProto {
 
 const root = protobuf.parse(ONNX_SCHEMA).root;
 const MODEL = root.lookupType('onnx.ModelProto');
-const GRAPH = root.lookupType('onnx.GraphProto');
 
 /** AttributeProto.type: which field of an attribute holds its value. */
 export const ATTRIBUTE_TYPE = {
@@ -210,15 +209,6 @@ export function decodeModel(bytes: Uint8Array, what = 'model'): ModelProto {
 /** Serializes a model; unknown fields that were read are written back. */
 export function encodeModel(model: ModelProto): Uint8Array {
   return MODEL.encode(model as unknown as protobuf.Message).finish();
-}
-
-/** A deep copy of a graph (its byte fields too), for edits that must not touch the source. */
-export function cloneGraphProto(graph: GraphProto): GraphProto {
-  const reader = protobuf.Reader.create(
-    GRAPH.encode(graph as unknown as protobuf.Message).finish(),
-  );
-  reader.discardUnknown = false;
-  return GRAPH.decode(reader) as unknown as GraphProto;
 }
 
 /** int64 field to number; values beyond 2^53 lose low bits, which only "to the end" markers use. */
