@@ -139,7 +139,8 @@ export const ATTRIBUTE_TYPE = {
   graphs: 10,
 } as const;
 
-const NODE_LIMIT = 200_000; // many times those of a real model; a node takes a few bytes of a file, and hundreds of memory
+/** Many times the nodes of a real model; a node takes a few bytes of a file, and hundreds of memory. */
+export const NODE_LIMIT = 200_000;
 const DEPTH_LIMIT = 100; // of messages; deeper ones are refused by the decoder
 
 /** Messages that hold nodes: which field of each holds which message. */
