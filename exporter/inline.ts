@@ -5,12 +5,12 @@ import {
   Graph,
   type GraphProto,
   type Model,
+  NODE_LIMIT,
   type NodeProto,
   toNumber,
 } from './ir/index.js';
 import { RULES } from './rules/index.js';
 
-const NODE_LIMIT = 200_000;
 const CALL_LIMIT = 1000; // of functions that call functions
 
 /**

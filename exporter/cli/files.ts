@@ -26,7 +26,8 @@ export function checkOutput(model: Model, file: string, output: string): void {
   }
 }
 
-function sameFile(a: string, b: string): boolean {
+/** Are these paths of one file, by whatever links? */
+export function sameFile(a: string, b: string): boolean {
   if (path.resolve(a) === path.resolve(b)) return true;
   if (!fs.existsSync(a) || !fs.existsSync(b)) return false;
   const [x, y] = [fs.statSync(a), fs.statSync(b)];

@@ -4,6 +4,7 @@ import { FlaError } from '../../ops/error.js';
 import { type GenaiOptions, mergePatch } from '../index.js';
 import { readText } from '../text/read_text.js';
 import { parseJson } from '../text/tokens.js';
+import { sameFile } from './files.js';
 
 const NAME = 'genai_config.json';
 
@@ -17,7 +18,7 @@ export function readGenaiConfig(file: string, written: string) {
     string,
     string,
   ];
-  if (path.resolve(from) === path.resolve(output)) {
+  if (sameFile(from, output)) {
     throw new FlaError(
       'invalid_argument',
       `rewrite: target genai writes ${NAME} beside the output, which must be in another folder than the model, received ${written}`,
@@ -32,9 +33,12 @@ export function readGenaiConfig(file: string, written: string) {
     output,
     write(patch: object | null): void {
       const text = `${JSON.stringify(mergePatch(options.config, patch ?? {}), null, 2)}\n`;
+      const temporary = `${output}.tmp-${process.pid}`;
       try {
-        fs.writeFileSync(output, text);
+        fs.writeFileSync(temporary, text);
+        fs.renameSync(temporary, output);
       } catch (error) {
+        fs.rmSync(temporary, { force: true });
         throw new FlaError('io', `${output}: cannot be written: ${(error as Error).message}`, {
           cause: error,
         });

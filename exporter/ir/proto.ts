@@ -124,7 +124,6 @@ export interface ModelProto {
 
 const root = protobuf.parse(ONNX_SCHEMA).root;
 const MODEL = root.lookupType('onnx.ModelProto');
-const GRAPH = root.lookupType('onnx.GraphProto');
 
 /** AttributeProto.type: which field of an attribute holds its value. */
 export const ATTRIBUTE_TYPE = {
@@ -140,7 +139,8 @@ export const ATTRIBUTE_TYPE = {
   graphs: 10,
 } as const;
 
-const NODE_LIMIT = 200_000; // many times those of a real model; a node takes a few bytes of a file, and hundreds of memory
+/** Many times the nodes of a real model; a node takes a few bytes of a file, and hundreds of memory. */
+export const NODE_LIMIT = 200_000;
 const DEPTH_LIMIT = 100; // of messages; deeper ones are refused by the decoder
 
 /** Messages that hold nodes: which field of each holds which message. */
@@ -210,15 +210,6 @@ export function decodeModel(bytes: Uint8Array, what = 'model'): ModelProto {
 /** Serializes a model; unknown fields that were read are written back. */
 export function encodeModel(model: ModelProto): Uint8Array {
   return MODEL.encode(model as unknown as protobuf.Message).finish();
-}
-
-/** A deep copy of a graph (its byte fields too), for edits that must not touch the source. */
-export function cloneGraphProto(graph: GraphProto): GraphProto {
-  const reader = protobuf.Reader.create(
-    GRAPH.encode(graph as unknown as protobuf.Message).finish(),
-  );
-  reader.discardUnknown = false;
-  return GRAPH.decode(reader) as unknown as GraphProto;
 }
 
 /** int64 field to number; values beyond 2^53 lose low bits, which only "to the end" markers use. */

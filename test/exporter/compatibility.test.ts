@@ -7,4 +7,4 @@ import { compatibilityPage } from './support/compatibility.js';
 it('docs/compatibility.md is what `npm run gen` writes', async () => {
   const page = await compatibilityPage();
   expect(fs.readFileSync(path.join(ROOT, 'docs/compatibility.md'), 'utf8')).toBe(page);
-});
+}, 180_000);

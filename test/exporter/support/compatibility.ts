@@ -2,11 +2,11 @@ import {
   inspectModel,
   loadModel,
   type Model,
-  type RewriteOptions,
   type RewrittenSite,
   rewriteModel,
 } from '../../../exporter/index.js';
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYLM } from '../../support/models.js';
+import { all, column, GATED, LINEAR } from './compatibility_answers.js';
 import { realFilesTable } from './compatibility_real.js';
 import { BUFFERS, DECODERS, decoder, GROUPED } from './decoder.js';
 import { QUANTISED, quantiser } from './families/quantised.js';
@@ -123,10 +123,10 @@ ${await table([
 ### Of transformers, timm and torch.nn
 
 Small models with random weights, written by torch 2.11, transformers 5.17, onnxscript 0.7.2, ONNX Runtime 1.30, and the sources of Optimum and
-onnxruntime-genai; the tests run each file, its round trip (variant \`none\`) and what \`linear\` makes of it. *torch.nn* is \`transformer_encoder\` and
-\`multihead\`.
+onnxruntime-genai; the tests run each file, its round trip (variant \`none\`) and what \`linear\` makes of it, as far as ONNX Runtime has kernels for
+the file on the CPU. *torch.nn* is \`transformer_encoder\` and \`multihead\`. Reasons are in short what \`inspect\` says.
 
-${realFilesTable()}
+${await realFilesTable()}
 ## Left alone
 
 | what | attention | the reason given |
@@ -168,46 +168,23 @@ async function table(rows: readonly Row[]): Promise<string> {
   return `${lines.map((cells) => `| ${cells.map(cell).join(' | ')} |`).join('\n')}\n`;
 }
 
-/** mask, none, linear, gated; joined where layers differ. */
+/** mask, none, linear, gated. */
 async function answers(build: () => Model): Promise<string[]> {
-  const roundTrip = await rewriteModel(build(), { variant: 'none', dryRun: true });
-  // What a decoder has besides stays as it is, as "Left alone" says.
-  const counts = (s: { layer: number | null; reason: string | null }) =>
-    s.layer !== null && !s.reason?.startsWith('cross-attention');
-  const layers = roundTrip.sites.filter(counts);
+  const { sites } = await rewriteModel(build(), { variant: 'none', dryRun: true });
+  const layers = sites.filter(isOwn);
   if (layers.length === 0) return ['no attention', '', '', ''];
-  const said = async (options: RewriteOptions) => {
-    const { sites } = await rewriteModel(build(), { ...options, dryRun: true });
-    return sites.filter(counts).map(answer);
-  };
-  const all = (texts: readonly string[]) => [...new Set(texts)].join('; ');
-  // One answer, or one of each variant where they differ.
-  const column = async (variants: readonly RewriteOptions[]) => {
-    const texts = (await Promise.all(variants.map(said))).map(all);
-    const alike = texts.every((text) => text === texts[0]);
-    return alike ? texts[0]! : texts.map((t, i) => `${variants[i]!.variant}: ${t}`).join('; ');
-  };
+  const reason = (text: string) => text.replace(/^mask: /, '');
   return [
     all(layers.map((s) => s.mask ?? '?')),
     all(layers.map((s) => (s.rewritten ? 'yes' : `no: ${s.reason ?? s.kept}`))),
-    await column(LINEAR),
-    await column(GATED),
+    await column(build, LINEAR, isOwn, reason),
+    await column(build, GATED, isOwn, reason),
   ];
 }
 
-const LINEAR: readonly RewriteOptions[] = [{ variant: 'linear' }, { variant: 'performer' }];
-const [a, dt, decay, beta] = [-1, 0.1, -0.1, 1].map((constant) => ({ constant }));
-/** A variant of each rule; whether a site is taken depends on nothing else. */
-const GATED: readonly RewriteOptions[] = [
-  { variant: 'mamba2', gates: { default: { a, dt } } },
-  { variant: 'gated-delta', gates: { default: { decay, beta } } },
-];
-
-function answer({ kept, rewritten, reason, mask, notes }: RewrittenSite): string {
-  if (rewritten) return ['yes', ...notes].join('; ');
-  if (reason) return `no: ${reason.replace(/^mask: /, '')}`;
-  if (kept?.includes('bounded already')) return 'on request';
-  return mask?.startsWith('bidirectional') || mask === 'padding' ? 'no: not causal' : `no: ${kept}`;
+/** What a decoder has besides stays as it is, as "Left alone" says. */
+function isOwn({ layer, reason }: RewrittenSite): boolean {
+  return layer !== null && !reason?.startsWith('cross-attention');
 }
 
 async function refusal(miss: (typeof NEAR_MISSES)[number]): Promise<string> {

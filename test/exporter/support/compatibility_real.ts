@@ -1,4 +1,6 @@
-import { type Answer, REFUSALS, TRANSFORMERS, type TransformersFile } from './transformers.js';
+import type { RewrittenSite } from '../../../exporter/index.js';
+import { all, column, GATED, LINEAR } from './compatibility_answers.js';
+import { loadTransformers, REFUSALS, TRANSFORMERS, type TransformersFile } from './transformers.js';
 
 const EXPORTERS: Record<string, string> = {
   torchscript: 'torch, TorchScript, opset 17',
@@ -24,19 +26,19 @@ const WHY: Record<keyof typeof REFUSALS, string> = {
   evicting: 'a cache that forgets tokens',
   nested: 'attention in the branch that makes keys and values of the encoder',
   traced: 'works for the traced length only',
-  rows: 'relative positions added to scores',
+  rows: 'a mask of another batch than the scores',
   stacked: 'hands on keys and values in one, and takes none',
   batch: 'works for the traced lengths only',
 };
 
-/** One row for each model and exporter, from what transformers.test.ts holds against the files. */
-export function realFilesTable(): string {
+/** One row for each model and exporter whose files get the same answers. */
+export async function realFilesTable(): Promise<string> {
   const rows = new Map<string, { cells: string[]; variants: Set<string> }>();
   const plainFirst = [...TRANSFORMERS].sort(
     (a, b) => Number(a.variant > '') - Number(b.variant > ''),
   );
   for (const file of plainFirst.sort((a, b) => order(a).localeCompare(order(b)))) {
-    const cells = [modelOf(file), exporterOf(file), ...answersOf(file)];
+    const cells = [modelOf(file), exporterOf(file), ...(await answersOf(file))];
     const row = rows.get(cells.join('|')) ?? { cells, variants: new Set() };
     row.variants.add(variantOf(file));
     rows.set(cells.join('|'), row);
@@ -72,12 +74,20 @@ function variantOf({ model, variant }: TransformersFile): string {
   return model.includes('_sdpa') ? 'plain, sdpa' : VARIANTS[variant]!;
 }
 
-function answersOf({ layers }: TransformersFile): [mask: string, linear: string, gated: string] {
-  const all = (texts: readonly string[]) => [...new Set(texts)].join('; ');
-  const masks = layers.filter((l) => !(l in REFUSALS));
-  const why = (l: Answer) => `no: ${WHY[l as keyof typeof REFUSALS]}`;
-  const linear = (l: Answer) =>
-    l in REFUSALS ? why(l) : l.startsWith('window') ? 'on request' : 'yes';
-  const gated = (l: Answer) => (/^(bidirectional|padding)/.test(l) ? 'no: not causal' : linear(l));
-  return [all(masks), all(layers.map(linear)), all(layers.map(gated))];
+/** The mask, and what `linear` and `performer`, and variants with gates say. */
+async function answersOf({ name, layers }: TransformersFile): Promise<string[]> {
+  const build = () => loadTransformers(name);
+  const counts = ({ layer }: RewrittenSite) => layer !== null;
+  return [
+    all(layers.filter((l) => !(l in REFUSALS))),
+    await column(build, LINEAR, counts, why),
+    await column(build, GATED.slice(0, 1), counts, why),
+  ];
+}
+
+function why(reason: string): string {
+  const keys = Object.keys(REFUSALS) as (keyof typeof REFUSALS)[];
+  const key = keys.find((k) => REFUSALS[k].test(reason));
+  if (!key) throw new Error(`nothing short is said of '${reason}'`);
+  return WHY[key];
 }

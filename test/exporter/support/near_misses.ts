@@ -54,7 +54,6 @@ const grouped = (w: Writer, attrs: Attributes, more: string[] = []) => {
   const heads = { num_heads: 4, kv_num_heads: 4 };
   return w.project(w.op('GroupQueryAttention', inputs, { ...heads, ...attrs }, MICROSOFT));
 };
-/** A node that has the projections inside. */
 /** How a cache that TensorScatter writes is not understood. */
 interface Scattered {
   readonly mode?: string;
@@ -92,6 +91,7 @@ const scattered = (w: Writer, { mode = 'linear', axis = 2, causal = 1, ...more }
   return w.build(24);
 };
 
+/** A node that has the projections inside. */
 const inside = (w: Writer, opType: string, attrs: Attributes) => {
   const { weight, bias } = packedWeights(w);
   return w.project(w.op(opType, ['x', weight, bias], { num_heads: 4, ...attrs }, MICROSOFT));

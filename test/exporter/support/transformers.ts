@@ -77,8 +77,6 @@ const MODELS: Record<string, Expected> = {
   t5_decoder: of(SMALL, 'bias, cross, bias, cross'),
   bart_encoder: of(SMALL, 'padding'),
   bart_decoder: of(SMALL, 'causal, cross'),
-  marian_encoder: of(SMALL, 'padding'),
-  marian_decoder: of(SMALL, 'causal, cross'),
   whisper_encoder: of(SMALL, 'bidirectional'),
   whisper_decoder: of(SMALL, 'causal, cross'),
   vit: of(SMALL, 'bidirectional'),
@@ -101,7 +99,6 @@ const MODELS: Record<string, Expected> = {
 
 /** Files of which more or something else is to be said than of their models. */
 const FILES: Record<string, Expected> = {
-  'bert.torchscript.qdq': MODELS.bert!,
   'gemma2.genai-fp32-cpu': of(WIDE, 'causal+padding, window 4+padding'), // its windows are those of odd layers
   'gpt_oss.genai-fp32-cpu': of(WIDE, 'window 4+padding, causal+padding'), // its experts are one node
   'llama.genai-fp16-cuda': of(WIDE, 'causal+padding, causal+padding'),
@@ -124,19 +121,16 @@ const LIMITS: Record<string, 'not at all' | 'one row' | 'as traced'> = {
   'falcon_alibi.dynamo': 'not at all', // Mul of bfloat16
   'gemma2.genai-fp32-cpu': 'one row', // several tokens after others
   'gpt_oss.genai-fp32-cpu': 'one row',
-  'llama.dynamo.onnxscript': 'not at all', // GroupQueryAttention that rotates heads of 8
   'llama.genai-fp16-cuda': 'one row',
   'llama.genai-fp32-cpu': 'one row',
   'llama.genai-int4-cpu': 'one row',
   'llama.genai-int4-webgpu': 'one row',
-  'llama_cache.dynamo.onnxscript': 'not at all',
+  'llama_cache.dynamo.onnxscript': 'not at all', // GroupQueryAttention that rotates heads of 8
   'llama_sdpa.dynamo23': 'one row', // RotaryEmbedding's tables have one row
   'mistral.genai-fp32-cpu': 'one row',
   'mistral.genai-int4-cpu': 'one row',
   'multihead.torchscript': 'as traced', // torch wrote lengths of keys as constants
-  'multihead_sdpa.torchscript': 'as traced',
   'phi3.genai-fp32-cpu': 'one row',
-  'phi3_cache.dynamo.onnxscript': 'not at all',
   'qwen3.genai-fp16-cuda': 'not at all', // GroupQueryAttention with norms
   'qwen3.genai-fp32-cpu': 'one row',
   'qwen3.genai-int4-webgpu': 'not at all',
