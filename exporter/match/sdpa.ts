@@ -11,6 +11,8 @@ import type { DTypeName, Node } from '../ir/index.js';
  */
 export interface Heads {
   readonly value: string;
+  /** Instead of `value` its Reshape or Transpose of another value is meant: the same without a factor. */
+  readonly viewed?: { readonly node: Node; readonly value: string };
   readonly layout: 'bhtd' | 'bthd' | 'packed' | 'time-first' | 'stacked';
   readonly index?: number;
   readonly axis?: 2 | 3;

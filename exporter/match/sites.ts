@@ -1,6 +1,7 @@
 import { Graph, isFloat, type Model, type Node } from '../ir/index.js';
 import type { Facts } from './facts.js';
 import { type Rule, unsupported } from './rule.js';
+import { scaleTakenOut } from './scale.js';
 import type { Refusal, RuleResult, Sdpa } from './sdpa.js';
 
 /** One Softmax or fused node, and what the rules say about it. */
@@ -35,8 +36,10 @@ export function findSites(
     facts.wanted.clear();
     const result = inFloats(rule.match(node, facts));
     const wanted = [...facts.wanted].filter((value) => value); // not what a node lacks
-    if ('sdpa' in result) sites.push({ node, rule, layer: layers++, sdpa: result.sdpa, wanted });
-    else {
+    if ('sdpa' in result) {
+      const sdpa = scaleTakenOut(result.sdpa, facts);
+      sites.push({ node, rule, layer: layers++, sdpa, wanted });
+    } else {
       const layer = result.attention ? layers++ : null;
       sites.push({ node, rule, layer, refusal: result, wanted });
     }

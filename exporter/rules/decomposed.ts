@@ -325,18 +325,15 @@ function normalise(
   if (typeof flat === 'string') return unsupported(flat);
 
   const ofQueries = letters && letters.queries !== 'ntd' ? letters.queries : 'bhtd';
-  const heads = flat?.q ?? headsOf(query.value, ofQueries, facts);
+  const q = flat?.q ?? headsOf(query.value, ofQueries, facts);
   const k = flat?.k ?? { value: keys.value, layout: keys.layout as 'bhtd' | 'bthd' };
   const v = flat?.v ?? { value: values.v!, layout: sum.values === 'ntd' ? 'bhtd' : sum.values };
-  if (!heads) {
+  if (!q) {
     const dims = facts.dims(query.value);
     return unsupported(
       `query '${query.value}' must be [B,H,T,D] with known H and D, received [${shown(dims)}]`,
     );
   }
-  // BART scales queries before it splits them into heads.
-  const inner = unscale(heads.value, facts);
-  const q = { ...heads, value: inner.value };
   const kv = keysAndValues(k, v, facts);
   if ('reason' in kv) return unsupported(kv.reason, { q_num_heads: q.heads, head_dim: q.dim });
   const partial = {
@@ -349,7 +346,7 @@ function normalise(
   if (mismatch) return unsupported(mismatch, partial);
   const cross = crossAttention(q, kv.k, kv.v, facts);
   if (cross) return unsupported(cross, partial);
-  const factor = query.scale * inner.scale * keys.scale * (fused?.float('alpha') ?? 1);
+  const factor = query.scale * keys.scale * (fused?.float('alpha') ?? 1);
   const found = scoreSteps(steps, factor, is3d, facts);
   if ('reason' in found) return unsupported(found.reason, partial);
   const sink = sinkOf(steps, q.heads, facts);

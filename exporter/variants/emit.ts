@@ -26,6 +26,7 @@ export class SiteEmitter extends BodyEmitter {
 
   /** Heads as [B,T,H*D]. */
   packed(h: Heads): string {
+    if (h.viewed) return this.packed(this.again(h, h.viewed));
     const { rope, norm, bias, weight, quantised, from, ...bare } = h;
     if (rope) return this.rotate(this.packed({ ...h, rope: undefined }), h, rope);
     if (norm) return this.normalise(this.packed({ ...h, norm: undefined }), h, norm);
@@ -54,11 +55,21 @@ export class SiteEmitter extends BodyEmitter {
 
   /** Heads as [B,H,T,D]. */
   bhtd(h: Heads): string {
+    if (h.viewed) return this.bhtd(this.again(h, h.viewed));
     const swap = (bthd: string) => this.transpose(bthd, [0, 2, 1, 3]);
     const asIs = !(h.bias || h.norm || h.rope);
     if (h.layout === 'bhtd' && asIs) return h.value;
     if (h.layout === 'bthd' && asIs) return swap(h.value);
     return swap(this.reshape(this.packed(h), [0, 0, h.heads, h.dim]));
+  }
+
+  /** Heads whose value is a view of another value than in the model. */
+  private again({ viewed: _, ...h }: Heads, { node, value }: NonNullable<Heads['viewed']>): Heads {
+    const attributes = { perm: node.ints('perm'), allowzero: node.int('allowzero') };
+    return {
+      ...h,
+      value: this.op(node.opType, [value, ...node.inputs.slice(1)], attributes),
+    };
   }
 
   /** x W; q, k and v of one weight share the product. */

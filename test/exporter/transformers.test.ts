@@ -248,3 +248,48 @@ describe.each(TRANSFORMERS)('$name', (file) => {
     );
   });
 });
+
+/** The same weights by several exporters: the first is what the others are compared with. */
+const SAME: readonly (readonly [string, ...string[]])[] = [
+  [
+    'whisper_decoder.torchscript',
+    'whisper_decoder.dynamo',
+    'whisper_decoder.dynamo.onnxscript',
+    'whisper_decoder_sdpa.dynamo23',
+  ],
+  [
+    'whisper_decoder_cache.torchscript',
+    'whisper_decoder_cache.dynamo',
+    'whisper_decoder_cache.dynamo.onnxscript',
+  ],
+  ['opt_cache.torchscript', 'opt_cache.dynamo'],
+  ['bart_decoder.torchscript', 'bart_decoder.dynamo'],
+  ['bert.torchscript', 'bert.dynamo', 'bert_sdpa.dynamo23', 'bert.dynamo.onnxscript'],
+  ['llama.torchscript', 'llama.dynamo', 'llama_cache_sdpa.dynamo23'],
+];
+
+it.each(SAME.map((names) => ({ names })))(
+  'is the same linear attention: $names',
+  async ({ names }) => {
+    let wanted: number[] | undefined;
+    for (const name of names) {
+      const file = TRANSFORMERS.find((f) => f.name === name)!;
+      const model = load(name);
+      const layers = rewritable(file);
+      const { state } = await rewriteModel(model, { variant: 'linear', layers });
+      const call = { ...TRACED, tokens: 9, past: 0 };
+      const start = Object.fromEntries(
+        state.map((s) => [s.past, zeros(s.dtype, s.shape, call.rows)]),
+      );
+      const whole = feedsOf(model, call, file);
+      // Which token the mask hides depends on whether there is a cache.
+      const seen = whole.attention_mask;
+      const mask = seen && { attention_mask: ints(seen.dims, Array(seen.size).fill(1)) };
+      const results = await run(model, { ...whole, ...start, ...mask });
+      const got = numbers(results[Object.keys(results).find((key) => OUTPUT.test(key))!]!);
+      wanted ??= got;
+      const size = Math.max(...wanted.map(Math.abs));
+      expect(distance(got, wanted) / size, name).toBeLessThan(1e-4);
+    }
+  },
+);
