@@ -71,7 +71,7 @@ __device__ __forceinline__ void load_panels(E* tile, const E* src, int64_t row_s
 
 // General kernels transform queries and keys in shared memory before use; the others feed them to
 // the tensor cores as they are.
-template <typename IO_, typename Mma_, int KP_, bool General_>
+template <typename IO_, typename Mma_, int KP_, bool General_, bool Split_ = false>
 struct GatedConfig {
   using IO = IO_;
   using Mma = Mma_;
@@ -102,7 +102,9 @@ struct GatedConfig {
   // Queries and keys times their decay per key keep what rounding to bf16 takes off in tiles of
   // their own: in the operand buffer of the next chunk, or the keys' one, where there is no room
   // for it, in place of the decays.
-  static constexpr bool kSplit = General_ && std::is_same_v<E, bf16>;
+  // A kernel of its own: a branch between warpgroup products makes the compiler serialise them.
+  static constexpr bool kSplit = Split_;
+  static_assert(!kSplit || (General_ && std::is_same_v<E, bf16>));
   static constexpr bool kKeyRestInDecays = kSplit && VP < 2 * C;
 };
 

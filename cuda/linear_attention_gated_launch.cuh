@@ -66,12 +66,15 @@ cudaError_t launch_gated_config(const GatedArgs& args, int B, cudaStream_t strea
   return cudaGetLastError();
 }
 
-template <typename IO, typename Mma, bool General>
+template <typename IO, typename Mma, bool General, bool Split = false>
 cudaError_t launch_gated_sizes(const GatedArgs& args, int B, cudaStream_t stream) {
-  if (args.K <= 64) return launch_gated_config<GatedConfig<IO, Mma, 64, General>>(args, B, stream);
-  if (args.K <= 128)
-    return launch_gated_config<GatedConfig<IO, Mma, 128, General>>(args, B, stream);
-  return launch_gated_config<GatedConfig<IO, Mma, 256, true>>(args, B, stream);
+  if (args.K <= 64) {
+    return launch_gated_config<GatedConfig<IO, Mma, 64, General, Split>>(args, B, stream);
+  }
+  if (args.K <= 128) {
+    return launch_gated_config<GatedConfig<IO, Mma, 128, General, Split>>(args, B, stream);
+  }
+  return launch_gated_config<GatedConfig<IO, Mma, 256, true, Split>>(args, B, stream);
 }
 
 }  // namespace fla::cuda
