@@ -1,6 +1,13 @@
 import type * as Ort from 'onnxruntime-node';
 import { numberTensor, type TensorInput } from '../compare/feeds.js';
-import { type Engine, type Logits, lastRows, type TokenRows, toLogits } from './engine.js';
+import {
+  type Engine,
+  joinLogits,
+  type Logits,
+  lastRows,
+  type TokenRows,
+  toLogits,
+} from './engine.js';
 import type { TokenInterface } from './token_interface.js';
 
 /**
@@ -37,7 +44,7 @@ export class SegmentEngine implements Engine {
         this.pending = [];
       }
     }
-    return wanted === 'last' ? lastRows(parts.at(-1)!, 1) : joined(parts);
+    return wanted === 'last' ? lastRows(parts.at(-1)!, 1) : joinLogits(parts);
   }
 
   async reset(): Promise<void> {
@@ -73,17 +80,4 @@ export class SegmentEngine implements Engine {
       ...row(positions, (i) => i),
     };
   }
-}
-
-function joined(parts: readonly Logits[]): Logits {
-  if (parts.length === 1) return parts[0]!;
-  const rows = parts.reduce((sum, p) => sum + p.rows, 0);
-  const { vocabulary } = parts[0]!;
-  const data = new Float32Array(rows * vocabulary);
-  let at = 0;
-  for (const part of parts) {
-    data.set(part.data.subarray(0, part.rows * vocabulary), at);
-    at += part.rows * vocabulary;
-  }
-  return { rows, vocabulary, data };
 }
