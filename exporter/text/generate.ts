@@ -68,8 +68,8 @@ export async function generate(
   };
 }
 
-/** The token that follows `count` new ones. */
-function nextToken(
+/** The token that follows `count` new ones. @param random gives numbers in [0, 1) */
+export function nextToken(
   logits: Float32Array,
   count: number,
   options: SamplingOptions & Pick<GenerateOptions, 'rules'>,
