@@ -2,7 +2,14 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { env, MarianMTModel, random, Tensor } from '@huggingface/transformers';
+import {
+  env,
+  MarianMTModel,
+  type PreTrainedModel,
+  random,
+  T5ForConditionalGeneration,
+  Tensor,
+} from '@huggingface/transformers';
 import * as ort from 'onnxruntime-node';
 import { afterAll, describe, expect, it } from 'vitest';
 import {
@@ -16,11 +23,12 @@ import {
   saveModel,
 } from '../../exporter/index.js';
 import { logitsRow } from '../../exporter/text/engine.js';
-import { nextToken } from '../../exporter/text/generate.js';
+import { generateBatch, nextToken } from '../../exporter/text/generate.js';
 import { readGenerationConfig } from '../../exporter/text/generation_config.js';
 import { LanguageModel } from '../../exporter/text/language_model.js';
 import { distance, type Feeds, floats, ints, run, zeros } from './support/run.js';
 import { encoder, mergedSeq2Seq, SEQ2SEQ } from './support/seq2seq.js';
+import { loadTransformers } from './support/transformers.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-seq2seq-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
@@ -246,13 +254,48 @@ describe.each<[string, RewriteOptions | undefined]>([
   });
 });
 
+it.each<[string, RewriteOptions | undefined]>([
+  ['t5-original', undefined],
+  ['t5-linear', { variant: 'linear', bias: 'drop' }],
+])('Optimum merged T5 writes under both: %s', async (name, options) => {
+  const model = loadTransformers('t5_merged.torchscript');
+  if (options) {
+    await rewriteModel(model, options);
+    retarget(model, 'transformersjs');
+  }
+  const at = publish(name, model, T5, loadTransformers('t5_encoder.torchscript'));
+  const writer = await T5ForConditionalGeneration.from_pretrained(name, { dtype: 'fp32' });
+  const ours = await LanguageModel.open(path.join(at, 'onnx/decoder_model_merged.onnx'), {
+    ...{ encoder: path.join(at, 'onnx/encoder_model.onnx'), batch: 2 },
+  });
+  const texts = [
+    [7, 21, 9, 13, 4, 26],
+    [16, 5, 31],
+  ];
+  await ours.readSource(texts);
+  const { ids } = await generateBatch(ours, [[0], [0]], {
+    ...{ maxNewTokens: STEPS, temperature: 0, topK: 0, topP: 1, seed: 0 },
+  });
+  await ours.release();
+  expect(ids[0]).not.toEqual(ids[1]);
+  expect(new Set(ids.flat()).size).toBeGreaterThan(2);
+  expect(await generated(writer, texts)).toEqual(ids);
+  await writer.dispose();
+});
+
 const STEPS = 6;
+const T5 = {
+  ...{ model_type: 't5', d_model: 16, d_kv: 4, num_layers: 2, num_decoder_layers: 2, num_heads: 4 },
+  vocab_size: 64,
+  eos_token_id: 64,
+  pad_token_id: 65,
+};
 
 /** A folder as the hub has it. */
-function publish(name: string, model: Model, more: object | undefined): string {
+function publish(name: string, model: Model, more: object | undefined, reader = encoder()): string {
   const at = path.join(folder, name);
   fs.mkdirSync(path.join(at, 'onnx'), { recursive: true });
-  saveModel(encoder(), path.join(at, 'onnx/encoder_model.onnx'));
+  saveModel(reader, path.join(at, 'onnx/encoder_model.onnx'));
   saveModel(model, path.join(at, 'onnx/decoder_model_merged.onnx'));
   const size = (what: string) => ({
     [`${what}_layers`]: layers,
@@ -275,7 +318,7 @@ function publish(name: string, model: Model, more: object | undefined): string {
 
 /** What the library writes for some sources. */
 async function generated(
-  writer: MarianMTModel,
+  writer: PreTrainedModel,
   rows: readonly (readonly number[])[],
   temperature = 0,
 ): Promise<number[][]> {
