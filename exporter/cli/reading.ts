@@ -6,6 +6,7 @@ import { type GenerationConfig, readGenerationConfig } from '../text/generation_
 import { readText } from '../text/read_text.js';
 import type { Tokenizer } from '../text/tokenizer.js';
 import { readArrays } from './arrays.js';
+import { optionOf } from './options.js';
 
 export interface ReadingFlags {
   prompt?: string[];
@@ -34,8 +35,7 @@ export function readingOf(model: string, flags: ReadingFlags, tokenizer: Tokeniz
   if (flags.encoder === undefined) {
     for (const name of ['encoderInput', 'decoderPrompt', 'decoderStartTokenId'] as const) {
       if (flags[name] === undefined) continue;
-      const option = name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`);
-      throw wrong(`--${option} is for a model with an --encoder`);
+      throw wrong(`${optionOf(name)} is for a model with an --encoder`);
     }
     return { prompts: textsOf(flags).map((text) => encoded(tokenizer, text)), endIds, rules };
   }
