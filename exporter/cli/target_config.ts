@@ -26,6 +26,12 @@ const PLACES: Readonly<Record<Target, (model: string) => string>> = {
   },
 };
 
+/** The configuration that a target goes by, where the model has one. */
+export function configOf(target: Target, file: string): object | undefined {
+  const from = PLACES[target](file);
+  return fs.existsSync(from) ? parseJson(readText(from), from) : undefined;
+}
+
 /**
  * The configuration that a target goes by of a model, and a way to write it, patched, for the rewritten one.
  *

@@ -6,6 +6,7 @@ import { env, pipeline, random } from '@huggingface/transformers';
 import { afterAll, describe, expect, it } from 'vitest';
 import {
   loadModel,
+  type Model,
   type RewriteOptions,
   retarget,
   rewriteModel,
@@ -17,6 +18,7 @@ import { LanguageModel } from '../../exporter/text/language_model.js';
 import { sampleToken } from '../../exporter/text/sample.js';
 import { loadTokenizer } from '../../exporter/text/tokenizer.js';
 import { TINYLM } from '../support/models.js';
+import { mergedSeq2Seq } from './support/seq2seq.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-transformers-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
@@ -84,6 +86,23 @@ describe.each<[string, RewriteOptions, number?]>([
     expect(one).toEqual(await drawn(file, PROMPTS.slice(0, 1)));
     expect(both).toEqual(await drawn(file, PROMPTS));
   });
+});
+
+it('promises one layer more under the name that the configuration has', async () => {
+  const patch = async (model: Model, config?: object) => {
+    await rewriteModel(model, { variant: 'hybrid', window: 8 });
+    return retarget(model, 'transformersjs', { config }).config;
+  };
+  const lm = () => loadModel(TINYLM.modelKv);
+  expect(await patch(lm())).toEqual({ num_hidden_layers: 5 });
+  expect(await patch(lm(), { model_type: 'gpt2', n_layer: 4 })).toEqual({ n_layer: 5 });
+  const text = { model_type: 'gemma3', text_config: { num_hidden_layers: 4 } };
+  expect(await patch(lm(), text)).toEqual({ text_config: { num_hidden_layers: 5 } });
+  const t5 = { model_type: 't5', num_layers: 2, num_decoder_layers: 2 };
+  expect(await patch(mergedSeq2Seq(), t5)).toEqual({ num_decoder_layers: 3 });
+  await expect(patch(lm(), { model_type: 'gpt2' })).rejects.toThrow(
+    /^config\.json must have the number of layers, num_hidden_layers or n_layer.*, received model_type$/,
+  );
 });
 
 it('sampled: the original and the same attention written again write one text, the seed decides which', async () => {

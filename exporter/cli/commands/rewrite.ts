@@ -19,7 +19,7 @@ import { checkOutput } from '../files.js';
 import { loadGates } from '../gates.js';
 import { type Io, type Progress, printJson, withProgress } from '../io.js';
 import { parseCount, parseLayers, parseNumbers, parsePositive } from '../options.js';
-import { readTargetConfig, type TargetConfig } from '../target_config.js';
+import { configOf, readTargetConfig, type TargetConfig } from '../target_config.js';
 import { printReasons, printSites } from './inspect.js';
 import { type MemoryFlags, printMemory, refuseMemory, rewriteMemory } from './rewrite_memory.js';
 
@@ -207,10 +207,10 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
       }),
     );
     const named =
-      target && !dryRun
+      target && written
         ? retarget(model, target, {
-            config: config?.config,
-            filename: path.basename(written ?? ''),
+            config: config?.config ?? configOf(target, file),
+            filename: path.basename(written),
           })
         : {};
     await save(update);
