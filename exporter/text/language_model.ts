@@ -61,12 +61,6 @@ export class LanguageModel {
       const model = loadModel(withPast);
       const segments = segmentOf(model);
       const { batch = 1 } = choice;
-      if (segments && batch > 1) {
-        throw new FlaError(
-          'unsupported',
-          `a model with memory tokens reads one text at a time, received ${batch}`,
-        );
-      }
       const chosen = { ...choice, batch, backend, padding: paddingSide(model) };
       const { engine, memory } = segments
         ? await segmentEngine(file, chosen, segments.segment)
@@ -229,11 +223,11 @@ async function firstOf(file: string, later: TokenInterface, chosen: Chosen) {
   );
 }
 
-async function segmentEngine(file: string, choice: SessionChoice, segment: number) {
-  const { session } = await openSession(file, choice);
+async function segmentEngine(file: string, chosen: Chosen, segment: number) {
+  const { session } = await openSession(file, chosen);
   const io = tokenInterface(session);
   return {
-    engine: new SegmentEngine(await loadOnnxRuntime(), session, io, segment),
+    engine: new SegmentEngine(await loadOnnxRuntime(), session, io, segment, chosen.batch),
     memory: io.memory,
   };
 }
