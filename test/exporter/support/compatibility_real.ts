@@ -27,7 +27,6 @@ const WHY: Record<keyof typeof REFUSALS, string> = {
   nested: 'attention in the branch that makes keys and values of the encoder',
   traced: 'works for the traced length only',
   rows: 'a mask of another batch than the scores',
-  stacked: 'hands on keys and values in one, and takes none',
   batch: 'works for the traced lengths only',
 };
 
