@@ -162,6 +162,29 @@ describe('a merged decoder with an encoder', () => {
     expect(far(whole, await read(mergedSeq2Seq(), [5]))).toBeGreaterThan(1e-2);
   });
 
+  it('makes keys and values of the encoder without the decoder, where names say that their batch is its own', async () => {
+    const branches = async (change: (model: Model) => void) => {
+      const model = loadTransformers('whisper_merged.torchscript');
+      change(model);
+      const { sites } = await rewriteModel(model, { variant: 'none' });
+      const { graph } = model;
+      const node = graph.nodes.find((n) => n.is('If'))!;
+      const made = node.attribute('else_branch')!.g!.node.map((n) => n.opType);
+      return { made, reasons: sites.map((s) => s.reason) };
+    };
+    const cross = expect.stringMatching(/^cross-attention/);
+    const { made, reasons } = await branches(() => {});
+    expect(reasons).toEqual([null, cross]);
+    expect(made.filter((op) => /MatMul|Reshape|Transpose/.test(op))).toHaveLength(6);
+    expect(made).not.toContain('Softmax');
+    // The same file, but for a batch of another name: nothing says then that the number is that of the encoder.
+    const other = await branches(({ graph }) => {
+      graph.info('encoder_hidden_states')!.type!.tensorType!.shape!.dim[0]!.dimParam = 'other';
+    });
+    expect(other.reasons).toEqual([expect.stringMatching(/nested graph/), null, cross]);
+    expect(other.made).toContain('Softmax');
+  });
+
   it('hands on the caches of the encoder where the original gave back empty ones', async () => {
     const { model } = await changed({ variant: 'linear' });
     const cache = floats([BATCH, heads, 4, dim], (i) => Math.sin(i));
