@@ -9,6 +9,7 @@ import {
   random,
   T5ForConditionalGeneration,
   Tensor,
+  WhisperForConditionalGeneration,
 } from '@huggingface/transformers';
 import * as ort from 'onnxruntime-node';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -306,7 +307,47 @@ it.each<[string, RewriteOptions | undefined]>([
   await writer.dispose();
 });
 
+it.each<[string, RewriteOptions | undefined]>([
+  ['whisper-original', undefined],
+  ['whisper-none', { variant: 'none' }],
+  ['whisper-linear', { variant: 'linear' }],
+])('Optimum merged Whisper writes under both: %s', async (name, options) => {
+  const model = loadTransformers('whisper_merged.torchscript');
+  if (options) await rewriteModel(model, options);
+  if (options?.variant === 'linear') retarget(model, 'transformersjs');
+  const at = publish(name, model, WHISPER, loadTransformers('whisper_encoder.torchscript'));
+  const writer = await WhisperForConditionalGeneration.from_pretrained(name, { dtype: 'fp32' });
+  const file = path.join(at, 'onnx/decoder_model_merged.onnx');
+  const ours = await LanguageModel.open(file, {
+    ...{ encoder: path.join(at, 'onnx/encoder_model.onnx'), batch: 2 },
+  });
+  const data = Float32Array.from({ length: 320 }, (_, i) => 3 * Math.sin(i * i + 1));
+  await ours.readSource(new Map([['input_features', { dims: [2, 8, 20], data }]]));
+  const prompt = [1, 5, 9, 11];
+  const { ids } = await generateBatch(ours, [prompt, prompt], {
+    ...{ maxNewTokens: STEPS, temperature: 0, topK: 0, topP: 1, seed: 0 },
+    rules: readGenerationConfig(file).rules,
+  });
+  await ours.release();
+  expect(ids[0]).not.toEqual(ids[1]);
+  for (const [b, row] of ids.entries()) {
+    // The library's Whisper starts one text only.
+    const features = new Tensor('float32', data.slice(b * 160, (b + 1) * 160), [1, 8, 20]);
+    const more = { inputs: features, language: 'en', max_new_tokens: STEPS };
+    const out = (await writer.generate(more as never)) as Tensor;
+    expect((out.tolist() as bigint[][])[0]!.map(Number)).toEqual([...prompt, ...row]);
+  }
+  await writer.dispose();
+});
+
 const STEPS = 6;
+const WHISPER = {
+  ...{ model_type: 'whisper', d_model: 16, num_mel_bins: 8, vocab_size: 64, is_multilingual: true },
+  ...{ encoder_layers: 1, decoder_layers: 1 },
+  ...{ encoder_attention_heads: 4, decoder_attention_heads: 4, decoder_start_token_id: 1 },
+  ...{ lang_to_id: { '<|en|>': 5 }, task_to_id: { transcribe: 9 }, no_timestamps_token_id: 11 },
+  ...{ begin_suppress_tokens: [12, 40], suppress_tokens: [13], eos_token_id: 64, pad_token_id: 65 },
+};
 const T5 = {
   ...{ model_type: 't5', d_model: 16, d_kv: 4, num_layers: 2, num_decoder_layers: 2, num_heads: 4 },
   vocab_size: 64,
