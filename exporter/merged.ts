@@ -1,3 +1,4 @@
+import { withOwnBatch } from './cross_batch.js';
 import {
   type AttributeProto,
   type Graph,
@@ -97,8 +98,11 @@ function put(
 }
 
 /** The If that hands on the caches of the encoder's keys and values, or makes them as the branch without a cache did. */
-function crossCaches({ first, condition, cross }: MergedDecoder, graph: Graph): NodeProto {
-  const wanted = cross.map((c) => first.output[c.index]!.name);
+function crossCaches(found: MergedDecoder, graph: Graph): NodeProto {
+  const { condition, cross } = found;
+  const wanted = cross.map((c) => found.first.output[c.index]!.name);
+  const caches = cross.map((c, i) => ({ value: wanted[i]!, present: c.present }));
+  const first = withOwnBatch(found.first, caches, graph);
   const needed = ancestors(first, wanted);
   // The other branch, which is part of the main graph now, may have values of the same names.
   const own = [...needed.flatMap((n) => n.output), ...first.initializer.map((t) => t.name ?? '')];

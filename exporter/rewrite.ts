@@ -239,6 +239,7 @@ class Written {
     [];
 
   add({ node, sdpa }: AnalysedSite, e: SiteEmitter): void {
+    e.presents(sdpa!);
     this.sites.push({ graph: node.graph, old: sdpa!.replaced, nodes: e.nodes });
   }
   insert(): void {

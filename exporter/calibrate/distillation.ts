@@ -103,6 +103,7 @@ export class DistillationStep {
       const { output } = sdpa;
       if (output.layout === 'packed') e.op('Identity', [packed], {}, { output: output.value });
       else e.fromPacked(packed, HQ, V, { ...output, layout: output.layout });
+      e.presents(sdpa);
       graph.remove(sdpa.replaced);
       graph.insert(e.nodes);
       if (projection) {

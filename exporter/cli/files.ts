@@ -5,15 +5,7 @@ import { externalFiles, type Model } from '../index.js';
 
 /** Refuses outputs that would destroy the input or cannot be written, before any work is done. */
 export function checkOutput(model: Model, file: string, output: string): void {
-  const folder = path.dirname(path.resolve(output));
-  if (!fs.existsSync(folder)) {
-    throw new FlaError('io', `${output}: cannot be written: folder ${folder} does not exist`);
-  }
-  const there = fs.statSync(output, { throwIfNoEntry: false });
-  if (there && !there.isFile()) {
-    const what = there.isDirectory() ? 'a folder' : 'no ordinary file';
-    throw new FlaError('io', `${output}: cannot be written: is ${what}`);
-  }
+  checkWritable(output);
   const data = externalFiles(model).map((name) => path.join(path.dirname(file), name));
   for (const written of [output, `${output}.data`]) {
     for (const read of [file, ...data]) {
@@ -23,6 +15,19 @@ export function checkOutput(model: Model, file: string, output: string): void {
         `${output}: must be another file than the input, received one that would overwrite ${read}`,
       );
     }
+  }
+}
+
+/** Refuses a path that no file can be written to. @throws FlaError `io` */
+export function checkWritable(output: string): void {
+  const folder = path.dirname(path.resolve(output));
+  if (!fs.existsSync(folder)) {
+    throw new FlaError('io', `${output}: cannot be written: folder ${folder} does not exist`);
+  }
+  const there = fs.statSync(output, { throwIfNoEntry: false });
+  if (there && !there.isFile()) {
+    const what = there.isDirectory() ? 'a folder' : 'no ordinary file';
+    throw new FlaError('io', `${output}: cannot be written: is ${what}`);
   }
 }
 

@@ -92,3 +92,8 @@ export function backendOption(
 ): Option {
   return new Option(flags, what).choices(['auto', 'fla', 'stock']).default('auto');
 }
+
+/** How an option is written whose value commander calls `flag`. */
+export function optionOf(flag: string): string {
+  return `--${flag.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
+}

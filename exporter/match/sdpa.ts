@@ -126,6 +126,14 @@ export interface Sink {
   readonly logits?: string;
 }
 
+/**
+ * Keys and values that a fused node gives out where no earlier ones come in, as the first call of a decoder does: each [B,H,T,D], or both in
+ * one value [2,B,H,T,D]. '' for what nothing reads.
+ */
+export type Presents =
+  | { readonly stacked: string }
+  | { readonly key: string; readonly value: string };
+
 /** What every attention site is brought to: softmax(cap(scale q k') + masks) v, perhaps with a sink among the keys. */
 export interface Sdpa {
   readonly rule: string;
@@ -141,6 +149,7 @@ export interface Sdpa {
   readonly masks: readonly MaskStep[];
   readonly sink?: Sink;
   readonly cache?: Cache;
+  readonly presents?: Presents;
   /** What the site computes: [B,H,T,D], [B,T,H,D], [B,T,H*D] or (`tnd`) [T,B*H,D]. */
   readonly output: { readonly value: string; readonly layout: 'bhtd' | 'bthd' | 'packed' | 'tnd' };
   /** Nodes whose outputs the rewritten site replaces; they must have no other readers. */

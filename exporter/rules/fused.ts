@@ -25,7 +25,7 @@ export const otherFused: Rule = {
 export function fusedSite(
   node: Node,
   facts: Facts,
-  found: Pick<Sdpa, 'rule' | 'q' | 'k' | 'v' | 'masks' | 'softcap' | 'sink'> & {
+  found: Pick<Sdpa, 'rule' | 'q' | 'k' | 'v' | 'masks' | 'softcap' | 'sink' | 'presents'> & {
     readonly cache: Cache | undefined;
     /** Default: that of the first input. */
     readonly dtype?: DTypeName;

@@ -2,7 +2,7 @@ import type { Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import { headMismatch, headsOf, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
-import type { Heads, MaskStep, RuleResult } from '../match/sdpa.js';
+import type { Heads, MaskStep, Presents, RuleResult } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
 import { beams, cacheOf, fusedSite, maskIndex, usedOutput } from './fused.js';
 
@@ -58,7 +58,8 @@ function multiHeadRule(name: string, at: Inputs): Rule {
       const inputs = headsOfInputs(node, at, facts);
       if (typeof inputs === 'string') return unsupported(inputs);
       const { q, k, v } = inputs;
-      const bare = cacheOf(node, { past: at.past, present: [1, 2] }, facts);
+      const presents = presentsOf(node, at, facts);
+      const bare = presents ? undefined : cacheOf(node, { past: at.past, present: [1, 2] }, facts);
       const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
       if (typeof bare === 'string') return unsupported(bare, partial);
       const filled = node.inputs[at.filled];
@@ -67,9 +68,17 @@ function multiHeadRule(name: string, at: Inputs): Rule {
       if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
       const masks = masksOf(node, at, facts);
       if (typeof masks === 'string') return unsupported(masks, partial);
-      return fusedSite(node, facts, { rule: name, q, k, v, masks, cache });
+      return fusedSite(node, facts, { rule: name, q, k, v, masks, cache, presents });
     },
   };
+}
+
+/** Keys and values that the first call of a decoder gives out; the cache of nodes for one token is a buffer. */
+function presentsOf(node: Node, { past, beamWidth }: Inputs, facts: Facts): Presents | undefined {
+  const [key, value] = [1, 2].map((i) => (usedOutput(node, i, facts) ? node.outputs[i]! : ''));
+  const bare = past.every((i) => !node.inputs[i]) && node.int('past_present_share_buffer') !== 1;
+  if (!bare || beamWidth !== undefined || (!key && !value)) return undefined;
+  return { key: key!, value: value! };
 }
 
 function refusedFeature(node: Node, at: Inputs, facts: Facts): string | undefined {

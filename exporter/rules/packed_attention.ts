@@ -75,8 +75,10 @@ function packedRule(name: string, at: Inputs): Rule {
       if (wrong) return unsupported(wrong, partial);
       const masks = masksOf(node, at, facts);
       if (typeof masks === 'string') return unsupported(masks, partial);
+      const presents =
+        !cache && usedOutput(node, 1, facts) ? { stacked: node.outputs[1]! } : undefined;
       const dtype = facts.dtype(node.inputs[quantised ? 2 : 0]!) ?? 'float32';
-      return fusedSite(node, facts, { rule: name, q, k, v, masks, cache, dtype });
+      return fusedSite(node, facts, { rule: name, q, k, v, masks, cache, dtype, presents });
     },
   };
 }
@@ -129,7 +131,9 @@ function headsOfWeights(node: Node, facts: Facts): [Heads, Heads, Heads] | strin
 function stackedCache(node: Node, at: Inputs, facts: Facts): Cache | string | undefined {
   const [past, present] = [node.inputs[at.past] ?? '', node.outputs[1] ?? ''];
   if (!past) {
-    return usedOutput(node, 1, facts)
+    const opaque = node.is('DecoderMaskedSelfAttention', 'com.microsoft');
+    const shared = node.int('past_present_share_buffer') === 1;
+    return (opaque || shared) && usedOutput(node, 1, facts)
       ? `'${present}' is used although no past comes in`
       : undefined;
   }

@@ -14,9 +14,9 @@ export type Target = (typeof TARGETS)[number];
 /**
  * Gives the states of a rewritten decoder the names and shapes that another program carries, in place.
  *
- * @param options for `genai` only
+ * @param options the configuration of the original; the file's name for `genai` only
  * @throws FlaError `unsupported` when the model has no states, or some that the program has no place for
  */
 export function retarget(model: Model, target: Target, options: GenaiOptions = {}): TargetReport {
-  return target === 'genai' ? forGenai(model, options) : forTransformersJs(model);
+  return target === 'genai' ? forGenai(model, options) : forTransformersJs(model, options.config);
 }

@@ -12,9 +12,12 @@ const BATCH = 'batch_size';
  * called `batch_size`. A state that belongs to no layer takes a name that no layer has, or that of a layer more, which config.json
  * must then promise.
  *
- * @throws FlaError `unsupported` when the model has no states or a layer has more than two
+ * @param config the model's config.json, which tells under what name the number of layers stands; default: num_hidden_layers, or decoder_layers
+ * beside an encoder
+ * @throws FlaError `unsupported` when the model has no states or a layer has more than two, `invalid_argument` for a config.json without a
+ * number of layers
  */
-export function forTransformersJs(model: Model): TargetReport {
+export function forTransformersJs(model: Model, config?: object): TargetReport {
   const { graph } = model;
   const pairs = statesOf(model, 'transformersjs');
   const caches = graph.inputs.map((i) => i.name).filter((name) => /^past_key_values\./.test(name));
@@ -61,8 +64,36 @@ export function forTransformersJs(model: Model): TargetReport {
     shape: p.shape.map((d, axis) => (axis === 0 && typeof d === 'string' ? BATCH : d)),
   }));
   model.setMetadata(STATE_KEY, JSON.stringify(state));
-  const layerCount = hasEncoder ? 'decoder_layers' : 'num_hidden_layers';
-  return { state, config: last > layers ? { [layerCount]: last } : null };
+  return { state, config: last > layers ? layerPatch(last, hasEncoder, config) : null };
+}
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** Where the configurations of decoders have the number of layers (the library's src/configs.js). */
+const LAYER_KEYS = [
+  'num_hidden_layers',
+  'n_layer',
+  'n_layers',
+  'num_layers',
+  'num_transformer_layers',
+] as const;
+/** And those of decoders with an encoder. */
+const DECODER_KEYS = ['decoder_layers', 'num_decoder_layers', 'decoder_num_hidden_layers'] as const;
+
+function layerPatch(count: number, hasEncoder: boolean, config?: object): Json {
+  const keys = hasEncoder ? DECODER_KEYS : LAYER_KEYS;
+  if (!config) return { [keys[0]]: count };
+  const known = (json: Json) => keys.find((key) => Number.isInteger(json[key]));
+  const key = known(config as Json);
+  if (key) return { [key]: count };
+  // Models of text and images have that of the text in it.
+  const { text_config: text } = config as { text_config?: Json };
+  const inner = text && known(text);
+  if (inner) return { text_config: { [inner]: count } };
+  throw new FlaError(
+    'invalid_argument',
+    `config.json must have the number of layers, ${keys.join(' or ')}, received ${Object.keys(config).join(', ').slice(0, 100)}`,
+  );
 }
 
 /** The batch of what is carried, by the name that zeros are made for. */

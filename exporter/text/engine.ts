@@ -1,5 +1,6 @@
 import type * as Ort from 'onnxruntime-node';
 import { tensorValues } from '../compare/feeds.js';
+import type { Encoded } from './encoder.js';
 
 /** Logits of consecutive tokens, row-major [rows, vocabulary]. */
 export interface Logits {
@@ -28,6 +29,20 @@ export function toLogits(tensor: Ort.Tensor): Logits {
   return { rows, vocabulary, data };
 }
 
+/** Logits of one text, piece after piece. */
+export function joinLogits(parts: readonly Logits[]): Logits {
+  if (parts.length === 1) return parts[0]!;
+  const rows = parts.reduce((sum, p) => sum + p.rows, 0);
+  const { vocabulary } = parts[0]!;
+  const data = new Float32Array(rows * vocabulary);
+  let at = 0;
+  for (const part of parts) {
+    data.set(part.data.subarray(0, part.rows * vocabulary), at);
+    at += part.rows * vocabulary;
+  }
+  return { rows, vocabulary, data };
+}
+
 /** Token ids of the texts of a batch. */
 export type TokenRows = readonly (readonly number[])[];
 
@@ -35,11 +50,15 @@ export type TokenRows = readonly (readonly number[])[];
 export interface Engine {
   /** Bytes carried from call to call. */
   readonly stateBytes: number;
+  /** Is a prompt best read in one call, because later calls take one token at a time? */
+  readonly readsAtOnce?: boolean;
   /**
    * Reads tokens of each text, as many of one as of the other but in the first call; returns the logits of all of them, or of
    * the last one of each text.
    */
   run(rows: TokenRows, wanted: 'all' | 'last'): Promise<Logits>;
+  /** Starts over, with what an encoder made of the sources of the batch. */
+  attend?(source: Encoded): Promise<void>;
   reset(): Promise<void>;
   release(): Promise<void>;
 }

@@ -3,6 +3,15 @@ import { logitsRow } from './engine.js';
 import type { LanguageModel } from './language_model.js';
 import { type SamplingOptions, sampleToken } from './sample.js';
 
+/** Which new tokens a model's configuration dictates or forbids. */
+export interface TokenRules {
+  /** By number, counted from 0. */
+  forced: ReadonlyMap<number, number>;
+  suppressed: readonly number[];
+  /** Not as the first token that is not forced. */
+  suppressedFirst: readonly number[];
+}
+
 export interface GenerateOptions extends SamplingOptions {
   maxNewTokens: number;
   seed: number;
@@ -10,6 +19,7 @@ export interface GenerateOptions extends SamplingOptions {
   chunk?: number;
   /** Generation stops before any of these. */
   endIds?: ReadonlySet<number>;
+  rules?: TokenRules;
   /** Called with each new token as it is chosen. */
   onToken?: (id: number) => void;
   onPrefill?: (done: number) => void;
@@ -42,7 +52,7 @@ export async function generate(
   const ids: number[] = [];
   while (ids.length < options.maxNewTokens) {
     options.signal?.throwIfAborted();
-    const id = sampleToken(logitsRow(logits, logits.rows - 1), options, random);
+    const id = nextToken(logitsRow(logits, logits.rows - 1), ids.length, options, random);
     if (options.endIds?.has(id)) break;
     ids.push(id);
     options.onToken?.(id);
@@ -56,6 +66,26 @@ export async function generate(
     decodeMs: performance.now() - prefilled,
     stateBytes: model.stateBytes,
   };
+}
+
+/** The token that follows `count` new ones. @param random gives numbers in [0, 1) */
+export function nextToken(
+  logits: Float32Array,
+  count: number,
+  options: SamplingOptions & Pick<GenerateOptions, 'rules'>,
+  random: () => number,
+): number {
+  const { rules } = options;
+  if (!rules) return sampleToken(logits, options, random);
+  const { forced, suppressed, suppressedFirst } = rules;
+  const id = forced.get(count);
+  if (id !== undefined) return id;
+  const isFirst = count === Math.max(-1, ...forced.keys()) + 1;
+  const allowed = logits.slice();
+  for (const no of [...suppressed, ...(isFirst ? suppressedFirst : [])]) {
+    if (no < allowed.length) allowed[no] = Number.NEGATIVE_INFINITY;
+  }
+  return sampleToken(allowed, options, random);
 }
 
 /** What a batch was continued with. */
@@ -86,7 +116,7 @@ export async function generateBatch(
     options.signal?.throwIfAborted();
     for (const [b, text] of texts.entries()) {
       if (text.ended) continue;
-      text.last = sampleToken(logitsRow(logits, b), options, text.random);
+      text.last = nextToken(logitsRow(logits, b), text.ids.length, options, text.random);
       text.ended = options.endIds?.has(text.last) ?? false;
       if (!text.ended) text.ids.push(text.last);
     }

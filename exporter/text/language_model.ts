@@ -11,12 +11,13 @@ import {
 import { loadModel } from '../ir/file.js';
 import type { Model } from '../ir/index.js';
 import { segmentOf } from '../memory_tokens.js';
+import { Encoder, type NumberArray } from './encoder.js';
 import type { Engine, Logits, TokenRows } from './engine.js';
 import { SegmentEngine } from './segment_engine.js';
-import { statePairs } from './state_pairs.js';
+import { presentOf, statePairs } from './state_pairs.js';
 import { StatefulEngine } from './stateful_engine.js';
 import { StockEngine } from './stock_engine.js';
-import { type Memory, tokenInterface } from './token_interface.js';
+import { type Memory, type TokenInterface, tokenInterface } from './token_interface.js';
 
 export interface PrefillOptions {
   /** Tokens in a run; default 512. A model that remembers nothing reads all at once. */
@@ -28,6 +29,10 @@ export interface PrefillOptions {
 export interface LanguageModelChoice extends SessionChoice {
   /** Texts side by side; default 1. */
   batch?: number;
+  /** The file is the decoder of an encoder-decoder, and this its encoder (Optimum's encoder_model.onnx). */
+  encoder?: string;
+  /** The file makes the first call only, and this those after it (Optimum's decoder_with_past_model.onnx). */
+  withPast?: string;
 }
 
 /** A causal language model that is fed token by token or in pieces. */
@@ -41,6 +46,7 @@ export class LanguageModel {
     readonly backend: 'fla' | 'stock',
     readonly notice: string | undefined,
     readonly batch: number,
+    private readonly encoder?: Encoder,
   ) {}
 
   /**
@@ -48,24 +54,20 @@ export class LanguageModel {
    * nothing writes its cache in place
    */
   static async open(file: string, choice: LanguageModelChoice = {}): Promise<LanguageModel> {
-    const { backend, notice } = await chooseBackend(file, choice.backend);
-    return namingFile(file, async () => {
-      const model = loadModel(file);
+    const { encoder, withPast = file } = choice;
+    const { backend, notice } = await chooseBackend(withPast, choice.backend);
+    const read = encoder === undefined ? undefined : await Encoder.open(encoder, choice);
+    return namingFile(withPast, async () => {
+      const model = loadModel(withPast);
       const segments = segmentOf(model);
       const { batch = 1 } = choice;
-      if (segments && batch > 1) {
-        throw new FlaError(
-          'unsupported',
-          `a model with memory tokens reads one text at a time, received ${batch}`,
-        );
-      }
       const chosen = { ...choice, batch, backend, padding: paddingSide(model) };
       const { engine, memory } = segments
         ? await segmentEngine(file, chosen, segments.segment)
-        : backend === 'fla' && hasState(model)
+        : backend === 'fla' && hasState(model) && isWhole(model, chosen)
           ? await statefulEngine(file, model, chosen)
           : await stockEngine(file, model, chosen);
-      return new LanguageModel(engine, file, memory, backend, notice, batch);
+      return new LanguageModel(engine, withPast, memory, backend, notice, batch, read);
     });
   }
 
@@ -90,7 +92,8 @@ export class LanguageModel {
 
   /** Reads tokens in pieces, so that memory does not grow with their number, and returns the last one's logits. */
   async prefill(ids: readonly number[], options: PrefillOptions = {}): Promise<Logits> {
-    const size = this.memory === 'none' ? ids.length : (options.chunk ?? 512);
+    const whole = this.memory === 'none' || this.engine.readsAtOnce;
+    const size = whole ? ids.length : (options.chunk ?? 512);
     let last: Logits = { rows: 0, vocabulary: 0, data: new Float32Array() };
     for (let at = 0; at < ids.length; at += size) {
       options.signal?.throwIfAborted();
@@ -100,7 +103,26 @@ export class LanguageModel {
     return last;
   }
 
-  /** Forgets everything. */
+  /**
+   * Reads the sources of the batch with the encoder and starts over: token ids of texts, or arrays by the names of the encoder's
+   * inputs (input_features, pixel_values).
+   *
+   * @returns how many places the encoder made of them, padding left out
+   * @throws FlaError `invalid_argument` when there is no encoder or the sources do not fit it
+   */
+  async readSource(source: TokenRows | ReadonlyMap<string, NumberArray>): Promise<number> {
+    if (!this.encoder) {
+      throw new FlaError('invalid_argument', `${this.file}: a source needs an encoder`);
+    }
+    const encoded = await (source instanceof Map
+      ? this.encoder.readArrays(source)
+      : this.encoder.read(source as TokenRows));
+    this.consumed = 0;
+    await namingFile(this.file, async () => this.engine.attend?.(encoded));
+    return encoded.tokens;
+  }
+
+  /** Forgets everything but the source. */
   async reset(): Promise<void> {
     this.consumed = 0;
     await this.engine.reset();
@@ -108,6 +130,7 @@ export class LanguageModel {
 
   async release(): Promise<void> {
     await this.engine.release();
+    await this.encoder?.release();
   }
 
   private async run(rows: TokenRows, wanted: 'all' | 'last'): Promise<Logits> {
@@ -129,6 +152,12 @@ const MASK_KEY = 'onnx_fla.attention_mask';
 /** How a model is opened. */
 type Chosen = Required<Pick<LanguageModelChoice, 'batch'>> &
   LanguageModelChoice & { padding: Padding };
+
+/** Does one file do all of the work, in every call the same? */
+function isWhole({ graph }: Model, { encoder, withPast }: Chosen): boolean {
+  const merged = graph.inputs.some((i) => /use_cache/i.test(i.name));
+  return encoder === undefined && withPast === undefined && !merged;
+}
 
 function hasState({ graph }: Model): boolean {
   const names = (infos: readonly { name: string }[]) => infos.map((i) => i.name);
@@ -161,21 +190,44 @@ function cacheLength(
 }
 
 async function stockEngine(file: string, model: Model, chosen: Chosen) {
-  const { session } = await openSession(file, chosen);
-  const io = tokenInterface(session, model.metadata(MASK_KEY) === 'current');
-  const { batch, padding } = chosen;
-  const options = { batch, padding, ...cacheLength(model, io.memory, chosen) };
+  const { batch, padding, encoder, withPast } = chosen;
+  const { session } = await openSession(withPast ?? file, chosen);
+  const io = tokenInterface(session, {
+    maskIsCurrent: model.metadata(MASK_KEY) === 'current',
+    encoder: encoder !== undefined,
+  });
+  const first = withPast === undefined ? undefined : await firstOf(file, io, chosen);
+  const made = new Set((first?.session ?? session).outputNames);
+  const missing = io.cross.find((c) => !presentOf(c.name, made));
+  if (missing) {
+    throw new FlaError(
+      'unsupported',
+      `nothing makes '${missing.name}': a decoder_with_past_model.onnx goes after its decoder_model.onnx`,
+    );
+  }
+  const options = { batch, padding, first, ...cacheLength(model, io.memory, chosen) };
   return {
     engine: new StockEngine(await loadOnnxRuntime(), session, io, options),
     memory: io.memory,
   };
 }
 
-async function segmentEngine(file: string, choice: SessionChoice, segment: number) {
-  const { session } = await openSession(file, choice);
+/** What makes the first call for a decoder with past. */
+async function firstOf(file: string, later: TokenInterface, chosen: Chosen) {
+  const { session } = await openSession(file, chosen);
+  const io = tokenInterface(session, { encoder: chosen.encoder !== undefined });
+  if (later.state.length > 0 && !later.branch && io.state.length === 0) return { session, io };
+  throw new FlaError(
+    'unsupported',
+    `${file}: a decoder for the first call must have no cache and the one with past must have one`,
+  );
+}
+
+async function segmentEngine(file: string, chosen: Chosen, segment: number) {
+  const { session } = await openSession(file, chosen);
   const io = tokenInterface(session);
   return {
-    engine: new SegmentEngine(await loadOnnxRuntime(), session, io, segment),
+    engine: new SegmentEngine(await loadOnnxRuntime(), session, io, segment, chosen.batch),
     memory: io.memory,
   };
 }

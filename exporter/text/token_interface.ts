@@ -2,7 +2,7 @@ import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
 import { TOLD } from '../../runtime/common/row_lengths.js';
 import { type TensorInput, tensorInputs } from '../compare/feeds.js';
-import { type StateNames, statePairs } from './state_pairs.js';
+import { isCrossCache, type StateNames, statePairs } from './state_pairs.js';
 
 /** How a model remembers earlier tokens: not at all, in a cache that grows, or in a state that does not. */
 export type Memory = 'none' | 'cache' | 'state';
@@ -19,7 +19,20 @@ export interface TokenInterface {
   maskCoversPast: boolean;
   state: TensorInput[];
   pairs: StateNames[];
+  /** Caches of an encoder's keys and values, which stay as the first call makes them. */
+  cross: TensorInput[];
+  /** `use_cache_branch` of a merged decoder, which is true from the second call on. */
+  branch: TensorInput | undefined;
+  /** What an encoder gives: encoder_hidden_states [B,S,hidden] and encoder_attention_mask [B,S]. */
+  encoded: { hidden?: TensorInput; mask?: TensorInput };
   logits: string;
+}
+
+export interface InterfaceOptions {
+  /** The model says that its mask covers new tokens only. */
+  maskIsCurrent?: boolean;
+  /** An encoder is there for it. */
+  encoder?: boolean;
 }
 
 /** What describes a session's inputs and outputs. */
@@ -38,18 +51,26 @@ export function isLanguageModel(session: Described): boolean {
   }
 }
 
-/**
- * @param maskIsCurrent the model says that its mask covers new tokens only, whatever the dimension is called
- * @throws FlaError `unsupported` when the model is no language model of the known form
- */
-export function tokenInterface(session: Described, maskIsCurrent = false): TokenInterface {
+/** @throws FlaError `unsupported` when the model is no language model of the known form, or has an encoder that is not there */
+export function tokenInterface(
+  session: Described,
+  { maskIsCurrent = false, encoder = false }: InterfaceOptions = {},
+): TokenInterface {
   const inputs = tensorInputs(session.inputMetadata);
   const outputs = tensorInputs(session.outputMetadata);
-  const pairs = statePairs(session.inputNames, session.outputNames);
+  const cross = inputs.filter((i) => isCrossCache(i.name));
+  const own = session.inputNames.filter((name) => !isCrossCache(name));
+  const pairs = statePairs(own, session.outputNames);
   const pastNames = new Set(pairs.map((p) => p.past));
   const state = inputs.filter((i) => pastNames.has(i.name));
-  const integers = inputs.filter((i) => /^u?int(32|64)$/.test(i.type) && i.shape.length === 2);
-  const ids = integers.find((i) => /^(input_?ids|tokens|ids)$/i.test(i.name));
+  const hidden = inputs.find((i) => /^encoder_(hidden_states|outputs)$/.test(i.name));
+  const sourceMask = inputs.find((i) => i.name === 'encoder_attention_mask');
+  const encoded = { ...(hidden && { hidden }), ...(sourceMask && { mask: sourceMask }) };
+  const branch = inputs.find((i) => /use_cache/i.test(i.name) && i.type === 'bool');
+  const integers = inputs.filter(
+    (i) => /^u?int(32|64)$/.test(i.type) && i.shape.length === 2 && i !== sourceMask,
+  );
+  const ids = integers.find((i) => /^((decoder_)?input_?ids|tokens|ids)$/i.test(i.name));
   const mask = integers.find((i) => /mask/i.test(i.name));
   const positions = integers.find((i) => /position/i.test(i.name));
   const logits = outputs.find((o) => o.shape.length === 3 && /logits/i.test(o.name));
@@ -60,8 +81,21 @@ export function tokenInterface(session: Described, maskIsCurrent = false): Token
         `received inputs ${list(inputs)} and outputs ${list(outputs)}`,
     );
   }
+  const fromEncoder = [...cross, ...Object.values(encoded)];
+  if (!encoder && fromEncoder.length > 0) {
+    throw new FlaError(
+      'unsupported',
+      `model needs its encoder, as it has the inputs ${list(fromEncoder)}`,
+    );
+  }
+  if (encoder && fromEncoder.length === 0) {
+    throw new FlaError(
+      'unsupported',
+      `model must have inputs that an encoder gives, such as encoder_hidden_states, received ${list(inputs)}`,
+    );
+  }
   const lengths = inputs.filter((i) => TOLD.has(i.name) && i !== mask && i !== positions);
-  const known = new Set([ids, mask, positions, ...lengths, ...state]);
+  const known = new Set([ids, mask, positions, branch, ...lengths, ...state, ...fromEncoder]);
   const others = inputs.filter((i) => !known.has(i));
   if (others.length > 0) {
     throw new FlaError(
@@ -76,9 +110,8 @@ export function tokenInterface(session: Described, maskIsCurrent = false): Token
     mask,
     positions,
     lengths,
-    maskCoversPast: !maskIsCurrent && mask !== undefined && mask.shape[1] !== ids.shape[1],
-    state,
-    pairs,
+    maskCoversPast: !maskIsCurrent && mask !== undefined,
+    ...{ state, pairs, cross, branch, encoded },
     logits: logits.name,
   };
 }

@@ -1,7 +1,7 @@
 import { BodyEmitter } from '../../ops/function/emitter.js';
 import type { DTypeName, Graph } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
-import type { Heads, Quantised, Rope } from '../match/sdpa.js';
+import type { Heads, Quantised, Rope, Sdpa } from '../match/sdpa.js';
 import { Rows } from './rows.js';
 
 /** Writes the nodes that replace one site, in the model's version of the default domain. */
@@ -61,6 +61,22 @@ export class SiteEmitter extends BodyEmitter {
     if (h.layout === 'bhtd' && asIs) return h.value;
     if (h.layout === 'bthd' && asIs) return swap(h.value);
     return swap(this.reshape(this.packed(h), [0, 0, h.heads, h.dim]));
+  }
+
+  /** Keys and values that a site gives out besides what it computes. */
+  presents({ presents, k, v }: Sdpa): void {
+    if (!presents) return;
+    if ('stacked' in presents) {
+      const both = [k, v].map((h) => this.unsqueeze(this.bhtd(h), 0));
+      this.op('Concat', both, { axis: 0 }, { output: presents.stacked });
+      return;
+    }
+    for (const [output, heads] of [
+      [presents.key, k],
+      [presents.value, v],
+    ] as const) {
+      if (output) this.op('Identity', [this.bhtd(heads)], {}, { output });
+    }
   }
 
   /** Heads whose value is a view of another value than in the model. */

@@ -3,6 +3,7 @@ import os from 'node:os';
 import path from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, describe, expect, it } from 'vitest';
+import { loadMatrix } from '../../exporter/cli/safetensors.js';
 import {
   addMemoryTokens,
   DATA_TYPE,
@@ -10,7 +11,6 @@ import {
   type Model,
   makeTensor,
   makeValueInfo,
-  modelBytes,
   saveModel,
   segmentOf,
   tensorNumbers,
@@ -19,9 +19,11 @@ import { LanguageModel } from '../../exporter/text/language_model.js';
 import { loadTokenizer } from '../../exporter/text/tokenizer.js';
 import { BodyEmitter } from '../../ops/function/emitter.js';
 import { TINYLM } from '../support/models.js';
+import { runJson } from './cli/run_cli.js';
 import { FAMILIES, Writer } from './support/families.js';
-import { makeLayer } from './support/layer.js';
-import { distance, ints, random } from './support/run.js';
+import { evaluate, type Layer, makeLayer } from './support/layer.js';
+import { distance, ints, random, run } from './support/run.js';
+import { loadTransformers } from './support/transformers.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-memory-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
@@ -95,62 +97,220 @@ describe('tinylm', () => {
   });
 });
 
-describe('GPT-2, whose table of positions ends at 24', () => {
-  it('reads a text of any length', async () => {
-    const file = path.join(folder, 'gpt2.onnx');
-    fs.writeFileSync(file, modelBytes(gpt2(24)));
-    const plain = await LanguageModel.open(file, { backend: 'stock' });
-    const ids = Array.from({ length: 100 }, (_, i) => (i * 7) % 31);
-    await expect(plain.advance(ids)).rejects.toThrow();
-    const model = loadModel(file);
-    addMemoryTokens(model, { tokens: 2, segment: 20 });
-    const long = path.join(folder, 'gpt2-memory.onnx');
-    saveModel(model, long);
-    const lm = await LanguageModel.open(long, { backend: 'stock' });
-    const { rows, data } = await lm.advance(ids);
-    expect(rows).toBe(100);
-    expect(data.every(Number.isFinite)).toBe(true);
-    // The first segment sees no other, the second one does.
-    await lm.reset();
-    const second = await lm.advance(ids.slice(20, 40));
-    expect(distance(second.data, data.subarray(20 * 31, 40 * 31))).toBeGreaterThan(1e-4);
-    await plain.release();
-    await lm.release();
-  });
-});
+/** A language model of one layer, and what the published recurrence is made of. */
+interface Small {
+  readonly model: Model;
+  readonly layer: Layer;
+  readonly embeddings: readonly number[];
+  /** Learned positions. */
+  readonly places?: readonly number[];
+  readonly head: readonly number[];
+}
 
-/** One layer of GPT-2 with token and position embeddings before it and a head after it; 31 tokens. */
-function gpt2(positions: number): Model {
-  const family = FAMILIES.find((f) => f.name.startsWith('GPT-2: packed'))!;
-  const layer = family.layer?.() ?? makeLayer();
-  const model = family.build(new Writer(layer));
+const WORDS = 31;
+
+/** A family's layer with an embedding table and a head; a table of positions, or rotary embedding in the layer. */
+function small(family: string, positions?: number): Small {
+  const found = FAMILIES.find((f) => f.name.startsWith(family))!;
+  const made = found.layer?.() ?? makeLayer();
+  // There is no norm: memory would grow from segment to segment, and with it what float32 rounds.
+  const layer = { ...made, wo: made.wo.map((w) => Math.fround(w / 2)) };
+  const model = found.build(new Writer(layer));
   const { graph } = model;
   const next = random(11);
-  const weight = (name: string, dims: number[]) =>
-    graph.addInitializer(
-      makeTensor(
-        name,
-        'float32',
-        dims,
-        Array.from({ length: dims[0]! * dims[1]! }, () => next()),
-      ),
-    );
+  const table = (rows: number, columns: number) =>
+    Array.from({ length: rows * columns }, () => Math.fround(next()));
+  const [embeddings, head] = [table(WORDS, layer.hidden), table(layer.hidden, WORDS)];
+  const places = positions ? table(positions, layer.hidden) : undefined;
+  const weight = (name: string, dims: number[], values: readonly number[]) =>
+    graph.addInitializer(makeTensor(name, 'float32', dims, values));
   const e = new BodyEmitter(model.opset()!, (stem) => model.fresh(`lm/${stem}`));
-  const count = e.squeeze(e.dim('input_ids', 1), 0);
-  const range = e.op('Range', [e.constant('int64', [0], []), count, e.constant('int64', [1], [])]);
-  const sum = e.add(
-    e.op('Gather', [weight('wte', [31, layer.hidden]), 'input_ids']),
-    e.op('Gather', [weight('wpe', [positions, layer.hidden]), range]),
-  );
-  graph.replaceUses('x', sum);
-  e.op('MatMul', ['y', weight('head', [layer.hidden, 31])], {}, { output: 'logits' });
+  const text = e.op('Gather', [weight('wte', [WORDS, layer.hidden], embeddings), 'input_ids']);
+  const placed = () => {
+    const count = e.squeeze(e.dim('input_ids', 1), 0);
+    const [zero, one] = [0, 1].map((n) => e.constant('int64', [n], []));
+    const wpe = weight('wpe', [positions!, layer.hidden], places!);
+    return e.add(text, e.op('Gather', [wpe, e.op('Range', [zero!, count, one!])]));
+  };
+  graph.replaceUses('x', places ? placed() : text);
+  const logits = weight('head', [layer.hidden, WORDS], head);
+  e.op('MatMul', ['y', logits], {}, { output: 'logits' });
   graph.insert(e.nodes);
   graph.removeInput('x');
   graph.removeOutput('y');
   graph.addInput(makeValueInfo('input_ids', DATA_TYPE.int64, ['batch', 'tokens']));
-  graph.addOutput(makeValueInfo('logits', DATA_TYPE.float32, ['batch', 'tokens', 31]));
+  graph.addOutput(makeValueInfo('logits', DATA_TYPE.float32, ['batch', 'tokens', WORDS]));
   graph.sort();
-  return model;
+  return { model, layer, embeddings, places, head };
+}
+
+/** Bulatov et al. 2022 in float64, from the definition: a segment between two copies of the memory, the second of which is read after it. */
+function published(
+  { layer, embeddings, places, head }: Small,
+  ids: readonly number[],
+  segment: number,
+  initial: ArrayLike<number>,
+): { logits: number[]; memories: number[][] } {
+  const { hidden } = layer;
+  const m = initial.length / hidden;
+  const row = (table: ArrayLike<number>, i: number) =>
+    Array.from({ length: hidden }, (_, c) => table[i * hidden + c]!);
+  const logits: number[] = [];
+  const memories = [Array.from(initial)];
+  for (let at = 0; at < ids.length; at += segment) {
+    const piece = ids.slice(at, at + segment);
+    const memory = memories.at(-1)!;
+    const tokens = piece.length + 2 * m;
+    const x = [...memory, ...piece.flatMap((id) => row(embeddings, id)), ...memory].map(
+      (value, i) => value + (places ? places[i]! : 0),
+    );
+    const y = evaluate(layer, { batch: 1, tokens, x, sees: (_, i, j) => j <= i }, 'softmax');
+    for (let t = m; t < m + piece.length; t++) {
+      const state = row(y, t);
+      for (let w = 0; w < WORDS; w++)
+        logits.push(state.reduce((sum, v, c) => sum + v * head[c * WORDS + w]!, 0));
+    }
+    memories.push([...y.subarray((tokens - m) * hidden)]);
+  }
+  return { logits, memories };
+}
+
+describe.each<[string, () => Small, number]>([
+  ['a learned table of 24 positions', () => small('GPT-2: packed', 24), 24],
+  ['rotary embedding, its table of 32 positions', () => small('GPT-NeoX'), 32],
+])('%s', (_, build, limit) => {
+  const [m, segment] = [3, 16];
+  const rows = [
+    Array.from({ length: 7 * segment + 5 }, (_, i) => (i * i + 3 * i) % WORDS),
+    Array.from({ length: 7 * segment + 5 }, (_, i) => (i * 5 + 2) % WORDS),
+  ];
+  const { hidden } = build().layer;
+  const next = random(23);
+  const initial = Float32Array.from({ length: m * hidden }, () => 2 * next());
+  const name = `small-${limit}`;
+
+  it('streams a text of eight segments as the published recurrence, in float64, has it', async () => {
+    const lm = build();
+    const plainFile = path.join(folder, `${name}.onnx`);
+    saveModel(lm.model, plainFile);
+    const plain = await LanguageModel.open(plainFile, { backend: 'stock' });
+    await expect(plain.advance(rows[0]!)).rejects.toThrow();
+    await plain.release();
+    const memory = path.join(folder, `${name}.safetensors`);
+    fs.writeFileSync(memory, safetensors('memory', [m, hidden], initial));
+    const vectors = loadMatrix(memory, 'memory');
+    const model = loadModel(plainFile);
+    addMemoryTokens(model, { tokens: m, segment, vectors });
+    const file = path.join(folder, `${name}-memory.onnx`);
+    saveModel(model, file);
+    const expected = rows.map((ids) => published(lm, ids, segment, initial));
+
+    // The memory is no fixed point, and it is what logits of later segments depend on.
+    const { memories, logits } = expected[0]!;
+    expect(memories).toHaveLength(9);
+    for (let i = 1; i < 8; i++)
+      expect(distance(memories[i]!, memories[i + 1]!)).toBeGreaterThan(1e-3);
+    const second = published(lm, rows[0]!.slice(segment), segment, initial).logits;
+    expect(distance(second, logits.slice(segment * WORDS))).toBeGreaterThan(1e-2);
+
+    // Whole segments of both texts in one run, memory handed on by the caller.
+    let past: ort.Tensor = new ort.Tensor('float32', new Float32Array(2 * m * hidden), [
+      2,
+      m,
+      hidden,
+    ]);
+    for (let at = 0, s = 1; at < rows[0]!.length; at += segment, s++) {
+      const pieces = rows.map((ids) => ids.slice(at, at + segment));
+      const count = pieces[0]!.length;
+      const masked = model.graph.inputs.some((i) => i.name === 'attention_mask');
+      const out = await run(model, {
+        input_ids: ints([2, count], pieces.flat()),
+        ...(masked && { attention_mask: ints([2, count], Array(2 * count).fill(1)) }),
+        past_memory: past,
+      });
+      past = out.present_memory!;
+      const wanted = (of: (e: (typeof expected)[0]) => readonly number[]) => expected.flatMap(of);
+      const all = wanted((e) => e.logits.slice(at * WORDS, (at + count) * WORDS));
+      expect(distance(out.logits!.data as Float32Array, all)).toBeLessThan(2e-5);
+      const carried = wanted((e) => e.memories[s]!);
+      expect(distance(past.data as Float32Array, carried)).toBeLessThan(2e-5);
+    }
+
+    // The segment runner: alone in pieces of any size, and several texts side by side, of different length too.
+    const single = await LanguageModel.open(file, { backend: 'stock' });
+    for (const chunk of [5, segment, 1000]) {
+      await single.reset();
+      const pieces: number[] = [];
+      for (let at = 0; at < rows[0]!.length; at += chunk) {
+        for (const x of (await single.advance(rows[0]!.slice(at, at + chunk))).data) pieces.push(x);
+      }
+      expect(distance(pieces, logits)).toBeLessThan(2e-5);
+    }
+    await single.release();
+    const batch = await LanguageModel.open(file, { backend: 'stock', batch: 2 });
+    let [from, to] = [
+      [0, 0],
+      [segment + 4, 7],
+    ];
+    while (from[0]! < rows[0]!.length) {
+      const { data } = await batch.advanceRows(rows.map((ids, b) => ids.slice(from[b], to[b])));
+      const wanted = expected.flatMap((e, b) => {
+        const end = Math.min(to[b]!, rows[b]!.length) * WORDS;
+        return e.logits.slice(end - WORDS, end);
+      });
+      expect(distance(data, wanted)).toBeLessThan(2e-5);
+      from = to;
+      to = to.map((end) => end + 9);
+    }
+    expect(batch.stateBytes).toBe(2 * m * hidden * 4);
+    await batch.release();
+  });
+});
+
+describe('GPT-2 as torch exports it, whose table of positions ends at 64', () => {
+  it('streams six times that by --variant rmt, as the published recurrence has it', async () => {
+    const [m, segment, hidden] = [4, 48, 16];
+    const source = path.join(folder, 'gpt2.onnx');
+    saveModel(loadTransformers('gpt2.torchscript'), source);
+    const next = random(3);
+    const data = Float32Array.from({ length: m * hidden }, () => next());
+    const memory = path.join(folder, 'gpt2.safetensors');
+    fs.writeFileSync(memory, safetensors('memory', [m, hidden], data));
+    const file = path.join(folder, 'gpt2-memory.onnx');
+    await runJson(
+      ...['rewrite', source, '-o', file, '--variant', 'rmt', '--memory-tokens', `${m}`],
+      ...['--segment', `${segment}`, '--memory', memory],
+    );
+    const ids = Array.from({ length: 6 * 64 }, (_, i) => 3 + ((i * i + i) % 61));
+    const plain = await LanguageModel.open(source, { backend: 'stock' });
+    await expect(plain.advance(ids)).rejects.toThrow();
+    await plain.release();
+    const expected = await recurrence(source, ids, segment, { dims: [m, hidden], data });
+    const lm = await LanguageModel.open(file, { backend: 'stock' });
+    for (const chunk of [1000, 31]) {
+      await lm.reset();
+      const pieces: number[] = [];
+      for (let at = 0; at < ids.length; at += chunk) {
+        for (const x of (await lm.advance(ids.slice(at, at + chunk))).data) pieces.push(x);
+      }
+      expect(distance(pieces, expected)).toBeLessThan(1e-4);
+    }
+    const fresh = await recurrence(source, ids.slice(segment), segment, {
+      dims: [m, hidden],
+      data,
+    });
+    expect(distance(fresh, expected.subarray(segment * 64))).toBeGreaterThan(1e-2);
+    await lm.release();
+  });
+});
+
+/** A safetensors file of one tensor. */
+function safetensors(name: string, shape: readonly number[], data: Float32Array): Buffer {
+  const entry = { dtype: 'F32', shape, data_offsets: [0, data.byteLength] };
+  const header = Buffer.from(JSON.stringify({ [name]: entry }));
+  const size = Buffer.alloc(8);
+  size.writeBigUInt64LE(BigInt(header.length));
+  return Buffer.concat([size, header, Buffer.from(data.buffer)]);
 }
 
 /** Bulatov et al. 2022, by hand: the model from its embeddings to its last hidden states, run on [memory | tokens | memory]. */
@@ -163,7 +323,8 @@ async function recurrence(
   const [m, hidden] = vectors.dims as [number, number];
   const model = loadModel(file);
   const table = embeddingTable(model);
-  const { session, states } = await cut(model);
+  const placed = model.graph.inputs.some((i) => i.name === 'position_ids');
+  const { session, states } = await cut(model, hidden);
   let memory = vectors.data;
   const logits: number[] = [];
   for (let at = 0; at < ids.length; at += segment) {
@@ -179,6 +340,7 @@ async function recurrence(
       inputs_embeds: new ort.Tensor('float32', x, [1, T, hidden]),
       input_ids: ints([1, T], new Array(T).fill(9)),
       attention_mask: ints([1, T], new Array(T).fill(1)),
+      ...(placed && { position_ids: ints([1, T], [...Array(T).keys()]) }),
     });
     const vocabulary = result.logits!.dims[2]!;
     const all = result.logits!.data as Float32Array;
@@ -189,23 +351,30 @@ async function recurrence(
   return Float32Array.from(logits);
 }
 
-/** tinylm from `inputs_embeds` on, its last hidden states an output. */
-async function cut(model: Model) {
+/** A model from `inputs_embeds` on, its last hidden states an output. */
+async function cut(model: Model, hidden: number) {
   const { graph } = model;
-  const lookup = graph.nodes.find((n) => n.is('Gather') && n.inputs[1] === 'input_ids')!;
-  graph.addInput(makeValueInfo('inputs_embeds', 1, ['batch', 'T', 256]));
-  graph.replaceUses(lookup.outputs[0]!, 'inputs_embeds');
+  graph.addInput(makeValueInfo('inputs_embeds', 1, ['batch', 'T', hidden]));
+  graph.replaceUses(lookupOf(model).outputs[0]!, 'inputs_embeds');
   const states = graph.producer('logits')!.inputs[0]!;
-  graph.addOutput(makeValueInfo(states, 1, ['batch', 'T', 256]));
+  graph.addOutput(makeValueInfo(states, 1, ['batch', 'T', hidden]));
   const file = path.join(folder, 'cut.onnx');
   saveModel(model, file);
   const session = await ort.InferenceSession.create(file, { logSeverityLevel: 4 });
   return { session, states };
 }
 
+/** The Gather that looks up embeddings of `input_ids`, which torch reshapes in GPT-2. */
+function lookupOf({ graph }: Model) {
+  const reads = (id: string): boolean =>
+    id === 'input_ids' ||
+    (graph.producer(id)?.is('Reshape') === true && reads(graph.producer(id)!.inputs[0]!));
+  return graph.nodes.find((n) => n.is('Gather') && reads(n.inputs[1]!))!;
+}
+
 function embeddingTable(model: Model): Float64Array {
   const { graph } = model;
-  const lookup = graph.nodes.find((n) => n.is('Gather') && n.inputs[1] === 'input_ids')!;
+  const lookup = lookupOf(model);
   const weight = graph.producer(lookup.inputs[0]!)?.inputs[0] ?? lookup.inputs[0]!;
   return tensorNumbers(graph.constant(weight)!, model.external);
 }

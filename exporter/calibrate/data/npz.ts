@@ -22,6 +22,15 @@ export function readNpz(file: string): Map<string, NpyArray> {
   return arrays;
 }
 
+/** Reads the array of an .npy file. @throws FlaError `io` or `invalid_argument`, naming the file */
+export function readNpy(file: string): NpyArray {
+  const bytes = readFile(file);
+  if (bytes.length < 12 || bytes.toString('latin1', 0, 6) !== '\x93NUMPY') {
+    throw new FlaError('invalid_argument', `${file}: is no .npy file`);
+  }
+  return parseNpy(bytes, file);
+}
+
 /** Writes arrays of 64-bit integers or float32 as .npz, uncompressed. */
 export function writeNpz(
   file: string,

@@ -1,9 +1,12 @@
 import type { Command } from 'commander';
-import { FlaError } from '../../../ops/error.js';
 import type { BackendChoice } from '../../compare/index.js';
-import { type Generated, generate, generateBatch } from '../../text/generate.js';
+import {
+  type Generated,
+  type GenerateOptions,
+  generate,
+  generateBatch,
+} from '../../text/generate.js';
 import { LanguageModel } from '../../text/language_model.js';
-import { readText } from '../../text/read_text.js';
 import { loadTokenizer, TextStream, type Tokenizer } from '../../text/tokenizer.js';
 import { formatBytes } from '../format.js';
 import { type Io, printJson, withProgress } from '../io.js';
@@ -15,11 +18,11 @@ import {
   parseWithin,
   threadsOption,
 } from '../options.js';
+import { type ReadingFlags, readingOf } from '../reading.js';
 
-interface Flags {
+interface Flags extends ReadingFlags {
   tokenizer: string;
-  prompt?: string[];
-  promptFile?: string;
+  withPast?: string;
   maxNewTokens: number;
   temperature: number;
   topK: number;
@@ -35,7 +38,9 @@ interface Flags {
 export function addGenerate(program: Command, io: Io): void {
   program
     .command('generate')
-    .description('continue a text with a language model, rewritten or not')
+    .description(
+      'continue a text with a language model, or answer a source with an encoder-decoder',
+    )
     .argument('<model>', 'ONNX file: input_ids -> logits, with or without KV cache or state')
     .requiredOption('--tokenizer <file>', 'tokenizer.json of the model')
     .option(
@@ -44,6 +49,24 @@ export function addGenerate(program: Command, io: Io): void {
       (text, all: string[] = []) => [...all, text],
     )
     .option('--prompt-file <file>', 'file with the text to continue')
+    .option(
+      '--encoder <file>',
+      'encoder_model.onnx: the model is a decoder of what this makes of the prompt',
+    )
+    .option(
+      '--encoder-input <file>',
+      'what the encoder reads in place of a prompt (input_features, pixel_values): .npy, .npz, .safetensors',
+    )
+    .option(
+      '--decoder-prompt <text>',
+      'what the text of the decoder begins with, its first token apart',
+    )
+    .option(
+      '--decoder-start-token-id <id>',
+      'its first token (default: as generation_config.json or config.json says)',
+      parseCount,
+    )
+    .option('--with-past <file>', 'decoder_with_past_model.onnx: makes all calls but the first')
     .option('--max-new-tokens <n>', 'stop after this many', parsePositive, 64)
     .option('--temperature <t>', '0 takes the likeliest token', parseWithin(0, 100), 0.8)
     .option('--top-k <n>', 'choose among the n likeliest; 0 among all', parseCount, 40)
@@ -62,6 +85,9 @@ Examples:
   onnx-fla generate linear.onnx --tokenizer tokenizer.json --prompt-file book.txt --max-new-tokens 200
   onnx-fla generate model.onnx --tokenizer tokenizer.json --prompt "Mr. Speaker," --temperature 0 --json
   onnx-fla generate model.onnx --tokenizer tokenizer.json --prompt "Call me" --prompt "It was" --cache-length 256
+  onnx-fla generate onnx/decoder_model_merged.onnx --encoder onnx/encoder_model.onnx --tokenizer tokenizer.json --prompt "translate English to German: Hello"
+  onnx-fla generate decoder_model.onnx --with-past decoder_with_past_model.onnx --encoder encoder_model.onnx \\
+    --tokenizer tokenizer.json --encoder-input input_features.npy --decoder-prompt "<|en|><|transcribe|><|notimestamps|>"
 `,
     )
     .action((file: string, flags: Flags) => runGenerate(io, file, flags));
@@ -69,23 +95,20 @@ Examples:
 
 async function runGenerate(io: Io, file: string, flags: Flags): Promise<void> {
   const tokenizer = loadTokenizer(flags.tokenizer);
-  const prompts = readPrompts(flags).map((text) => tokenizer.encode(text));
-  if (prompts.some((ids) => ids.length === 0)) {
-    throw new FlaError('invalid_argument', 'generate: the prompt is empty');
-  }
+  const { prompts, source, ...told } = readingOf(file, flags, tokenizer);
   const model = await withProgress(io, (update) => {
     update('models opened', 0, 1);
     return LanguageModel.open(file, { ...flags, batch: prompts.length });
   });
   if (model.notice) io.err(`note: ${model.notice}\n`);
-  if (prompts.length > 1) return generateTexts(io, model, tokenizer, prompts, flags);
+  const read = source ? await timed(() => model.readSource(source)) : { tokens: 0, ms: 0 };
+  const options = { ...flags, ...told, signal: io.signal };
+  if (prompts.length > 1) return generateTexts(io, model, tokenizer, prompts, options, read);
   const ids = prompts[0]!;
   const stream = new TextStream(tokenizer);
   const result = await withProgress(io, (update) =>
     generate(model, ids, {
-      ...flags,
-      endIds: tokenizer.endIds,
-      signal: io.signal,
+      ...options,
       onPrefill: (done) => {
         if (done < ids.length) update('prompt tokens', done, ids.length);
       },
@@ -100,13 +123,13 @@ async function runGenerate(io: Io, file: string, flags: Flags): Promise<void> {
   if (flags.json) {
     return printJson(io, {
       text: tokenizer.decode(result.ids),
-      ...summary(result),
+      ...summary(result, read),
       memory,
       backend,
     });
   }
   io.out(`${stream.end()}\n`);
-  printSummary(io, result, { memory, backend });
+  printSummary(io, summary(result, read), { memory, backend });
 }
 
 /** Continues the texts of a batch, and prints them one after the other. */
@@ -115,25 +138,38 @@ async function generateTexts(
   model: LanguageModel,
   tokenizer: Tokenizer,
   prompts: readonly (readonly number[])[],
-  flags: Flags,
+  options: Flags & Pick<GenerateOptions, 'endIds' | 'rules' | 'signal'>,
+  read: SourceRead,
 ): Promise<void> {
-  const result = await withProgress(io, () =>
-    generateBatch(model, prompts, { ...flags, endIds: tokenizer.endIds, signal: io.signal }),
-  );
+  const result = await withProgress(io, () => generateBatch(model, prompts, options));
   const { memory, backend } = model;
   await model.release();
   const all = { ...result, ids: result.ids.flat() };
-  if (flags.json) {
+  if (options.json) {
     const texts = result.ids.map((ids) => ({ text: tokenizer.decode(ids), ids }));
-    const { ids: _, ...rest } = summary(all);
+    const { ids: _, ...rest } = summary(all, read);
     return printJson(io, { texts, ...rest, memory, backend });
   }
   for (const [i, ids] of result.ids.entries()) io.out(`[${i + 1}] ${tokenizer.decode(ids)}\n`);
-  printSummary(io, all, { memory, backend });
+  printSummary(io, summary(all, read), { memory, backend });
 }
 
-function printSummary(io: Io, result: Generated, run: { memory: string; backend: string }): void {
-  const s = summary(result);
+/** What an encoder took in, and how long that took. */
+interface SourceRead {
+  tokens: number;
+  ms: number;
+}
+
+async function timed(read: () => Promise<number>): Promise<SourceRead> {
+  const start = performance.now();
+  return { tokens: await read(), ms: performance.now() - start };
+}
+
+function printSummary(
+  io: Io,
+  s: ReturnType<typeof summary>,
+  run: { memory: string; backend: string },
+): void {
   io.err(
     `prompt: ${s.prompt_tokens} tokens at ${s.prefill_tokens_per_second.toFixed(0)} tokens/s; ` +
       `new: ${s.new_tokens} at ${s.decode_tokens_per_second.toFixed(1)} tokens/s; ` +
@@ -141,21 +177,15 @@ function printSummary(io: Io, result: Generated, run: { memory: string; backend:
   );
 }
 
-function summary(result: Generated) {
+function summary(result: Generated, read: SourceRead) {
   const perSecond = (tokens: number, ms: number) => (ms > 0 ? (tokens * 1000) / ms : 0);
+  const promptTokens = result.promptTokens + read.tokens;
   return {
     ids: result.ids,
-    prompt_tokens: result.promptTokens,
+    prompt_tokens: promptTokens,
     new_tokens: result.ids.length,
-    prefill_tokens_per_second: perSecond(result.promptTokens, result.prefillMs),
+    prefill_tokens_per_second: perSecond(promptTokens, result.prefillMs + read.ms),
     decode_tokens_per_second: perSecond(result.ids.length, result.decodeMs),
     state_bytes: result.stateBytes,
   };
-}
-
-function readPrompts({ prompt, promptFile }: Flags): string[] {
-  if ((prompt === undefined) === (promptFile === undefined)) {
-    throw new FlaError('invalid_argument', 'generate: give one of --prompt and --prompt-file');
-  }
-  return prompt ?? [readText(promptFile!)];
 }

@@ -1,3 +1,4 @@
+import path from 'node:path';
 import { type Command, Option } from 'commander';
 import { FlaError } from '../../../ops/error.js';
 import { namingFile } from '../../compare/session.js';
@@ -16,9 +17,9 @@ import {
 } from '../../index.js';
 import { checkOutput } from '../files.js';
 import { loadGates } from '../gates.js';
-import { readGenaiConfig } from '../genai_config.js';
 import { type Io, type Progress, printJson, withProgress } from '../io.js';
 import { parseCount, parseLayers, parseNumbers, parsePositive } from '../options.js';
+import { configOf, readTargetConfig, type TargetConfig } from '../target_config.js';
 import { printReasons, printSites } from './inspect.js';
 import { type MemoryFlags, printMemory, refuseMemory, rewriteMemory } from './rewrite_memory.js';
 
@@ -46,6 +47,7 @@ interface Flags
   gates?: string;
   externalData: ExternalLayout;
   target?: Target;
+  writeConfig?: boolean;
   json?: boolean;
 }
 
@@ -121,6 +123,10 @@ export function addRewrite(program: Command, io: Io): void {
         TARGETS,
       ),
     )
+    .option(
+      '--write-config',
+      'target transformersjs: also write config.json, changed as its states need it',
+    )
     .addOption(
       new Option('--body <kind>', 'what runs where our library is absent').choices([
         'auto',
@@ -155,11 +161,17 @@ Examples:
 }
 
 async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
-  const { json, output, gates, externalData, target, variant, ...flagsLeft } = flags;
+  const { json, output, gates, externalData, target, variant, writeConfig, ...flagsLeft } = flags;
   const { memoryTokens, segment, memory, ...rest } = flagsLeft;
   const { dryRun } = rest;
   if (!output && !dryRun) {
     throw new FlaError('invalid_argument', 'rewrite: give an output file with -o, or --dry-run');
+  }
+  if (writeConfig && target !== 'transformersjs') {
+    throw new FlaError(
+      'invalid_argument',
+      `rewrite: --write-config is for --target transformersjs, received ${target ?? 'none'}`,
+    );
   }
   const model = loadModel(file);
   if (output) checkOutput(model, file, output);
@@ -181,7 +193,8 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
     return printMemory(io, report, written, json);
   }
   refuseMemory(memoryFlags, variant);
-  const genai = target === 'genai' && written ? readGenaiConfig(file, written) : undefined;
+  const wanted = target === 'genai' || writeConfig;
+  const config = target && wanted && written ? readTargetConfig(target, file, written) : undefined;
   const layerGates = gates ? loadGates(gates) : undefined;
   const report = await withProgress(io, async (update) => {
     const done = await namingFile(file, () =>
@@ -193,20 +206,26 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
         onProgress: (n, total) => update('sites', n, total),
       }),
     );
-    const named = target && !dryRun ? retarget(model, target, genai) : {};
+    const named =
+      target && written
+        ? retarget(model, target, {
+            config: config?.config ?? configOf(target, file),
+            filename: path.basename(written),
+          })
+        : {};
     await save(update);
     return { ...done, ...named };
   });
-  genai?.write((report as Partial<TargetReport>).config ?? null);
+  config?.write((report as Partial<TargetReport>).config ?? null);
   if (json) return printJson(io, report);
-  printReport(io, report, written, genai?.output);
+  printReport(io, report, written, config);
 }
 
 function printReport(
   io: Io,
   report: RewriteReport & Partial<TargetReport>,
   output: string | undefined,
-  config: string | undefined,
+  config: TargetConfig | undefined,
 ): void {
   const written = report.variant === 'none' ? 'softmax again' : report.variant;
   printSites(io, report.sites, 'becomes', (s) => (s.rewritten ? written : 'left alone'));
@@ -214,7 +233,7 @@ function printReport(
   const count = report.sites.filter((s) => s.rewritten).length;
   const states = report.state.length > 0 ? `, ${report.state.length} states carried` : '';
   io.out(`${count} of ${report.sites.length} rewritten${states}\n`);
-  if (config) io.out(`genai_config.json written to ${config}\n`);
+  if (config) io.out(`${config.name} written to ${config.output}\n`);
   else if (report.config) io.out(`config.json must say: ${JSON.stringify(report.config)}\n`);
   io.out(output ? `written to ${output}\n` : 'nothing written (dry run)\n');
 }

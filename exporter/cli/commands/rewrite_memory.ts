@@ -2,6 +2,7 @@ import { FlaError } from '../../../ops/error.js';
 import { namingFile } from '../../compare/session.js';
 import { addMemoryTokens, type Model } from '../../index.js';
 import { type Io, printJson } from '../io.js';
+import { optionOf } from '../options.js';
 import { loadMatrix } from '../safetensors.js';
 
 /** Options of `rewrite --variant rmt`. */
@@ -39,8 +40,6 @@ export function refuseMemory(flags: MemoryFlags, variant: string): void {
       `${optionOf(given[0])} is for variant rmt, received ${variant}`,
     );
 }
-
-const optionOf = (flag: string) => `--${flag.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
 
 export function printMemory(
   io: Io,

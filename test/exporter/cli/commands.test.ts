@@ -382,6 +382,49 @@ test('rewrite --target transformersjs names states as caches', async () => {
   expect(result.new_tokens).toBe(3);
 });
 
+test('rewrite --target transformersjs --write-config writes config.json where the library reads it', async () => {
+  const [from, to] = [at('hub'), at('hub-hybrid')];
+  for (const root of [from, to]) fs.mkdirSync(path.join(root, 'onnx'), { recursive: true });
+  const model = path.join(from, 'onnx/model.onnx');
+  saveModel(loadModel(TINYLM.modelKv), model, { externalData: 'inline' });
+  const output = path.join(to, 'onnx/model.onnx');
+  const rewrite = (to: string) => [
+    ...['rewrite', model, '-o', to, '--variant', 'hybrid', '--window', '8'],
+    ...['--target', 'transformersjs', '--write-config'],
+  ];
+  const original = path.join(from, 'config.json');
+  const config = path.join(to, 'config.json');
+  const refused = async (message: RegExp) => {
+    const { code, stderr } = await runCli(...rewrite(output));
+    expect(code).toBe(1);
+    expect(stderr).toMatch(message);
+    expect(stderr.trim().split('\n')).toHaveLength(1);
+    expect(fs.readdirSync(to).filter((name) => name.includes('.tmp-'))).toEqual([]);
+  };
+  await refused(/hub\/config\.json: cannot be read: no such file/);
+  fs.writeFileSync(original, '{"num_hidden_layers": 4');
+  await refused(/hub\/config\.json: is no JSON/);
+  const text = JSON.stringify({ model_type: 'llama', num_hidden_layers: 4, vocab_size: 2048 });
+  fs.writeFileSync(original, text);
+  fs.symlinkSync(original, config);
+  await refused(/must be another file than the model's own config\.json/);
+  fs.rmSync(config);
+  fs.mkdirSync(config);
+  await refused(/hub-hybrid\/config\.json: cannot be written: is a folder/);
+  fs.rmdirSync(config);
+  expect(fs.readdirSync(path.join(to, 'onnx'))).toEqual([]);
+  const { stdout } = await runCli(...rewrite(output));
+  expect(stdout).toContain(`config.json written to ${config}`);
+  expect(JSON.parse(fs.readFileSync(config, 'utf8'))).toEqual({
+    ...{ model_type: 'llama', num_hidden_layers: 5, vocab_size: 2048 },
+  });
+  const beside = await runCli(...rewrite(path.join(from, 'onnx/other.onnx')));
+  expect(beside.stderr).toMatch(/must be another file than the model's own config\.json/);
+  expect(fs.readFileSync(original, 'utf8')).toBe(text);
+  const alone = await runCli('rewrite', model, '-o', output, '--write-config');
+  expect(alone.stderr).toMatch(/--write-config is for --target transformersjs, received none/);
+});
+
 test('rewrite --target genai names states as genai makes them and patches its configuration', async () => {
   const from = at('genai');
   const to = at('genai-linear');
@@ -405,7 +448,7 @@ test('rewrite --target genai names states as genai makes them and patches its co
   };
   fs.writeFileSync(path.join(from, 'genai_config.json'), JSON.stringify(config));
   const beside = await runCli(...args.slice(0, 3), path.join(from, 'b.onnx'), ...args.slice(4));
-  expect(beside.stderr).toMatch(/must be in another folder than the model/);
+  expect(beside.stderr).toMatch(/must be another file than the model's own genai_config\.json/);
   const { stdout } = await runCli(...args);
   expect(stdout).toContain(`genai_config.json written to ${path.join(to, 'genai_config.json')}`);
   const { decoder } = config.model;

@@ -5,6 +5,7 @@ import { afterAll, expect, test, vi } from 'vitest';
 import { compareModels } from '../../../exporter/compare/index.js';
 import { loadModel, rewriteModel, saveModel } from '../../../exporter/index.js';
 import { OCR_DETECTOR, OCR_RECOGNISER, TINYRECALL } from '../../support/models.js';
+import { loadTransformers } from '../support/transformers.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-models-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
@@ -26,6 +27,26 @@ test('an encoder: controls by outputs; their files are gone afterwards', async (
   for (const id of ['zeroed', 'window', 'elu1']) expect(cosine(id)).toBeLessThan(0.9999);
   expect(fs.readdirSync(temporary)).toEqual([]);
   vi.unstubAllEnvs();
+});
+
+test('a decoder that is still merged reads a text, and so do its rewritten forms', async () => {
+  const write = async (name: string, variant?: 'none' | 'linear') => {
+    const model = loadTransformers('gpt2_merged.torchscript');
+    if (variant) await rewriteModel(model, { variant });
+    const file = path.join(folder, `${name}.onnx`);
+    saveModel(model, file);
+    return { file, name };
+  };
+  const { file } = await write('merged');
+  const models = [await write('none', 'none'), await write('linear', 'linear')];
+  const ids = Array.from({ length: 60 }, (_, i) => 3 + ((i * i) % 61));
+  const { rows } = await compareModels(file, models, {
+    ...{ text: { ids, name: 'numbers' }, context: 20, length: 8, controls: false },
+  });
+  const [none, linear] = rows.filter((r) => r.role === 'model');
+  expect(none!.language!.ppl.ratio.value).toBeCloseTo(1, 5);
+  expect(none!.language!.kld.max).toBeLessThan(1e-9);
+  expect(linear!.language!.kld.max).toBeGreaterThan(1e-4);
 });
 
 test('models have names; the choice of layers comes from the metadata; layers are counted', async () => {

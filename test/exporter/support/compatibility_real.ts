@@ -24,10 +24,8 @@ const WHY: Record<keyof typeof REFUSALS, string> = {
   bias: 'relative positions added to scores',
   bfloat16: 'its mask is made in bfloat16, which ONNX Runtime does not compute',
   evicting: 'a cache that forgets tokens',
-  nested: 'attention in the branch that makes keys and values of the encoder',
   traced: 'works for the traced length only',
   rows: 'a mask of another batch than the scores',
-  stacked: 'hands on keys and values in one, and takes none',
   batch: 'works for the traced lengths only',
 };
 

@@ -18,10 +18,8 @@ export const REFUSALS = {
   bfloat16:
     /^mask: the mask cannot be probed: it could not be run: Could not find an implementation for Mul/,
   evicting: /^sliding_window_cache must be 0/,
-  nested: /it lies in a nested graph/,
   traced: /^mask: the mask cannot be probed: it could not be run: .* Reshape/,
   rows: /^mask: mask '.*' \[8,4,16,16\] does not fit scores \[2,4,16,16\]/,
-  stacked: /'present_0_decoder' is used although no past comes in/,
   batch: /must be reshaped from \[T,B,H\*D\]/,
 } as const;
 /** A reason for which a layer is left alone, or the name of its mask. */
@@ -112,8 +110,6 @@ const FILES: Record<string, Expected> = {
   'qwen3.genai-fp32-cpu': of(WIDE, 'causal+padding'),
   'swin.torchscript': of(SMALL, 'bias, rows'), // of windows
   'transformer_encoder.torchscript': of(SMALL, 'traced, traced'), // torch wrote the length as a constant
-  'whisper_decoder.torchscript.ort': of(SMALL, 'stacked, cross'),
-  'whisper_merged.torchscript': of(SMALL, 'nested, causal, cross'), // the first only tells a shape
 };
 
 /** What ONNX Runtime's CPU kernels cannot do with a file as it is. */

@@ -16,6 +16,7 @@ import { LanguageModel, type LanguageModelChoice } from '../../../exporter/text/
 import { TINYLM } from '../../support/models.js';
 import { DECODERS, decoder, GROUPED } from '../support/decoder.js';
 import { genaiModel } from '../support/genai.js';
+import { loadTransformers } from '../support/transformers.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-batch-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
@@ -64,6 +65,7 @@ const MODELS: [string, () => Model, LanguageModelChoice?][] = [
   ['tinylm', () => loadModel(TINYLM.modelKv)],
   ['positions as an input', () => decoder(DECODERS[2]!.spec)],
   ['seqlens_k and total_sequence_length as inputs', () => decoder(told), { cacheLength: 16 }],
+  ['a merged decoder', () => loadTransformers('gpt2_merged.torchscript')],
   ['of onnxruntime-genai, its cache a buffer', genaiModel, { cacheLength: 16 }],
 ];
 

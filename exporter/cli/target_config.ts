@@ -1,0 +1,70 @@
+import fs from 'node:fs';
+import path from 'node:path';
+import { FlaError } from '../../ops/error.js';
+import { mergePatch, type Target } from '../index.js';
+import { readText } from '../text/read_text.js';
+import { parseJson } from '../text/tokens.js';
+import { checkWritable, sameFile } from './files.js';
+
+/** A model's configuration, and where that of the rewritten model goes. */
+export interface TargetConfig {
+  readonly name: string;
+  readonly config: object;
+  readonly output: string;
+  /** Writes it with a JSON merge patch applied, whole or not at all. @throws FlaError `io` */
+  write(patch: object | null): void;
+}
+
+/** Where a target's configuration lies, of a model file. */
+const PLACES: Readonly<Record<Target, (model: string) => string>> = {
+  genai: (model) => path.join(path.dirname(model), 'genai_config.json'),
+  // The library looks for models in a folder called onnx, and for config.json above it.
+  transformersjs: (model) => {
+    const folder = path.dirname(path.resolve(model));
+    const root = path.basename(folder) === 'onnx' ? path.dirname(folder) : folder;
+    return path.join(root, 'config.json');
+  },
+};
+
+/** The configuration that a target goes by, where the model has one. */
+export function configOf(target: Target, file: string): object | undefined {
+  const from = PLACES[target](file);
+  return fs.existsSync(from) ? parseJson(readText(from), from) : undefined;
+}
+
+/**
+ * The configuration that a target goes by of a model, and a way to write it, patched, for the rewritten one.
+ *
+ * @throws FlaError `io` when there is none, `invalid_argument` when it is no JSON or would be overwritten
+ */
+export function readTargetConfig(target: Target, file: string, written: string): TargetConfig {
+  const [from, output] = [file, written].map(PLACES[target]) as [string, string];
+  const name = path.basename(from);
+  if (sameFile(from, output)) {
+    throw new FlaError(
+      'invalid_argument',
+      `rewrite: target ${target} writes ${output}, which must be another file than the model's own ${name}, received ${written}: choose another folder`,
+    );
+  }
+  checkWritable(output);
+  const config = parseJson(readText(from), from);
+  return {
+    name,
+    config,
+    output,
+    write: (patch) => writeJson(output, mergePatch(config, patch ?? {})),
+  };
+}
+
+function writeJson(file: string, value: unknown): void {
+  const temporary = `${file}.tmp-${process.pid}`;
+  try {
+    fs.writeFileSync(temporary, `${JSON.stringify(value, null, 2)}\n`);
+    fs.renameSync(temporary, file);
+  } catch (error) {
+    fs.rmSync(temporary, { force: true });
+    throw new FlaError('io', `${file}: cannot be written: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+}
