@@ -1,14 +1,22 @@
 import { FlaError } from '../ops/error.js';
-import type { Graph, Model, Node } from './ir/index.js';
+import { type FunctionProto, Graph, type Model, type Node } from './ir/index.js';
 
 /**
  * Checks that a model is well formed: every value has one producer, every value read is produced somewhere,
- * every output exists, and no node depends on itself.
+ * every output exists, and no node depends on itself, in the functions of the model too.
  *
  * @throws FlaError `invalid_model` naming the node or value
  */
 export function validateModel(model: Model): void {
   checkGraph(model.graph, () => false);
+  for (const fn of model.functions) checkGraph(bodyOf(fn, model), () => false);
+}
+
+/** The body of a function as a graph. */
+function bodyOf(fn: FunctionProto, model: Model): Graph {
+  const values = (names: readonly string[]) => names.map((name) => ({ name }));
+  const proto = { node: fn.node, initializer: [], valueInfo: [], name: `${fn.domain}.${fn.name}` };
+  return new Graph({ ...proto, input: values(fn.input), output: values(fn.output) }, model);
 }
 
 function checkGraph(graph: Graph, outer: (value: string) => boolean): void {

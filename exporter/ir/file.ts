@@ -100,15 +100,19 @@ function allocate(count: number, location: string): Uint8Array {
 function insideFolder(folder: string, location: string): string {
   const base = fs.realpathSync(folder);
   const full = path.resolve(base, location);
-  const real = fs.existsSync(full) ? fs.realpathSync(full) : full;
   const within = (p: string) => p.startsWith(base.endsWith(path.sep) ? base : base + path.sep);
-  if (path.isAbsolute(location) || !within(full) || !within(real)) {
+  const real = path.isAbsolute(location) || !within(full) ? undefined : followed(full);
+  if (real === undefined || !within(real)) {
     throw new FlaError(
       'invalid_model',
       `external data '${location}': must be a relative path inside the model's folder`,
     );
   }
   return real;
+}
+
+function followed(file: string): string {
+  return fs.existsSync(file) ? fs.realpathSync(file) : file;
 }
 
 /**

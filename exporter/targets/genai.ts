@@ -5,9 +5,10 @@ import { windowAttention } from '../../ops/window_attention/schema.js';
 import { DATA_TYPE, type DTypeName, type Graph, type Model, makeValueInfo } from '../ir/index.js';
 import { Facts } from '../match/facts.js';
 import { roleOf } from '../match/situation.js';
+import { STATE_KEY } from '../metadata.js';
 import { addState, type StatePair } from '../states.js';
 import { SiteEmitter } from '../variants/emit.js';
-import { STATE_KEY, statesOf, type TargetReport } from './report.js';
+import { statesOf, type TargetReport } from './report.js';
 
 /** What of a genai_config.json matters here. */
 export interface GenaiConfig {

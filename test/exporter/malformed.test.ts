@@ -9,7 +9,9 @@ import {
   modelBytes,
   type NodeProto,
   parseModel,
+  retarget,
   rewriteModel,
+  TARGETS,
   validateModel,
 } from '../../exporter/index.js';
 import { FlaError } from '../../ops/error.js';
@@ -75,6 +77,23 @@ const MALFORMED: { name: string; build: () => Model; message: RegExp }[] = [
       });
     },
     message: /graph 'branch': node 'Abs_out' \(Abs\) reads 'gone'/,
+  },
+  {
+    name: 'a function that reads what is nowhere',
+    build: () => {
+      const m = model([makeNode('F', ['x'], ['y'], {}, { domain: 'pkg' })], {
+        opsets: { '': 17, pkg: 1 },
+      });
+      m.addFunction({
+        ...{ name: 'F', domain: 'pkg', input: ['a'], output: ['b'], attribute: [] },
+        ...{
+          node: [makeNode('Add', ['a', 'gone'], ['b'])],
+          opsetImport: [{ domain: '', version: 17 }],
+        },
+      });
+      return m;
+    },
+    message: /graph 'pkg\.F': node 'b' \(Add\) reads 'gone', which nothing produces/,
   },
   {
     name: 'a permutation of another rank',
@@ -312,5 +331,30 @@ describe('well-formed models', () => {
   it('may be out of order', async () => {
     const mixed = model([makeNode('Relu', ['a'], ['y']), makeNode('Abs', ['x'], ['a'])]);
     expect((await inspectModel(mixed)).sites).toEqual([]);
+  });
+});
+
+describe('metadata of an earlier rewrite', () => {
+  const state = { past: 'x', present: 'y', shape: ['B', 4], dtype: 'float32', in_place: false };
+  const withStates = (text: string) => {
+    const m = model([makeNode('Relu', ['x'], ['y'])]);
+    m.setMetadata('onnx_fla.state', text);
+    return m;
+  };
+  it.each<[unknown, RegExp]>([
+    ['{', /onnx_fla\.state must be JSON, received \{/],
+    [null, /onnx_fla\.state must be Array, received null/],
+    [[null], /onnx_fla\.state: 0 must be Object, received null/],
+    [[{ ...state, past: 1 }], /onnx_fla\.state: 0\.past must be string, received 1/],
+    [[{ ...state, past: 'gone' }], /name one input and one output .* received 'gone' and 'y'/],
+    [[{ ...state, present: 'x' }], /received 'x' and 'x'/],
+    [[state, state], /received 'x' and 'y'/],
+  ])('%j is refused', (value, message) => {
+    const text = typeof value === 'string' ? value : JSON.stringify(value);
+    for (const target of TARGETS) {
+      expect(() => retarget(withStates(text), target)).toThrow(
+        expect.objectContaining({ code: 'invalid_model', message: expect.stringMatching(message) }),
+      );
+    }
   });
 });
