@@ -1,7 +1,7 @@
-import fs from 'node:fs';
 import path from 'node:path';
 import { FlaError } from '../../ops/error.js';
 import { type GenaiOptions, mergePatch } from '../index.js';
+import { writeFiles } from '../ir/write_files.js';
 import { readText } from '../text/read_text.js';
 import { parseJson } from '../text/tokens.js';
 import { sameFile } from './files.js';
@@ -33,12 +33,9 @@ export function readGenaiConfig(file: string, written: string) {
     output,
     write(patch: object | null): void {
       const text = `${JSON.stringify(mergePatch(options.config, patch ?? {}), null, 2)}\n`;
-      const temporary = `${output}.tmp-${process.pid}`;
       try {
-        fs.writeFileSync(temporary, text);
-        fs.renameSync(temporary, output);
+        writeFiles({ [output]: text });
       } catch (error) {
-        fs.rmSync(temporary, { force: true });
         throw new FlaError('io', `${output}: cannot be written: ${(error as Error).message}`, {
           cause: error,
         });

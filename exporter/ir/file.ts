@@ -20,6 +20,7 @@ import {
   tensorDims,
   tensorDtype,
 } from './tensor.js';
+import { replaceFiles, unfinished, writeAll } from './write_files.js';
 
 const CHUNK = 1 << 26; // bytes copied at a time
 const ALIGN = 4096; // offset alignment that lets a runtime map tensors from the file
@@ -174,10 +175,7 @@ export async function saveModelAsync(
 /** Does the work of `saveModel`, and pauses after every piece copied. */
 function* saveSteps(model: Model, file: string, options: SaveOptions): Generator<void> {
   const target = path.resolve(file);
-  const dataName = `${path.basename(target)}.data`;
-  const suffix = `.tmp-${process.pid}`;
-  const temporary = target + suffix;
-  const temporaryData = path.join(path.dirname(target), dataName + suffix);
+  const data = `${target}.data`;
   const layout = options.externalData ?? 'keep';
   if (layout === 'share') checkShared(model, target);
   const moves = place(planExternal(model, layout, options.externalThreshold));
@@ -196,15 +194,14 @@ function* saveSteps(model: Model, file: string, options: SaveOptions): Generator
     }
     if (moves.length > 0) {
       checkRoom(model, moves, file);
-      yield* writeExternal(model, moves, temporaryData, dataName, options);
+      yield* writeExternal(model, moves, data, options);
     }
-    fs.writeFileSync(temporary, encodeModel(model.proto));
+    fs.writeFileSync(unfinished(target), encodeModel(model.proto));
     yield;
     throwIfAborted(options.signal);
-    if (moves.length > 0) fs.renameSync(temporaryData, path.join(path.dirname(target), dataName));
-    fs.renameSync(temporary, target);
+    replaceFiles(moves.length > 0 ? [data, target] : [target]);
   } catch (error) {
-    for (const f of [temporary, temporaryData]) fs.rmSync(f, { force: true });
+    for (const f of [target, data]) fs.rmSync(unfinished(f), { force: true });
     if (error instanceof FlaError) throw error;
     throw new FlaError('io', `${file}: cannot be written: ${(error as Error).message}`, {
       cause: error,
@@ -286,12 +283,11 @@ function planExternal(model: Model, layout: ExternalLayout, threshold?: number):
 function* writeExternal(
   model: Model,
   moves: readonly Placed[],
-  temporary: string,
-  dataName: string,
+  file: string,
   options: SaveOptions,
 ): Generator<void> {
   const total = moves.reduce((sum, m) => sum + m.bytes, 0);
-  const fd = fs.openSync(temporary, 'w');
+  const fd = fs.openSync(unfinished(file), 'w');
   let done = 0;
   try {
     for (const { tensor, bytes, offset, copied } of moves) {
@@ -302,12 +298,12 @@ function* writeExternal(
           const part = from
             ? model.external!.read(from.location, from.offset + at, n)
             : tensor.rawData!.subarray(at, at + n);
-          fs.writeSync(fd, part, 0, part.length, offset + at);
+          writeAll(fd, part, offset + at);
           yield;
           throwIfAborted(options.signal);
         }
       }
-      setExternalLocation(tensor, { location: dataName, offset, length: bytes });
+      setExternalLocation(tensor, { location: path.basename(file), offset, length: bytes });
       done += bytes;
       options.onProgress?.(done, total);
     }
