@@ -10,7 +10,7 @@ import {
   type GraphProto,
   type TensorProto,
 } from './proto.js';
-import { readFile } from './read_file.js';
+import { kindOf, readRegularFile } from './read_file.js';
 import {
   type ExternalReader,
   elementCount,
@@ -67,17 +67,22 @@ export class FolderReader implements ExternalReader {
     if (known) return known;
     const full = insideFolder(this.folder, location);
     let fd: number;
+    let stat: fs.Stats;
     try {
+      stat = fs.statSync(full);
+      const what = kindOf(stat);
+      if (what) {
+        throw new FlaError(
+          'invalid_model',
+          `external data '${location}': must be a regular file, received ${what}`,
+        );
+      }
       fd = fs.openSync(full, 'r');
     } catch (error) {
+      if (error instanceof FlaError) throw error;
       throw new FlaError('io', `external data '${location}': cannot be read: expected ${full}`, {
         cause: error,
       });
-    }
-    const stat = fs.fstatSync(fd);
-    if (!stat.isFile()) {
-      fs.closeSync(fd);
-      throw new FlaError('invalid_model', `external data '${location}': not a regular file`);
     }
     const entry = { fd, size: stat.size };
     this.open.set(location, entry);
@@ -124,7 +129,7 @@ function followed(file: string): string {
  */
 export function loadModel(file: string): Model {
   return new Model(
-    decodeModel(readFile(file), file),
+    decodeModel(readRegularFile(file), file),
     new FolderReader(path.dirname(path.resolve(file))),
   );
 }

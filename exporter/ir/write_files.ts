@@ -14,11 +14,11 @@ export function writeAll(fd: number, bytes: Uint8Array, position: number): void 
  * Puts files that were written under their unfinished names where they belong, all of them or none: those that they replace are kept
  * aside until all are in place.
  *
- * @throws the error of the system; what was there before is there again
+ * @throws the error of the system; what was there before is there again, or the message says where it is
  */
 export function replaceFiles(files: readonly string[]): void {
   const undo: (() => void)[] = [];
-  const kept: string[] = [];
+  const kept: { file: string; old: string }[] = [];
   const last = files.at(-1)!; // replaced in one step: it need not be kept
   try {
     for (const file of files) {
@@ -28,16 +28,22 @@ export function replaceFiles(files: readonly string[]): void {
         const old = `${file}.old-${process.pid}`;
         fs.renameSync(file, old);
         undo.push(() => fs.renameSync(old, file));
-        kept.push(old);
+        kept.push({ file, old });
       }
       fs.renameSync(unfinished(file), file);
       if (!there) undo.push(() => fs.rmSync(file));
     }
   } catch (error) {
-    for (const back of undo.reverse()) back();
+    try {
+      for (const back of undo.reverse()) back();
+    } catch {
+      const left = kept.filter(({ old }) => fs.existsSync(old));
+      const where = left.map(({ file, old }) => `what ${file} held is in ${old}`).join(', ');
+      throw new Error(`${(error as Error).message}; ${where}`, { cause: error });
+    }
     throw error;
   }
-  for (const old of kept) fs.rmSync(old, { force: true });
+  for (const { old } of kept) fs.rmSync(old, { force: true });
 }
 
 /**

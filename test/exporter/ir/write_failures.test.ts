@@ -71,6 +71,21 @@ describe.each([
   });
 });
 
+it('says where the earlier data are when they cannot be put back', () => {
+  saveModel(weights([1 / 64], 1), target, { externalData: 'separate' });
+  const before = contents(folder);
+  const { renameSync } = fs;
+  let calls = 0;
+  vi.spyOn(fs, 'renameSync').mockImplementation((from, to) => {
+    if (++calls > 1) throw new Error('EIO: i/o error, rename');
+    renameSync(from, to);
+  });
+  expect(() => saveModel(weights([1 / 64], 2), target, { externalData: 'separate' })).toThrow(
+    /: EIO: i\/o error, rename; what \S+model\.onnx\.data held is in \S+model\.onnx\.data\.old-\d+$/,
+  );
+  expect(Object.values(contents(folder))).toEqual(Object.values(before));
+});
+
 it('a pair takes the place of an earlier one, and nothing else is left', () => {
   for (const fill of [1, 2]) {
     saveModel(weights([1 / 64], fill), target, { externalData: 'separate' });
