@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import {
   buildModel,
+  DATA_TYPE,
   inspectModel,
   type Model,
   makeNode,
@@ -15,6 +16,7 @@ import {
   validateModel,
 } from '../../exporter/index.js';
 import { FlaError } from '../../ops/error.js';
+import { DECODERS, decoder } from './support/decoder.js';
 
 const model = (nodes: NodeProto[], more: Partial<Parameters<typeof buildModel>[0]> = {}): Model =>
   buildModel({
@@ -77,6 +79,11 @@ const MALFORMED: { name: string; build: () => Model; message: RegExp }[] = [
       });
     },
     message: /graph 'branch': node 'Abs_out' \(Abs\) reads 'gone'/,
+  },
+  {
+    name: 'an input left out of many',
+    build: () => model([makeNode('Min', ['x', ''], ['y'])]),
+    message: /node 'y' \(Min\) leaves out an input, all of which it must have/,
   },
   {
     name: 'a function that reads what is nowhere',
@@ -357,4 +364,16 @@ describe('metadata of an earlier rewrite', () => {
       );
     }
   });
+});
+
+it('floats where tokens are expected are not taken for sound of thousands of tokens', async () => {
+  const { spec } = DECODERS.find(
+    (d) => d.name === 'com.microsoft.Attention, positions: mask, padded',
+  )!;
+  const m = decoder({ ...spec, cache: false });
+  m.graph.info('input_ids')!.type!.tensorType!.elemType = DATA_TYPE.bfloat16;
+  const { sites } = await inspectModel(m);
+  expect(sites).toMatchObject([
+    { rewritable: false, reason: expect.stringMatching(/scores \[2,1,3200,3200\] are too many/) },
+  ]);
 });

@@ -122,6 +122,19 @@ describe('left alone, with the reason', () => {
     expect(domains(model)).toEqual(new Set(['', 'com.microsoft']));
   });
 
+  it('a filter too wide for a standard body', async () => {
+    const [conv] = conformanceCases.filter((c) => c.opType === 'CausalConvWithState');
+    const model = modelOf(conv!, 'com.microsoft', 21);
+    const weight = model.proto.graph.input.find((i) => i.name === 'weight')!;
+    weight.type!.tensorType!.shape!.dim[2] = { dimValue: 2 ** 31 };
+    expect(await raiseModel(model, { body: 'standard' })).toMatchObject([
+      {
+        to: null,
+        reason: expect.stringContaining('width must be at most 1024 for a standard body'),
+      },
+    ]);
+  });
+
   it('what com.microsoft cannot say', async () => {
     const model = loadModel(TINYLM.model);
     await rewriteModel(model, { variant: 'linear', layers: [0] });
