@@ -18,6 +18,6 @@ export function checkShape<T extends v.GenericSchema>(
   const where = v.getDotPath(issue) ?? '';
   throw new FlaError(
     code,
-    `${what}${where && `: ${where}`} must be ${issue.expected}, received ${issue.received}`,
+    `${what}${where && `: ${where}`} must be ${issue.expected ?? issue.message}, received ${issue.received}`,
   );
 }

@@ -22,7 +22,15 @@ const layerGates = v.object({
   gain: v.optional(constantGate),
   temperature: v.optional(v.number()),
 });
-const parameter = v.optional(v.object({ dims: numbers, data: v.instance(Float32Array) }));
+const parameter = v.optional(
+  v.pipe(
+    v.object({ dims: numbers, data: v.instance(Float32Array) }),
+    v.check(
+      ({ dims, data }) => dims.reduce((a, b) => a * b, 1) === data.length,
+      'as many numbers as its dims say',
+    ),
+  ),
+);
 const fittedFeatures = v.object({
   featureMap: v.picklist(['identity', 'elu1', 'relu', 'exp', 'softmax']),
   signs: v.picklist([1, 2]),

@@ -229,6 +229,18 @@ const ODD: readonly { name: string; value: unknown; message: RegExp }[] = [
   { name: 'body', value: 2, message: /body must be .* received 2/ },
   { name: 'gates', value: null, message: /gates must be Object, received null/ },
   { name: 'gates', value: { 0: { a: 1 } }, message: /gates\.0\.a must be Object, received 1/ },
+  {
+    name: 'fitted',
+    value: {
+      0: { featureMap: 'exp', signs: 1, keyBias: { dims: [4, 3], data: new Float32Array(11) } },
+    },
+    message: /fitted\.0\.keyBias must be as many numbers as its dims say/,
+  },
+  {
+    name: 'fitted',
+    value: { 0: { featureMap: 'exp', signs: 3 } },
+    message: /fitted\.0\.signs must/,
+  },
   { name: 'decay', value: '-1', message: /decay must be Array, received "-1"/ },
 ];
 

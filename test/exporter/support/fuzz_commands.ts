@@ -130,6 +130,11 @@ const ODD: readonly unknown[] = [
   ...[undefined, null, '', '3', 'x\ny', true, [], {}, [0], [-0.1, -0.1], ['x'], { constant: null }],
 ];
 
+const OPTIONS = [
+  ...['featureMap', 'normalize', 'bias', 'layers', 'keepSoftmax', 'dtype', 'gates', 'decay'],
+  ...['window', 'sinks', 'cache', 'features', 'seed', 'body', 'hybrid', 'fitted'],
+];
+
 /** Options of another type or size, as a caller without types may give them. */
 function drawOptions(draw: Draw, below: Below): RewriteOptions {
   const variant = draw.once(12) ? draw.one(ODD) : draw.one(VARIANTS);
@@ -137,18 +142,11 @@ function drawOptions(draw: Draw, below: Below): RewriteOptions {
   if (GATED.includes(variant as string) && !draw.once(6)) {
     options.gates = structured(gatesOf(variant as string, draw), draw, below);
   }
-  const names = [
-    'featureMap',
-    'normalize',
-    'bias',
-    'layers',
-    'keepSoftmax',
-    'dtype',
-    'gates',
-    'decay',
-  ];
-  names.push('window', 'sinks', 'cache', 'features', 'seed', 'body', 'hybrid', 'fitted');
-  for (let left = below(4); left > 0; left--) options[draw.one(names)] = draw.one(ODD);
+  if (variant === 'hybrid' || variant === 'linear' || variant === 'performer') {
+    const name = variant === 'hybrid' ? 'hybrid' : 'fitted';
+    if (draw.once(2)) options[name] = structured({ 0: featuresOf(draw) }, draw, below);
+  }
+  for (let left = below(4); left > 0; left--) options[draw.one(OPTIONS)] = draw.one(ODD);
   return options as unknown as RewriteOptions;
 }
 
@@ -178,14 +176,33 @@ function gatesOf(variant: string, draw: Draw): Json {
   return { [draw.one(['default', 'default', '0', '7'])]: gates };
 }
 
+/** Fitted feature maps of a layer with four heads of three dimensions, or others. */
+function featuresOf(draw: Draw): Json {
+  const parameter = (...dims: number[]) => ({
+    dims,
+    data: new Float32Array(dims.reduce((a, b) => a * b, 1)).fill(0.1),
+  });
+  const [heads, dim, count] = [draw.one([4, 4, 4, 2]), draw.one([3, 3, 3, 4]), draw.one([3, 6, 0])];
+  const signs = draw.one([1, 2]);
+  return {
+    ...{ featureMap: draw.one(['exp', 'softmax', 'elu1', 'identity']), signs },
+    ...(draw.once(2) && { favor: true }),
+    ...(draw.once(2) && { queryWeight: parameter(heads, dim, count) }),
+    ...(draw.once(2) && { keyWeight: parameter(heads, dim, count) }),
+    ...(draw.once(3) && { keyBias: parameter(heads, count * signs) }),
+    ...(draw.once(3) && { alpha: parameter(heads) }),
+    ...(draw.once(3) && { keyMean: parameter(heads, dim) }),
+  };
+}
+
 /** A value somewhere in it is another, half of the time. */
 function structured(json: Json, draw: Draw, below: Below): Json {
   if (draw.once(2)) return json;
   let at: Json = json;
   for (let depth = below(4); depth > 0; depth--) {
     const inner = draw.one(Object.values(at));
-    if (typeof inner === 'object' && inner !== null && Object.keys(inner).length > 0)
-      at = inner as Json;
+    const opens = typeof inner === 'object' && inner !== null && !ArrayBuffer.isView(inner);
+    if (opens && Object.keys(inner).length > 0) at = inner as Json;
   }
   at[draw.once(5) ? draw.one(WORDS) : draw.one(Object.keys(at))] = draw.one(ODD);
   return json;
