@@ -114,7 +114,8 @@ function tidy(model: Model): void {
   );
   const domains = new Set(graphsOf(model.graph).flatMap((g) => g.nodes.map((n) => n.domain)));
   for (const fn of model.functions) for (const n of fn.node) domains.add(n.domain ?? '');
-  model.proto.opsetImport = model.proto.opsetImport.filter(
+  const imports = model.proto.opsetImport.filter(
     ({ domain }) => !['com.fla', 'com.microsoft'].includes(domain ?? '') || domains.has(domain!),
   );
+  if (imports.length > 0) model.proto.opsetImport = imports; // a file without any is no model
 }

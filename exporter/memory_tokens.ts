@@ -13,11 +13,11 @@ import {
   tensorNumbers,
 } from './ir/index.js';
 import { roleOf } from './match/situation.js';
+import { STATE_KEY } from './metadata.js';
 import { addState, batchDim, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
 
 const SEGMENT_KEY = 'onnx_fla.segment';
-const STATE_KEY = 'onnx_fla.state';
 
 export interface MemoryTokensOptions {
   /** How many memory tokens, m. */

@@ -7,9 +7,11 @@ import { partOfShape, replaceLengths } from './lengths.js';
 import type { Facts } from './match/facts.js';
 import { batchAxis, type Sdpa, tokenAxis } from './match/sdpa.js';
 import { roleOf } from './match/situation.js';
+import { earlier, SITES_KEY, STATE_KEY, sitesSchema, statesSchema } from './metadata.js';
 import { openedUp, openUp, startsCausally } from './open_up.js';
 import { declareStates, removeCaches, type StatePair } from './states.js';
 import { validateModel } from './validate.js';
+import { checkOptions } from './variants/check_options.js';
 import { SiteEmitter } from './variants/emit.js';
 import { biasRefused, distanceTable, misfit } from './variants/features.js';
 import { checkGates, GATES } from './variants/gates.js';
@@ -21,8 +23,6 @@ import { emitSoftmax, type Handicap } from './variants/softmax.js';
 
 /** The layout of the metadata that a rewritten model carries. */
 const FORMAT_VERSION = '1';
-const STATE_KEY = 'onnx_fla.state';
-const SITES_KEY = 'onnx_fla.sites';
 
 /** What was done to one site. */
 export interface RewrittenSite extends SiteReport {
@@ -78,7 +78,7 @@ export async function rewriteModel(model: Model, options: RewriteOptions): Promi
   report.removedNodes = [...before].filter((n) => !after.has(n)).length;
   if (options.variant !== 'none') {
     report.state = inInputOrder(model.graph, [
-      ...earlier<StatePair>(model, STATE_KEY),
+      ...earlier(model, STATE_KEY, statesSchema),
       ...report.state,
     ]);
     describe(model, report);
@@ -95,89 +95,6 @@ async function choose(model: Model, options: RewriteOptions, causalCaches?: bool
     return { ...siteReport(site, options), rewritten: kept === null, kept };
   });
   return { analysis, sites, chosen: analysis.sites.filter((_, i) => sites[i]!.rewritten) };
-}
-
-function checkOptions(options: RewriteOptions): void {
-  const { variant, normalize, featureMap, decay, gates, bias } = options;
-  if (bias !== undefined && (bias !== 'drop' || variant === 'none')) {
-    const what = variant === 'none' ? 'absent for variant none' : "'drop' or absent";
-    throw new FlaError('invalid_argument', `bias must be ${what}, received ${bias}`);
-  }
-  if (variant !== 'none' && !isWindowed(variant) && !(variant in VARIANTS)) {
-    const known = ['none', ...Object.keys(VARIANTS), 'hybrid', 'window'].join(', ');
-    throw new FlaError('invalid_argument', `variant must be one of ${known}, received ${variant}`);
-  }
-  if (variant === 'none' && (featureMap !== undefined || normalize !== undefined)) {
-    throw new FlaError('invalid_argument', 'variant none takes no feature map and no normalize');
-  }
-  checkWindow(options);
-  if (decay && variant !== 'retention') {
-    throw new FlaError('invalid_argument', `decay is for variant retention, received ${variant}`);
-  }
-  if (gates && !(variant in GATES)) {
-    const known = Object.keys(GATES).join(', ');
-    throw new FlaError('invalid_argument', `gates are for variants ${known}, received ${variant}`);
-  }
-  if ((variant === 'delta' || variant === 'gated-delta') && normalize) {
-    throw new FlaError(
-      'invalid_argument',
-      `normalize must be false for ${variant}: its weights have no sign`,
-    );
-  }
-  if (variant === 'performer' && (featureMap !== undefined || normalize !== undefined)) {
-    const what = normalize !== undefined ? 'normalize' : `feature map ${featureMap}`;
-    throw new FlaError('invalid_argument', `variant performer takes no ${what}: it has its own`);
-  }
-  const { seed } = options;
-  if (seed !== undefined && variant !== 'performer') {
-    throw new FlaError('invalid_argument', `seed is for performer, received ${variant}`);
-  }
-  if (seed !== undefined && !(Number.isSafeInteger(seed) && seed >= 0)) {
-    throw new FlaError('invalid_argument', `seed must be a whole number, received ${seed}`);
-  }
-}
-
-const TAKERS: Readonly<Record<'window' | 'sinks' | 'cache' | 'features', readonly Variant[]>> = {
-  window: ['hybrid', 'window'],
-  sinks: ['hybrid', 'window'],
-  cache: ['hybrid'],
-  features: ['hybrid', 'performer'],
-};
-
-/** Options of the variants with an exact window or features of their own. */
-function checkWindow(options: RewriteOptions): void {
-  const { variant, featureMap, normalize } = options;
-  const least = { window: 1, sinks: 0, cache: 0, features: 1 } as const;
-  for (const [name, low] of Object.entries(least)) {
-    const value = options[name as keyof typeof least];
-    if (value === undefined) continue;
-    const takers = TAKERS[name as keyof typeof least];
-    if (!takers.includes(variant)) {
-      const which = takers.join(' and ');
-      throw new FlaError('invalid_argument', `${name} is for ${which}, received ${variant}`);
-    }
-    if (!Number.isSafeInteger(value) || value < low) {
-      throw new FlaError(
-        'invalid_argument',
-        `${name} must be a whole number of at least ${low}, received ${value}`,
-      );
-    }
-  }
-  if (options.hybrid && variant !== 'hybrid') {
-    throw new FlaError('invalid_argument', `fitted features are for hybrid, received ${variant}`);
-  }
-  if (options.fitted && variant !== 'linear' && variant !== 'performer') {
-    throw new FlaError(
-      'invalid_argument',
-      `fitted feature maps are for linear and performer, received ${variant}`,
-    );
-  }
-  if (!isWindowed(variant)) return;
-  const maps = variant === 'hybrid' ? ['identity', 'elu1', 'relu', 'exp', 'softmax'] : [];
-  if (normalize !== undefined || (featureMap !== undefined && !maps.includes(featureMap))) {
-    const what = normalize !== undefined ? 'normalize' : `feature map ${featureMap}`;
-    throw new FlaError('invalid_argument', `variant ${variant} takes no ${what}`);
-  }
 }
 
 function checkLayers({ sites }: Analysis, options: RewriteOptions): void {
@@ -424,22 +341,6 @@ function nameAfterTokens(graph: Graph, maskInput: string): void {
   if (typeof length === 'string' && dim?.dimParam) dim.dimParam = length;
 }
 
-/** A list that an earlier rewrite of the same model left in its metadata. */
-function earlier<T>(model: Model, key: string): T[] {
-  const text = model.metadata(key);
-  if (text === undefined) return [];
-  try {
-    const list: unknown = JSON.parse(text);
-    if (Array.isArray(list) && list.every((e) => typeof e === 'object' && e !== null)) return list;
-  } catch {
-    // Said below.
-  }
-  throw new FlaError(
-    'invalid_model',
-    `model: metadata ${key} must be a JSON list of objects, received ${text.slice(0, 60)}`,
-  );
-}
-
 function inInputOrder(graph: Graph, states: readonly StatePair[]): StatePair[] {
   return graph.inputs.flatMap(({ name }) => states.filter((s) => s.past === name));
 }
@@ -475,7 +376,7 @@ function mergeRecords(before: readonly SiteRecord[], now: readonly SiteRecord[])
 function describe(model: Model, report: RewriteReport): void {
   const found = report.sites.filter((s) => s.layer !== null);
   const records = mergeRecords(
-    earlier(model, SITES_KEY),
+    earlier(model, SITES_KEY, sitesSchema) as unknown as SiteRecord[],
     found.map((s) => siteRecord(s, report.variant)),
   );
   model.setMetadata('onnx_fla.version', FORMAT_VERSION);

@@ -1,14 +1,25 @@
 import { FlaError } from '../ops/error.js';
-import type { Graph, Model, Node } from './ir/index.js';
+import { type FunctionProto, Graph, type Model, type Node } from './ir/index.js';
+
+/** Operators of ai.onnx that take any number of inputs, none of which may be left out; ONNX Runtime crashes on some that are. */
+const VARIADIC = new Set(['Concat', 'Einsum', 'Max', 'Mean', 'Min', 'SequenceConstruct', 'Sum']);
 
 /**
  * Checks that a model is well formed: every value has one producer, every value read is produced somewhere,
- * every output exists, and no node depends on itself.
+ * every output exists, and no node depends on itself, in the functions of the model too.
  *
  * @throws FlaError `invalid_model` naming the node or value
  */
 export function validateModel(model: Model): void {
   checkGraph(model.graph, () => false);
+  for (const fn of model.functions) checkGraph(bodyOf(fn, model), () => false);
+}
+
+/** The body of a function as a graph. */
+function bodyOf(fn: FunctionProto, model: Model): Graph {
+  const values = (names: readonly string[]) => names.map((name) => ({ name }));
+  const proto = { node: fn.node, initializer: [], valueInfo: [], name: `${fn.domain}.${fn.name}` };
+  return new Graph({ ...proto, input: values(fn.input), output: values(fn.output) }, model);
 }
 
 function checkGraph(graph: Graph, outer: (value: string) => boolean): void {
@@ -27,6 +38,9 @@ function checkGraph(graph: Graph, outer: (value: string) => boolean): void {
     define(t.values?.name ?? '', 'an initializer');
   for (const node of graph.nodes) {
     if (!node.opType) throw invalid(graph, `node '${node.name}' has no op_type`);
+    if (VARIADIC.has(node.opType) && node.is(node.opType) && node.inputs.includes('')) {
+      throw invalid(graph, `${describe(node)} leaves out an input, all of which it must have`);
+    }
     for (const out of node.outputs) if (out) define(out, describe(node));
   }
   for (const node of graph.nodes) {

@@ -1,14 +1,13 @@
 import fs from 'node:fs';
 import { deserialize, serialize } from 'node:v8';
 import { FlaError } from '../../ops/error.js';
+import { writeFiles } from '../ir/write_files.js';
 
 const VERSION = 1;
 
 /** Writes what an interrupted calibration needs to go on; the file is never half written. */
 export function saveCheckpoint(file: string, key: string, content: unknown): void {
-  const partial = `${file}.partial`;
-  fs.writeFileSync(partial, serialize({ version: VERSION, key, content }));
-  fs.renameSync(partial, file);
+  writeFiles({ [file]: serialize({ version: VERSION, key, content }) });
 }
 
 /**

@@ -2,6 +2,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { FlaError } from '../../ops/error.js';
 import { externalFiles, type Model } from '../index.js';
+import { kindOf } from '../ir/read_file.js';
 
 /** Refuses outputs that would destroy the input or cannot be written, before any work is done. */
 export function checkOutput(model: Model, file: string, output: string): void {
@@ -25,10 +26,8 @@ export function checkWritable(output: string): void {
     throw new FlaError('io', `${output}: cannot be written: folder ${folder} does not exist`);
   }
   const there = fs.statSync(output, { throwIfNoEntry: false });
-  if (there && !there.isFile()) {
-    const what = there.isDirectory() ? 'a folder' : 'no ordinary file';
-    throw new FlaError('io', `${output}: cannot be written: is ${what}`);
-  }
+  const what = there && kindOf(there);
+  if (what) throw new FlaError('io', `${output}: cannot be written: is ${what}`);
 }
 
 /** Are these paths of one file, by whatever links? */

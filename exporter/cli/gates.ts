@@ -24,8 +24,15 @@ export function loadGates(file: string): Gates {
 }
 
 function fail(file: string, where: string, expected: string, received: unknown): never {
-  const got = JSON.stringify(received)?.slice(0, 60) ?? 'nothing';
+  const got = shown(received);
   throw new FlaError('invalid_argument', `${file}: ${where} must be ${expected}, received ${got}`);
+}
+
+/** A value in few words: it may be nested as deep as its file allows. */
+function shown(value: unknown): string {
+  if (Array.isArray(value) && value.some((v) => typeof v === 'object')) return 'a list of lists';
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return 'an object';
+  return JSON.stringify(value)?.slice(0, 60) ?? 'nothing';
 }
 
 function fromJson(file: string): Gates {

@@ -1,4 +1,6 @@
+import * as v from 'valibot';
 import { FlaError } from '../../ops/error.js';
+import { checkShape } from '../check_shape.js';
 import { type DTypeName, tensorNumbers } from '../index.js';
 import { DATA_TYPE } from '../ir/index.js';
 import { readFile } from '../ir/read_file.js';
@@ -10,11 +12,12 @@ const DTYPES: Readonly<Record<string, DTypeName>> = {
   BF16: 'bfloat16',
 };
 
-interface Entry {
-  dtype: string;
-  shape: number[];
-  data_offsets: [number, number];
-}
+const size = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
+const entrySchema = v.object({
+  dtype: v.string(),
+  shape: v.array(size),
+  data_offsets: v.tuple([size, size]),
+});
 
 /** A tensor of a file; its numbers are read when they are asked for. */
 export interface StoredTensor {
@@ -35,36 +38,46 @@ export function readSafetensors(file: string): StoredTensor[] {
   const none = (cause?: unknown) =>
     new FlaError('invalid_argument', `${file}: must be a safetensors file`, { cause });
   if (!(length <= bytes.length - 8)) throw none();
-  let header: Record<string, Entry>;
+  let header: unknown;
   try {
     header = JSON.parse(bytes.toString('utf8', 8, 8 + length));
   } catch (cause) {
     throw none(cause);
   }
-  if (typeof header !== 'object' || header === null) throw none();
+  if (typeof header !== 'object' || header === null || Array.isArray(header)) throw none();
+  const data = bytes.subarray(8 + length);
   return Object.entries(header)
     .filter(([name]) => name !== '__metadata__')
-    .map(([name, { dtype, shape, data_offsets }]) => {
-      if (!Array.isArray(shape) || !Array.isArray(data_offsets)) throw none();
-      const numbers = () => {
-        const known = DTYPES[dtype];
-        if (!known) {
-          throw new FlaError(
-            'invalid_argument',
-            `${file}: '${name}' must be of F16, BF16, F32 or F64, received ${dtype}`,
-          );
-        }
-        const [start, end] = data_offsets.map((at) => 8 + length + at);
-        const tensor = {
-          name: `${file}: ${name}`,
-          dataType: DATA_TYPE[known],
-          dims: shape,
-          rawData: bytes.subarray(start, end),
-        };
-        return Float32Array.from(tensorNumbers(tensor));
-      };
-      return { name, dims: shape, numbers };
-    });
+    .map(([name, entry]) => storedTensor(file, name, entry, data));
+}
+
+function storedTensor(file: string, name: string, entry: unknown, data: Buffer): StoredTensor {
+  const where = `${file}: '${name}'`;
+  const { dtype, shape, data_offsets } = checkShape(entrySchema, entry, where);
+  const [start, end] = data_offsets;
+  if (start > end || end > data.length) {
+    throw new FlaError(
+      'invalid_argument',
+      `${where} must lie in the file, received bytes ${start} to ${end}, the file has ${data.length}`,
+    );
+  }
+  const numbers = () => {
+    const known = DTYPES[dtype];
+    if (!known) {
+      throw new FlaError(
+        'invalid_argument',
+        `${where} must be of F16, BF16, F32 or F64, received ${dtype}`,
+      );
+    }
+    const tensor = {
+      name: `${file}: ${name}`,
+      dataType: DATA_TYPE[known],
+      dims: shape,
+      rawData: data.subarray(start, end),
+    };
+    return Float32Array.from(tensorNumbers(tensor));
+  };
+  return { name, dims: shape, numbers };
 }
 
 /**

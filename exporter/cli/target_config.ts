@@ -2,6 +2,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { FlaError } from '../../ops/error.js';
 import { mergePatch, type Target } from '../index.js';
+import { writeFiles } from '../ir/write_files.js';
 import { readText } from '../text/read_text.js';
 import { parseJson } from '../text/tokens.js';
 import { checkWritable, sameFile } from './files.js';
@@ -57,12 +58,9 @@ export function readTargetConfig(target: Target, file: string, written: string):
 }
 
 function writeJson(file: string, value: unknown): void {
-  const temporary = `${file}.tmp-${process.pid}`;
   try {
-    fs.writeFileSync(temporary, `${JSON.stringify(value, null, 2)}\n`);
-    fs.renameSync(temporary, file);
+    writeFiles({ [file]: `${JSON.stringify(value, null, 2)}\n` });
   } catch (error) {
-    fs.rmSync(temporary, { force: true });
     throw new FlaError('io', `${file}: cannot be written: ${(error as Error).message}`, {
       cause: error,
     });

@@ -10,7 +10,7 @@ import {
   type GraphProto,
   type TensorProto,
 } from './proto.js';
-import { readFile } from './read_file.js';
+import { kindOf, readRegularFile } from './read_file.js';
 import {
   type ExternalReader,
   elementCount,
@@ -20,6 +20,7 @@ import {
   tensorDims,
   tensorDtype,
 } from './tensor.js';
+import { replaceFiles, unfinished, writeAll } from './write_files.js';
 
 const CHUNK = 1 << 26; // bytes copied at a time
 const ALIGN = 4096; // offset alignment that lets a runtime map tensors from the file
@@ -66,17 +67,22 @@ export class FolderReader implements ExternalReader {
     if (known) return known;
     const full = insideFolder(this.folder, location);
     let fd: number;
+    let stat: fs.Stats;
     try {
+      stat = fs.statSync(full);
+      const what = kindOf(stat);
+      if (what) {
+        throw new FlaError(
+          'invalid_model',
+          `external data '${location}': must be a regular file, received ${what}`,
+        );
+      }
       fd = fs.openSync(full, 'r');
     } catch (error) {
+      if (error instanceof FlaError) throw error;
       throw new FlaError('io', `external data '${location}': cannot be read: expected ${full}`, {
         cause: error,
       });
-    }
-    const stat = fs.fstatSync(fd);
-    if (!stat.isFile()) {
-      fs.closeSync(fd);
-      throw new FlaError('invalid_model', `external data '${location}': not a regular file`);
     }
     const entry = { fd, size: stat.size };
     this.open.set(location, entry);
@@ -100,15 +106,19 @@ function allocate(count: number, location: string): Uint8Array {
 function insideFolder(folder: string, location: string): string {
   const base = fs.realpathSync(folder);
   const full = path.resolve(base, location);
-  const real = fs.existsSync(full) ? fs.realpathSync(full) : full;
   const within = (p: string) => p.startsWith(base.endsWith(path.sep) ? base : base + path.sep);
-  if (path.isAbsolute(location) || !within(full) || !within(real)) {
+  const real = path.isAbsolute(location) || !within(full) ? undefined : followed(full);
+  if (real === undefined || !within(real)) {
     throw new FlaError(
       'invalid_model',
       `external data '${location}': must be a relative path inside the model's folder`,
     );
   }
   return real;
+}
+
+function followed(file: string): string {
+  return fs.existsSync(file) ? fs.realpathSync(file) : file;
 }
 
 /**
@@ -119,7 +129,7 @@ function insideFolder(folder: string, location: string): string {
  */
 export function loadModel(file: string): Model {
   return new Model(
-    decodeModel(readFile(file), file),
+    decodeModel(readRegularFile(file), file),
     new FolderReader(path.dirname(path.resolve(file))),
   );
 }
@@ -170,10 +180,7 @@ export async function saveModelAsync(
 /** Does the work of `saveModel`, and pauses after every piece copied. */
 function* saveSteps(model: Model, file: string, options: SaveOptions): Generator<void> {
   const target = path.resolve(file);
-  const dataName = `${path.basename(target)}.data`;
-  const suffix = `.tmp-${process.pid}`;
-  const temporary = target + suffix;
-  const temporaryData = path.join(path.dirname(target), dataName + suffix);
+  const data = `${target}.data`;
   const layout = options.externalData ?? 'keep';
   if (layout === 'share') checkShared(model, target);
   const moves = place(planExternal(model, layout, options.externalThreshold));
@@ -192,15 +199,14 @@ function* saveSteps(model: Model, file: string, options: SaveOptions): Generator
     }
     if (moves.length > 0) {
       checkRoom(model, moves, file);
-      yield* writeExternal(model, moves, temporaryData, dataName, options);
+      yield* writeExternal(model, moves, data, options);
     }
-    fs.writeFileSync(temporary, encodeModel(model.proto));
+    fs.writeFileSync(unfinished(target), encodeModel(model.proto));
     yield;
     throwIfAborted(options.signal);
-    if (moves.length > 0) fs.renameSync(temporaryData, path.join(path.dirname(target), dataName));
-    fs.renameSync(temporary, target);
+    replaceFiles(moves.length > 0 ? [data, target] : [target]);
   } catch (error) {
-    for (const f of [temporary, temporaryData]) fs.rmSync(f, { force: true });
+    for (const f of [target, data]) fs.rmSync(unfinished(f), { force: true });
     if (error instanceof FlaError) throw error;
     throw new FlaError('io', `${file}: cannot be written: ${(error as Error).message}`, {
       cause: error,
@@ -282,12 +288,11 @@ function planExternal(model: Model, layout: ExternalLayout, threshold?: number):
 function* writeExternal(
   model: Model,
   moves: readonly Placed[],
-  temporary: string,
-  dataName: string,
+  file: string,
   options: SaveOptions,
 ): Generator<void> {
   const total = moves.reduce((sum, m) => sum + m.bytes, 0);
-  const fd = fs.openSync(temporary, 'w');
+  const fd = fs.openSync(unfinished(file), 'w');
   let done = 0;
   try {
     for (const { tensor, bytes, offset, copied } of moves) {
@@ -298,12 +303,12 @@ function* writeExternal(
           const part = from
             ? model.external!.read(from.location, from.offset + at, n)
             : tensor.rawData!.subarray(at, at + n);
-          fs.writeSync(fd, part, 0, part.length, offset + at);
+          writeAll(fd, part, offset + at);
           yield;
           throwIfAborted(options.signal);
         }
       }
-      setExternalLocation(tensor, { location: dataName, offset, length: bytes });
+      setExternalLocation(tensor, { location: path.basename(file), offset, length: bytes });
       done += bytes;
       options.onProgress?.(done, total);
     }

@@ -9,7 +9,7 @@ import {
 import type { Facts } from './facts.js';
 import type { Probed, Prober } from './probe.js';
 import { batchAxis, type Lengths, type MaskStep, type Sdpa, tokenAxis } from './sdpa.js';
-import { batchOf, LARGEST_PROBE, roleOf, type Situation } from './situation.js';
+import { batchOf, LARGEST_PROBE, LARGEST_STRETCHED, roleOf, type Situation } from './situation.js';
 
 /** Which keys a query may see, found out from the mask's values. */
 export interface MaskClass {
@@ -208,7 +208,8 @@ async function visibility(
       return `mask '${v}' [${d}] does not fit scores [${dims}] of ${tokens} tokens after ${s.past}`;
   }
   const total = dims[0] * dims[1] * dims[2] * dims[3];
-  if (total > LARGEST_PROBE) return `the mask cannot be probed: scores [${dims}] are too many`;
+  const limit = tokens > s.tokens ? LARGEST_STRETCHED : LARGEST_PROBE;
+  if (total > limit) return `the mask cannot be probed: scores [${dims}] are too many`;
   const bias = new Float32Array(total);
   for (const step of sdpa.masks) apply(step, bias, dims, s, byName);
   const [, H, T, K] = dims;

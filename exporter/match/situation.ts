@@ -37,6 +37,8 @@ export function roleOf(graph: Graph, name: string): Role {
 
 /** Elements of the largest tensor that a probe is fed with or compared with. */
 export const LARGEST_PROBE = 2 ** 26;
+/** Scores of a site that has more tokens than were asked for: as many as shortened speech and the windows of images have. */
+export const LARGEST_STRETCHED = 2 ** 23;
 
 /** Samples of sound for each token wanted: speech models make one of 320 (20 ms), the first of 400. */
 const SAMPLES = 640;

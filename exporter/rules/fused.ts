@@ -71,33 +71,81 @@ export function cacheOf(
       : undefined;
   }
   if (!pastKey || !pastValue) return 'past_key and past_value must come together';
-  for (const past of [pastKey, pastValue]) {
+  const [presentKey, presentValue] = at.present.map((i) => node.outputs[i] ?? '');
+  return (
+    refusedCache([pastKey, pastValue], [presentKey!, presentValue!], facts) ?? {
+      ...{ pastKey, pastValue },
+      ...{ presentKey: presentKey!, presentValue: presentValue! },
+    }
+  );
+}
+
+/** Why these are not the two ends of a cache. */
+export function refusedCache(
+  pasts: readonly string[],
+  presents: readonly string[],
+  facts: Facts,
+): string | undefined {
+  for (const past of pasts) {
     if (!facts.graph.isInput(past)) return `cache '${past}' must be a graph input`;
   }
-  const [presentKey, presentValue] = at.present.map((i) => node.outputs[i] ?? '');
-  for (const present of [presentKey!, presentValue!]) {
-    const [use] = facts.graph.uses(present);
+  for (const present of presents) {
+    const [use] = present ? facts.graph.uses(present) : [];
     if (use && !use.node.is('Shape')) {
       return `cache '${present}' is also read by ${use.node.opType} '${use.node.name}'`;
     }
   }
-  return { pastKey, pastValue, presentKey: presentKey!, presentValue: presentValue! };
+  return undefined;
 }
 
-/** Why the inputs for beam search, beam_width and cache_indirection, are not understood; one beam is. */
-export function beams(width: string, indirection: string, facts: Facts): string | undefined {
+/** Which input is which of a node that Attention and MultiHeadAttention have in common. */
+export interface FusedInputs {
+  readonly mask: number;
+  readonly added?: number;
+  /** Of keys, or of all. */
+  readonly past: number;
+  readonly filled?: number;
+  readonly beamWidth?: number;
+  readonly indirection?: number;
+  /** It does cross-attention too, where a shared buffer may be spoken of without any. */
+  readonly crosses?: boolean;
+}
+
+/** Why beams, or the way past and present share memory, are not understood; one beam is. */
+export function refusedSharing(node: Node, at: FusedInputs, facts: Facts): string | undefined {
+  const input = (i: number | undefined) => (i === undefined ? '' : (node.inputs[i] ?? ''));
+  const [width, indirection] = [input(at.beamWidth), input(at.indirection)];
   if (indirection) return `cache_indirection '${indirection}': beams that share a cache`;
   const beams = width ? facts.scalar(width) : 1;
-  return beams === 1 ? undefined : `beam_width must be 1, received ${beams ?? `'${width}'`}`;
+  if (beams !== 1) return `beam_width must be 1, received ${beams ?? `'${width}'`}`;
+  const shared = node.int('past_present_share_buffer') === 1 && (!at.crosses || input(at.past));
+  return shared && !input(at.filled)
+    ? 'past_sequence_length must be given where past and present share a buffer'
+    : undefined;
+}
+
+/** What hides keys, or why that is not understood. */
+export function fusedMasks(
+  node: Node,
+  at: FusedInputs,
+  facts: Facts,
+  maskName = 'mask_index',
+): MaskStep[] | string {
+  const masks: MaskStep[] = [];
+  const added = at.added && node.inputs[at.added];
+  if (added) masks.push({ kind: 'add', value: added });
+  const mask = node.inputs[at.mask];
+  if (mask) {
+    const step = maskIndex(maskName, mask, node, facts);
+    if (typeof step === 'string') return step;
+    masks.push(step);
+  }
+  if (node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
+  return masks;
 }
 
 /** The masks of com.microsoft's nodes: [B,Tk] or [B,Tq,Tk] with 0 for hidden keys, or the lengths [B] of rows. */
-export function maskIndex(
-  what: string,
-  value: string,
-  node: Node,
-  facts: Facts,
-): MaskStep | string {
+function maskIndex(what: string, value: string, node: Node, facts: Facts): MaskStep | string {
   const fill = node.float('mask_filter_value') ?? -10000;
   const dims = facts.dims(value);
   if (dims?.length === 2 || dims?.length === 3) return { kind: 'keys', value, fill };

@@ -2,19 +2,21 @@ import type { Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import { headMismatch, headsOf, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
-import type { Heads, MaskStep, Presents, RuleResult } from '../match/sdpa.js';
+import type { Heads, Presents, RuleResult } from '../match/sdpa.js';
 import { crossAttention } from '../match/sources.js';
-import { beams, cacheOf, fusedSite, maskIndex, usedOutput } from './fused.js';
+import {
+  cacheOf,
+  type FusedInputs,
+  fusedMasks,
+  fusedSite,
+  refusedSharing,
+  usedOutput,
+} from './fused.js';
 
 /** Which input is which, after query, key and value. */
-interface Inputs {
+interface Inputs extends FusedInputs {
   readonly bias: number;
-  readonly mask: number;
-  readonly added: number;
-  readonly past: readonly [number, number];
   readonly filled: number;
-  readonly beamWidth?: number;
-  readonly indirection: number;
 }
 
 /**
@@ -31,9 +33,10 @@ export const multiHeadAttention = multiHeadRule('com.microsoft.MultiHeadAttentio
   bias: 3,
   mask: 4,
   added: 5,
-  past: [6, 7],
+  past: 6,
   filled: 8,
   indirection: 9,
+  crosses: true,
 });
 
 /**
@@ -45,28 +48,32 @@ export const multiHeadAttention = multiHeadRule('com.microsoft.MultiHeadAttentio
  */
 export const decoderMaskedMultiHeadAttention = multiHeadRule(
   'com.microsoft.DecoderMaskedMultiHeadAttention',
-  { bias: 10, mask: 3, added: 4, past: [5, 6], filled: 7, beamWidth: 8, indirection: 9 },
+  { bias: 10, mask: 3, added: 4, past: 5, filled: 7, beamWidth: 8, indirection: 9, crosses: true },
 );
 
 function multiHeadRule(name: string, at: Inputs): Rule {
   return {
     name,
-    anchors: (node) => node.is(name.slice(name.lastIndexOf('.') + 1), 'com.microsoft'),
+    anchors: (node) => `${node.domain}.${node.opType}` === name,
     match(node, facts): RuleResult {
-      const refused = refusedFeature(node, at, facts);
+      const scores = node.outputs[3];
+      if (usedOutput(node, 3, facts)) return unsupported(`its scores '${scores}' (qk) are used`);
+      const refused = refusedSharing(node, at, facts);
       if (refused) return unsupported(refused);
       const inputs = headsOfInputs(node, at, facts);
       if (typeof inputs === 'string') return unsupported(inputs);
       const { q, k, v } = inputs;
       const presents = presentsOf(node, at, facts);
-      const bare = presents ? undefined : cacheOf(node, { past: at.past, present: [1, 2] }, facts);
+      const past = [at.past, at.past + 1] as const;
+      const bare = presents ? undefined : cacheOf(node, { past, present: [1, 2] }, facts);
       const partial = { q_num_heads: q.heads, kv_num_heads: v.heads, head_dim: q.dim };
       if (typeof bare === 'string') return unsupported(bare, partial);
       const filled = node.inputs[at.filled];
       const cache = bare && filled ? { ...bare, filled } : bare;
       const wrong = headMismatch(q, k, v) ?? crossAttention(q, k, v, facts);
       if (wrong) return unsupported(wrong, { ...partial, cache: cache !== undefined });
-      const masks = masksOf(node, at, facts);
+      const padding = at.mask === 3 ? 'mask_index' : 'key_padding_mask';
+      const masks = fusedMasks(node, at, facts, padding);
       if (typeof masks === 'string') return unsupported(masks, partial);
       return fusedSite(node, facts, { rule: name, q, k, v, masks, cache, presents });
     },
@@ -76,20 +83,10 @@ function multiHeadRule(name: string, at: Inputs): Rule {
 /** Keys and values that the first call of a decoder gives out; the cache of nodes for one token is a buffer. */
 function presentsOf(node: Node, { past, beamWidth }: Inputs, facts: Facts): Presents | undefined {
   const [key, value] = [1, 2].map((i) => (usedOutput(node, i, facts) ? node.outputs[i]! : ''));
-  const bare = past.every((i) => !node.inputs[i]) && node.int('past_present_share_buffer') !== 1;
+  const bare =
+    !node.inputs[past] && !node.inputs[past + 1] && node.int('past_present_share_buffer') !== 1;
   if (!bare || beamWidth !== undefined || (!key && !value)) return undefined;
   return { key: key!, value: value! };
-}
-
-function refusedFeature(node: Node, at: Inputs, facts: Facts): string | undefined {
-  if (usedOutput(node, 3, facts)) return `its scores '${node.outputs[3]}' (qk) are used`;
-  const width = at.beamWidth === undefined ? '' : (node.inputs[at.beamWidth] ?? '');
-  const beam = beams(width, node.inputs[at.indirection] ?? '', facts);
-  if (beam) return beam;
-  const shared = node.int('past_present_share_buffer') === 1 && node.inputs[at.past[0]];
-  return shared && !node.inputs[at.filled]
-    ? 'past_sequence_length must be given where past and present share a buffer'
-    : undefined;
 }
 
 function headsOfInputs(
@@ -161,18 +158,4 @@ function withBias(
     k: { ...k, bias: { value, from: width } },
     v: { ...v, bias: { value, from: 2 * width } },
   };
-}
-
-function masksOf(node: Node, at: Inputs, facts: Facts): MaskStep[] | string {
-  const masks: MaskStep[] = [];
-  const bias = node.inputs[at.added];
-  if (bias) masks.push({ kind: 'add', value: bias });
-  const padding = node.inputs[at.mask];
-  if (padding) {
-    const step = maskIndex(at.mask === 3 ? 'mask_index' : 'key_padding_mask', padding, node, facts);
-    if (typeof step === 'string') return step;
-    masks.push(step);
-  }
-  if (node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
-  return masks;
 }

@@ -2,18 +2,15 @@ import type { Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import { headMismatch, shown } from '../match/heads.js';
 import { type Rule, unsupported } from '../match/rule.js';
-import type { Cache, Heads, MaskStep, Quantised, RuleResult } from '../match/sdpa.js';
-import { beams, fusedSite, maskIndex, usedOutput } from './fused.js';
-
-/** Which input is which; the first two are the hidden states and the weights, the third the bias. */
-interface Inputs {
-  readonly mask: number;
-  readonly past: number;
-  readonly added?: number;
-  readonly filled?: number;
-  readonly beamWidth?: number;
-  readonly indirection?: number;
-}
+import type { Cache, Heads, Quantised, RuleResult } from '../match/sdpa.js';
+import {
+  type FusedInputs,
+  fusedMasks,
+  fusedSite,
+  refusedCache,
+  refusedSharing,
+  usedOutput,
+} from './fused.js';
 
 /**
  * com.microsoft.Attention, which ONNX Runtime's optimizers make of BERT and GPT-2:
@@ -53,12 +50,14 @@ export const decoderMaskedSelfAttention = packedRule('com.microsoft.DecoderMaske
  */
 export const quantisedAttention = packedRule('com.microsoft.QAttention', { mask: 5, past: 8 });
 
-function packedRule(name: string, at: Inputs): Rule {
+function packedRule(name: string, at: FusedInputs): Rule {
   return {
     name,
-    anchors: (node) => node.is(name.slice(name.lastIndexOf('.') + 1), 'com.microsoft'),
+    anchors: (node) => `${node.domain}.${node.opType}` === name,
     match(node, facts): RuleResult {
-      const refused = refusedFeature(node, at, facts);
+      if (node.int('do_rotary') === 1)
+        return unsupported('do_rotary must be 0, received 1: it brings no tables');
+      const refused = refusedSharing(node, at, facts);
       if (refused) return unsupported(refused);
       const quantised = node.is('QAttention', 'com.microsoft') ? quantisedInputs(node) : undefined;
       const heads = headsOfWeights(node, facts);
@@ -73,7 +72,7 @@ function packedRule(name: string, at: Inputs): Rule {
       if (typeof cache === 'string') return unsupported(cache, partial);
       const wrong = headMismatch(q, k, v);
       if (wrong) return unsupported(wrong, partial);
-      const masks = masksOf(node, at, facts);
+      const masks = fusedMasks(node, at, facts);
       if (typeof masks === 'string') return unsupported(masks, partial);
       const presents =
         !cache && usedOutput(node, 1, facts) ? { stacked: node.outputs[1]! } : undefined;
@@ -81,15 +80,6 @@ function packedRule(name: string, at: Inputs): Rule {
       return fusedSite(node, facts, { rule: name, q, k, v, masks, cache, dtype, presents });
     },
   };
-}
-
-function refusedFeature(node: Node, at: Inputs, facts: Facts): string | undefined {
-  if (node.int('do_rotary') === 1) return 'do_rotary must be 0, received 1: it brings no tables';
-  const input = (i: number | undefined) => (i === undefined ? '' : (node.inputs[i] ?? ''));
-  const shared = node.int('past_present_share_buffer') === 1;
-  if (shared && !input(at.filled))
-    return 'past_sequence_length must be given where past and present share a buffer';
-  return beams(input(at.beamWidth), input(at.indirection), facts);
 }
 
 function quantisedInputs({ inputs }: Node): Quantised {
@@ -128,7 +118,7 @@ function headsOfWeights(node: Node, facts: Facts): [Heads, Heads, Heads] | strin
   }) as [Heads, Heads, Heads];
 }
 
-function stackedCache(node: Node, at: Inputs, facts: Facts): Cache | string | undefined {
+function stackedCache(node: Node, at: FusedInputs, facts: Facts): Cache | string | undefined {
   const [past, present] = [node.inputs[at.past] ?? '', node.outputs[1] ?? ''];
   if (!past) {
     const opaque = node.is('DecoderMaskedSelfAttention', 'com.microsoft');
@@ -137,11 +127,8 @@ function stackedCache(node: Node, at: Inputs, facts: Facts): Cache | string | un
       ? `'${present}' is used although no past comes in`
       : undefined;
   }
-  if (!facts.graph.isInput(past)) return `cache '${past}' must be a graph input`;
-  const [use] = present ? facts.graph.uses(present) : [];
-  if (use && !use.node.is('Shape')) {
-    return `cache '${present}' is also read by ${use.node.opType} '${use.node.name}'`;
-  }
+  const refused = refusedCache([past], [present], facts);
+  if (refused) return refused;
   const filled = at.filled === undefined ? undefined : node.inputs[at.filled];
   return {
     stacked: true,
@@ -152,17 +139,4 @@ function stackedCache(node: Node, at: Inputs, facts: Facts): Cache | string | un
     presentKey: present,
     presentValue: present,
   };
-}
-
-function masksOf(node: Node, { mask, added: at }: Inputs, facts: Facts): MaskStep[] | string {
-  const masks: MaskStep[] = [];
-  const added = at && node.inputs[at];
-  if (added) masks.push({ kind: 'add', value: added });
-  if (node.inputs[mask]) {
-    const step = maskIndex('mask_index', node.inputs[mask], node, facts);
-    if (typeof step === 'string') return step;
-    masks.push(step);
-  }
-  if (node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
-  return masks;
 }

@@ -1,25 +1,39 @@
+import * as v from 'valibot';
 import { FlaError } from '../../ops/error.js';
 import { hybridAttention } from '../../ops/hybrid_attention/schema.js';
 import { linearAttention } from '../../ops/linear_attention/schema.js';
 import { windowAttention } from '../../ops/window_attention/schema.js';
+import { checkShape } from '../check_shape.js';
 import { DATA_TYPE, type DTypeName, type Graph, type Model, makeValueInfo } from '../ir/index.js';
 import { Facts } from '../match/facts.js';
 import { roleOf } from '../match/situation.js';
+import { STATE_KEY } from '../metadata.js';
 import { addState, type StatePair } from '../states.js';
 import { SiteEmitter } from '../variants/emit.js';
-import { STATE_KEY, statesOf, type TargetReport } from './report.js';
+import { statesOf, type TargetReport } from './report.js';
+
+const configSchema = v.object({
+  model: v.optional(
+    v.object({
+      decoder: v.optional(
+        v.object({
+          inputs: v.optional(
+            v.object({
+              past_key_names: v.optional(v.string()),
+              attention_mask: v.optional(v.string()),
+            }),
+          ),
+          outputs: v.optional(v.object({ present_key_names: v.optional(v.string()) })),
+          sliding_window: v.nullish(v.looseObject({})),
+        }),
+      ),
+    }),
+  ),
+  search: v.optional(v.object({ num_beams: v.optional(v.number()) })),
+});
 
 /** What of a genai_config.json matters here. */
-export interface GenaiConfig {
-  model?: {
-    decoder?: {
-      inputs?: { past_key_names?: string; attention_mask?: string };
-      outputs?: { present_key_names?: string };
-      sliding_window?: object | null;
-    };
-  };
-  search?: { num_beams?: number };
-}
+export type GenaiConfig = v.InferInput<typeof configSchema>;
 
 export interface GenaiOptions {
   /** The genai_config.json of the original; default: one that leaves all names as they are. */
@@ -55,6 +69,7 @@ const NUMBER = '%d';
  */
 export function forGenai(model: Model, { config = {}, filename }: GenaiOptions): TargetReport {
   const { graph } = model;
+  checkShape(configSchema, config, 'genai_config.json');
   const pairs = statesOf(model, 'genai');
   const decoder = config.model?.decoder;
   const names = {

@@ -1,8 +1,7 @@
 import { FlaError } from '../../ops/error.js';
 import type { Graph, Model } from '../ir/index.js';
+import { earlier, STATE_KEY, statesSchema } from '../metadata.js';
 import type { StatePair } from '../states.js';
-
-export const STATE_KEY = 'onnx_fla.state';
 
 export interface TargetReport {
   /** The states by the names that they have now. */
@@ -14,10 +13,23 @@ export interface TargetReport {
   config: Record<string, unknown> | null;
 }
 
-/** The states that a rewrite left. @throws FlaError `unsupported` when there are none */
+/**
+ * The states that a rewrite left.
+ *
+ * @throws FlaError `unsupported` when there are none, `invalid_model` when the model lacks one that its metadata names
+ */
 export function statesOf(model: Model, target: string): StatePair[] {
-  const text = model.metadata(STATE_KEY);
-  const pairs = text === undefined ? [] : (JSON.parse(text) as StatePair[]);
+  const { graph } = model;
+  const pairs = earlier(model, STATE_KEY, statesSchema);
+  const inputs = new Set(graph.inputs.map((i) => i.name).filter((name) => graph.isInput(name)));
+  const outputs = new Set(graph.outputs.map((o) => o.name).filter((name) => graph.producer(name)));
+  for (const { past, present } of pairs) {
+    if (inputs.delete(past) && outputs.delete(present)) continue;
+    throw new FlaError(
+      'invalid_model',
+      `model: metadata ${STATE_KEY} must name one input and one output of the model for each state, received '${past}' and '${present}'`,
+    );
+  }
   if (pairs.length > 0) return pairs;
   throw new FlaError('unsupported', `target ${target}: the model must have states, received none`);
 }

@@ -1,7 +1,8 @@
 import { FlaError } from '../../ops/error.js';
 import type { Model } from '../ir/index.js';
+import { STATE_KEY } from '../metadata.js';
 import type { StatePair } from '../states.js';
-import { renameInput, renameOutput, STATE_KEY, statesOf, type TargetReport } from './report.js';
+import { renameInput, renameOutput, statesOf, type TargetReport } from './report.js';
 
 /** How @huggingface/transformers names the batch in shapes of caches that it makes. */
 const BATCH = 'batch_size';

@@ -102,7 +102,7 @@ export interface RewriteOptions {
   gates?: { readonly [layer: number]: LayerGates; readonly default?: LayerGates };
   /** For `retention`: log decay per head; default log(1 - 2^(-5-h)). */
   decay?: readonly number[];
-  /** `hybrid` and `window`: how many of the last tokens are seen exactly; default 64. */
+  /** `hybrid` and `window`: how many of the last tokens are seen exactly; default 64. At most 2^17, as sinks and cache. */
   window?: number;
   /** `hybrid` and `window`: how many of the first tokens are seen exactly; default 4. */
   sinks?: number;
@@ -110,7 +110,7 @@ export interface RewriteOptions {
   cache?: number;
   /**
    * `hybrid` without calibration: features of a token; default: those of the heads themselves. `performer`: random features of a
-   * token; default: the head dimension times its logarithm, in whole blocks of orthogonal directions.
+   * token; default: the head dimension times its logarithm, in whole blocks of orthogonal directions. At most 2^16.
    */
   features?: number;
   /** `performer`: what the directions of the random features are drawn from; default 0. */

@@ -9,6 +9,9 @@ import {
 import { BodyEmitter } from '../function/emitter.js';
 import { type CausalConvWithStateAttributes, causalConvWithState } from './schema.js';
 
+/** Taps that a standard body has nodes for; models have 4. */
+const MOST_TAPS = 1024;
+
 /** One call site: everything that a function body may depend on. */
 export interface CausalConvWithStateCall {
   /** All of them, as they are written on the node. */
@@ -26,7 +29,7 @@ export interface CausalConvWithStateCall {
 /**
  * The function body of one CausalConvWithState call site; the node is written as for linearAttentionFunction.
  *
- * @throws FlaError `unsupported` for an opset that no body can be written for, `invalid_argument` when `width` is needed
+ * @throws FlaError `unsupported` for an opset or a width that no body can be written for, `invalid_argument` when `width` is needed
  */
 export function causalConvWithStateFunction(
   call: CausalConvWithStateCall,
@@ -73,6 +76,12 @@ function standardBody(e: BodyEmitter, call: CausalConvWithStateCall): void {
     throw new FlaError(
       'invalid_argument',
       'CausalConvWithState: width must be known for a standard body, received none',
+    );
+  }
+  if (width > MOST_TAPS) {
+    throw new FlaError(
+      'unsupported',
+      `CausalConvWithState: width must be at most ${MOST_TAPS} for a standard body, received ${width}`,
     );
   }
   const carried = present.past_state

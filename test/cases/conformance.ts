@@ -1,7 +1,9 @@
 /** The ONNX opset-27 node cases of LinearAttention and CausalConvWithState (Apache-2.0, from onnx/onnx). */
 import { readFileSync } from 'node:fs';
+import path from 'node:path';
 import type { DType } from '../../ops/define.js';
 import type { Tensor64 } from '../../ops/tensor64.js';
+import { ROOT } from '../support/models.js';
 import { decode } from './tensors.js';
 
 interface StoredTensor {
@@ -37,8 +39,8 @@ export const conformanceCases: readonly ConformanceCase[] = [
 ];
 
 function load(op: string): ConformanceCase[] {
-  const url = new URL(`../fixtures/conformance/${op}.json`, import.meta.url);
-  const { cases } = JSON.parse(readFileSync(url, 'utf8')) as { cases: StoredCase[] };
+  const file = path.join(ROOT, 'test/fixtures/conformance', `${op}.json`);
+  const { cases } = JSON.parse(readFileSync(file, 'utf8')) as { cases: StoredCase[] };
   return cases.map(({ name, node, inputs, outputs }) => ({
     name,
     opType: node.op_type,

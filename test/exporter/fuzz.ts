@@ -4,8 +4,9 @@
  *   node dist/test/exporter/fuzz.js --inputs 200000 --jobs 16 [--seed S] [--from I]
  *
  * A run that was stopped goes on with the --from that its last line of progress tells, and an --inputs that is as much smaller. On a
- * machine with nothing but Node it needs dist, package.json, test/fixtures/torch, and of node_modules @huggingface/tokenizers,
- * @petamoriken/float16, long, onnxruntime-common, onnxruntime-node, protobufjs and valibot.
+ * machine with nothing but Node it needs dist, package.json, test/fixtures without tinylm and tinyrecall, and of node_modules
+ * @huggingface/tokenizers, @petamoriken/float16, cli-progress, cli-table3, commander, onnxruntime-common, onnxruntime-node, protobufjs,
+ * valibot, and what these depend on. One input alone: `node dist/test/exporter/support/fuzz_child.js EMPTY_FOLDER SEED I I+1`.
  * Failures are printed as they come; the exit code is 1 when there was one.
  */
 import os from 'node:os';

@@ -175,6 +175,19 @@ describe('genai', () => {
     expect(() => retarget(linear, 'genai', { config })).toThrow(
       'genai_config.json: model.decoder.inputs.past_key_names must hold %d and a dot behind it, as past_key_values.%d.key does, received "past_key_%d"',
     );
+    for (const [odd, message] of [
+      [null, 'must be Object, received null'],
+      [{ model: 1 }, 'model must be Object, received 1'],
+      [{ model: { decoder: { inputs: { past_key_names: 3 } } } }, 'must be string, received 3'],
+      [{ search: { num_beams: '2' } }, 'search.num_beams must be number, received "2"'],
+    ] as const) {
+      expect(() => retarget(linear, 'genai', { config: odd as object })).toThrow(
+        expect.objectContaining({
+          code: 'invalid_argument',
+          message: expect.stringContaining(message),
+        }),
+      );
+    }
     expect(() => retarget(genaiModel(), 'genai')).toThrow(
       'target genai: the model must have states, received none',
     );

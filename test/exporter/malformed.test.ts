@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import {
   buildModel,
+  DATA_TYPE,
   inspectModel,
   type Model,
   makeNode,
@@ -9,10 +10,13 @@ import {
   modelBytes,
   type NodeProto,
   parseModel,
+  retarget,
   rewriteModel,
+  TARGETS,
   validateModel,
 } from '../../exporter/index.js';
 import { FlaError } from '../../ops/error.js';
+import { DECODERS, decoder } from './support/decoder.js';
 
 const model = (nodes: NodeProto[], more: Partial<Parameters<typeof buildModel>[0]> = {}): Model =>
   buildModel({
@@ -75,6 +79,28 @@ const MALFORMED: { name: string; build: () => Model; message: RegExp }[] = [
       });
     },
     message: /graph 'branch': node 'Abs_out' \(Abs\) reads 'gone'/,
+  },
+  {
+    name: 'an input left out of many',
+    build: () => model([makeNode('Min', ['x', ''], ['y'])]),
+    message: /node 'y' \(Min\) leaves out an input, all of which it must have/,
+  },
+  {
+    name: 'a function that reads what is nowhere',
+    build: () => {
+      const m = model([makeNode('F', ['x'], ['y'], {}, { domain: 'pkg' })], {
+        opsets: { '': 17, pkg: 1 },
+      });
+      m.addFunction({
+        ...{ name: 'F', domain: 'pkg', input: ['a'], output: ['b'], attribute: [] },
+        ...{
+          node: [makeNode('Add', ['a', 'gone'], ['b'])],
+          opsetImport: [{ domain: '', version: 17 }],
+        },
+      });
+      return m;
+    },
+    message: /graph 'pkg\.F': node 'b' \(Add\) reads 'gone', which nothing produces/,
   },
   {
     name: 'a permutation of another rank',
@@ -313,4 +339,41 @@ describe('well-formed models', () => {
     const mixed = model([makeNode('Relu', ['a'], ['y']), makeNode('Abs', ['x'], ['a'])]);
     expect((await inspectModel(mixed)).sites).toEqual([]);
   });
+});
+
+describe('metadata of an earlier rewrite', () => {
+  const state = { past: 'x', present: 'y', shape: ['B', 4], dtype: 'float32', in_place: false };
+  const withStates = (text: string) => {
+    const m = model([makeNode('Relu', ['x'], ['y'])]);
+    m.setMetadata('onnx_fla.state', text);
+    return m;
+  };
+  it.each<[unknown, RegExp]>([
+    ['{', /onnx_fla\.state must be JSON, received \{/],
+    [null, /onnx_fla\.state must be Array, received null/],
+    [[null], /onnx_fla\.state: 0 must be Object, received null/],
+    [[{ ...state, past: 1 }], /onnx_fla\.state: 0\.past must be string, received 1/],
+    [[{ ...state, past: 'gone' }], /name one input and one output .* received 'gone' and 'y'/],
+    [[{ ...state, present: 'x' }], /received 'x' and 'x'/],
+    [[state, state], /received 'x' and 'y'/],
+  ])('%j is refused', (value, message) => {
+    const text = typeof value === 'string' ? value : JSON.stringify(value);
+    for (const target of TARGETS) {
+      expect(() => retarget(withStates(text), target)).toThrow(
+        expect.objectContaining({ code: 'invalid_model', message: expect.stringMatching(message) }),
+      );
+    }
+  });
+});
+
+it('floats where tokens are expected are not taken for sound of thousands of tokens', async () => {
+  const { spec } = DECODERS.find(
+    (d) => d.name === 'com.microsoft.Attention, positions: mask, padded',
+  )!;
+  const m = decoder({ ...spec, cache: false });
+  m.graph.info('input_ids')!.type!.tensorType!.elemType = DATA_TYPE.bfloat16;
+  const { sites } = await inspectModel(m);
+  expect(sites).toMatchObject([
+    { rewritable: false, reason: expect.stringMatching(/scores \[2,1,3200,3200\] are too many/) },
+  ]);
 });

@@ -2,7 +2,6 @@ import * as ort from 'onnxruntime-node';
 import { describe, expect, it } from 'vitest';
 import {
   buildModel,
-  DATA_TYPE,
   type GraphProto,
   loadModel,
   lowerModel,
@@ -17,44 +16,8 @@ import {
 import { type ConformanceCase, conformanceCases } from '../cases/conformance.js';
 import { relativeError } from '../cases/tensors.js';
 import { TINYLM } from '../support/models.js';
+import { modelOf, OUTPUTS } from './support/conformance.js';
 import { ints } from './support/run.js';
-
-const NAMES = {
-  LinearAttention: ['query', 'key', 'value', 'past_state', 'decay', 'beta'],
-  CausalConvWithState: ['input', 'weight', 'bias', 'past_state'],
-} as const;
-const OUTPUTS = ['output', 'present_state'];
-
-/** One node in the type of the case; inputs and outputs of the model are float32, their dimensions open unless `fixed`. */
-function modelOf(c: ConformanceCase, domain: string, opset: number, fixed = true): Model {
-  const names = NAMES[c.opType as keyof typeof NAMES];
-  const inputs: Record<string, ValueSpec> = {};
-  for (const [name, { shape }] of Object.entries(c.inputs)) {
-    inputs[name] = ['float32', shape.map((d, i) => (fixed || i === 2 ? d : `${name}_${i}`))];
-  }
-  const to = { to: DATA_TYPE[c.dtype as 'float32'] };
-  const given = names.map((name) => (c.inputs[name] ? `${name}/typed` : ''));
-  const values = Object.entries(c.attributes).map(([name, value]) => [
-    name,
-    name === 'scale' ? { float: value as number } : value,
-  ]);
-  return buildModel({
-    inputs,
-    outputs: { output: ['float32'], present_state: ['float32'] },
-    nodes: [
-      ...Object.keys(c.inputs).map((name) => makeNode('Cast', [name], [`${name}/typed`], to)),
-      makeNode(
-        c.opType,
-        given,
-        OUTPUTS.map((o) => `${o}/typed`),
-        Object.fromEntries(values),
-        { domain, name: 'node' },
-      ),
-      ...OUTPUTS.map((o) => makeNode('Cast', [`${o}/typed`], [o], { to: DATA_TYPE.float32 })),
-    ],
-    opsets: { '': opset, ...(domain && { [domain]: 1 }) },
-  });
-}
 
 /** On stock ONNX Runtime, after a round trip through bytes. */
 async function runCase(model: Model, c: ConformanceCase): Promise<Record<string, Float64Array>> {
@@ -159,6 +122,19 @@ describe('left alone, with the reason', () => {
     expect(domains(model)).toEqual(new Set(['', 'com.microsoft']));
   });
 
+  it('a filter too wide for a standard body', async () => {
+    const [conv] = conformanceCases.filter((c) => c.opType === 'CausalConvWithState');
+    const model = modelOf(conv!, 'com.microsoft', 21);
+    const weight = model.proto.graph.input.find((i) => i.name === 'weight')!;
+    weight.type!.tensorType!.shape!.dim[2] = { dimValue: 2 ** 31 };
+    expect(await raiseModel(model, { body: 'standard' })).toMatchObject([
+      {
+        to: null,
+        reason: expect.stringContaining('width must be at most 1024 for a standard body'),
+      },
+    ]);
+  });
+
   it('what com.microsoft cannot say', async () => {
     const model = loadModel(TINYLM.model);
     await rewriteModel(model, { variant: 'linear', layers: [0] });
@@ -175,6 +151,14 @@ describe('left alone, with the reason', () => {
       "lower to ai.onnx: the model's opset must be 26, as operators of older ones changed since, received 16",
     );
   });
+});
+
+it('a model that imports nothing but what is gone stays a model', async () => {
+  const [c] = conformanceCases;
+  const model = modelOf(c!, 'com.microsoft', 21);
+  model.proto.opsetImport = [{ domain: 'com.fla', version: 1 }];
+  await lowerModel(model, { to: 'standard' });
+  expect(() => parseModel(modelBytes(model))).not.toThrow();
 });
 
 it('nested graphs are gone through', async () => {

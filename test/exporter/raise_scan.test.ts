@@ -13,7 +13,7 @@ import {
   type ValueSpec,
 } from '../../exporter/index.js';
 import { distance, random } from './support/run.js';
-import { type ScanForm, scanModel as scanOf } from './support/scan.js';
+import { SCAN_FORMS, type ScanForm, scanModel as scanOf } from './support/scan.js';
 
 const [B, T, H, K, V] = [2, 9, 3, 8, 4];
 const scanModel = (form: ScanForm) => scanOf(form, { H, K, V });
@@ -40,22 +40,7 @@ async function run(model: Model, given: Record<string, ort.Tensor>) {
   return { S_T: S_T!, o: o! };
 }
 
-const FORMS: ScanForm[] = [
-  { rule: 'linear' },
-  { rule: 'linear', transposed: true, scale: 0.25 },
-  { rule: 'gated' },
-  { rule: 'gated', perKey: true, transposed: true },
-  { rule: 'gated', direct: true, read: 'before' },
-  { rule: 'gated', odd: true, axis: 1 },
-  { rule: 'gated', perKey: true, direct: true, flat: true },
-  { rule: 'delta', axis: 1 },
-  { rule: 'delta', transposed: true, flat: true },
-  { rule: 'gated_delta', axis: 2 },
-  { rule: 'gated_delta', perKey: true, scale: 0.125 },
-  { rule: 'gated_delta', direct: true, transposed: true, read: 'before', axis: 2 },
-];
-
-describe.each(FORMS)('%o', (form) => {
+describe.each(SCAN_FORMS)('%o', (form) => {
   it('becomes LinearAttention', async () => {
     const model = scanModel(form);
     const given = feeds(model);

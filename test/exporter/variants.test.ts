@@ -214,6 +214,36 @@ describe('variants in other forms', () => {
   });
 });
 
+/** Options of another type, as a caller without types may give them. */
+const ODD: readonly { name: string; value: unknown; message: RegExp }[] = [
+  { name: 'layers', value: true, message: /options: layers must be Array, received true/ },
+  { name: 'layers', value: ['0'], message: /layers\.0 must be number, received "0"/ },
+  { name: 'keepSoftmax', value: 2, message: /keepSoftmax must be Array, received 2/ },
+  {
+    name: 'featureMap',
+    value: 'sigmoid',
+    message: /featureMap must be \("elu1" \| .* received "sigmoid"/,
+  },
+  { name: 'normalize', value: 'yes', message: /normalize must be boolean, received "yes"/ },
+  { name: 'dtype', value: [0], message: /dtype must be \("float32" \| "same"\), received Array/ },
+  { name: 'body', value: 2, message: /body must be .* received 2/ },
+  { name: 'gates', value: null, message: /gates must be Object, received null/ },
+  { name: 'gates', value: { 0: { a: 1 } }, message: /gates\.0\.a must be Object, received 1/ },
+  {
+    name: 'fitted',
+    value: {
+      0: { featureMap: 'exp', signs: 1, keyBias: { dims: [4, 3], data: new Float32Array(11) } },
+    },
+    message: /fitted\.0\.keyBias must be as many numbers as its dims say/,
+  },
+  {
+    name: 'fitted',
+    value: { 0: { featureMap: 'exp', signs: 3 } },
+    message: /fitted\.0\.signs must/,
+  },
+  { name: 'decay', value: '-1', message: /decay must be Array, received "-1"/ },
+];
+
 describe('options', () => {
   const model = (): Model => gpt2.build(new Writer(makeLayer()));
   const bad: { options: RewriteOptions; message: RegExp }[] = [
@@ -295,6 +325,10 @@ describe('options', () => {
       options: { variant: 'linear', features: 8 },
       message: /features is for hybrid and performer, received linear/,
     },
+    ...ODD.map(({ name, value, message }) => ({
+      options: { variant: 'linear', [name]: value } as unknown as RewriteOptions,
+      message,
+    })),
     { options: { variant: 'retention', decay: [-1] }, message: /decay must be 4 numbers/ },
     { options: { variant: 'none', featureMap: 'relu' }, message: /none takes no feature map/ },
     {
@@ -309,7 +343,15 @@ describe('options', () => {
     { options: { variant: 'window', cache: 8 }, message: /cache is for hybrid, received window/ },
     {
       options: { variant: 'hybrid', window: 0 },
-      message: /window must be a whole number of at least 1, received 0/,
+      message: /window must be a whole number from 1 to 131072, received 0/,
+    },
+    {
+      options: { variant: 'window', window: 2 ** 31 },
+      message: /window must be a whole number from 1 to 131072, received 2147483648/,
+    },
+    {
+      options: { variant: 'performer', features: 2 ** 31 },
+      message: /features must be a whole number from 1 to 65536, received 2147483648/,
     },
     {
       options: { variant: 'hybrid', features: 7 },

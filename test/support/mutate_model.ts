@@ -89,6 +89,10 @@ const OPS = [
   'MultiHeadAttention',
   'GroupQueryAttention',
   'LinearAttention',
+  'CausalConvWithState',
+  'HybridAttention',
+  'WindowAttention',
+  'Conv',
   'Shape',
   'Gather',
   'Expand',
@@ -96,6 +100,26 @@ const OPS = [
   'Cast',
   '',
   'NoSuchOp',
+];
+/** Values of attributes of linear attention. */
+const WORDS = [
+  'linear',
+  'gated',
+  'delta',
+  'gated_delta',
+  'before',
+  'after',
+  'silu',
+  'elu1',
+  'softmax',
+];
+const HEADS = [
+  'num_heads',
+  'q_num_heads',
+  'kv_num_heads',
+  'update_rule',
+  'num_scan_inputs',
+  'group',
 ];
 const DOMAINS = ['', 'ai.onnx', 'com.microsoft', 'com.fla', 'x'];
 
@@ -207,8 +231,9 @@ const MUTATIONS: Readonly<Record<string, Mutation>> = {
       () => ({ ints: integers() }),
       () => ({ f: pick([0, -1, Number.NaN, Number.POSITIVE_INFINITY, 1e-38, 3e38]) }),
       () => ({ s: new TextEncoder().encode(pick(NAMES)) }),
+      () => ({ s: new TextEncoder().encode(pick(WORDS)) }),
       () => ({ type: below(16) }),
-      () => ({ name: pick([...NAMES, 'axis', 'perm', 'num_heads', 'to']) }),
+      () => ({ name: pick([...NAMES, 'axis', 'perm', 'to', ...HEADS]) }),
       () => ({ t: {} as TensorProto }),
       () => ({ refAttrName: pick(NAMES) }),
     ];
@@ -323,6 +348,20 @@ const MUTATIONS: Readonly<Record<string, Mutation>> = {
       key,
       value: pick(['', '{', '[]', '{}', 'null', '[{"input":1}]', '[null]', '"x"', '9'.repeat(400)]),
     }));
+  },
+  'states of an earlier rewrite': ({ names, graphs }, pick, below, model) => {
+    const g = graphs[0]!;
+    const name = (of: readonly { name: string }[]) =>
+      of.length && below(4) ? pick(of).name : pick(names.length ? names : NAMES);
+    const states = Array.from({ length: 1 + below(3) }, () => ({
+      ...{ past: name(g.input), present: name(g.output) },
+      ...{
+        shape: pick([['B', 4, 8], [1], [], [-1, 2 ** 53]]),
+        dtype: pick(['float32', 'int64', 'x']),
+      },
+      in_place: below(2) === 0,
+    }));
+    model.metadataProps = [{ key: 'onnx_fla.state', value: JSON.stringify(states) }];
   },
   'outputs and inputs are swapped': ({ graphs }, pick) => {
     const g = pick(graphs);

@@ -15,8 +15,16 @@ export interface NpyArray {
 export function readNpz(file: string): Map<string, NpyArray> {
   const bytes = readFile(file);
   const arrays = new Map<string, NpyArray>();
-  for (const [name, content] of zipEntries(bytes, file)) {
-    if (name.endsWith('.npy')) arrays.set(name.slice(0, -4), parseNpy(content, `${file}:${name}`));
+  try {
+    for (const [name, content] of zipEntries(bytes, file)) {
+      if (name.endsWith('.npy'))
+        arrays.set(name.slice(0, -4), parseNpy(content, `${file}:${name}`));
+    }
+  } catch (cause) {
+    if (cause instanceof FlaError) throw cause;
+    // Offsets that lead out of the file, or data that cannot be unpacked.
+    const why = (cause as Error).message;
+    throw new FlaError('invalid_argument', `${file}: is no .npz file: ${why}`, { cause });
   }
   if (arrays.size === 0) throw new FlaError('invalid_argument', `${file}: holds no arrays`);
   return arrays;
@@ -141,6 +149,9 @@ function parseNpy(bytes: Buffer, where: string): NpyArray {
     .split(',')
     .filter((d) => d.trim())
     .map(Number);
+  if (!dims.every((d) => Number.isSafeInteger(d) && d >= 0)) {
+    throw new FlaError('invalid_argument', `${where}: must have a shape, received (${shape})`);
+  }
   const count = dims.reduce((a, b) => a * b, 1);
   const [width, read] = reader;
   if (bytes.length < start + length + count * width) {

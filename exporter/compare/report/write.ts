@@ -1,6 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { FlaError } from '../../../ops/error.js';
+import { writeFiles } from '../../ir/write_files.js';
 import type { Report } from './schema.js';
 
 /**
@@ -14,20 +15,14 @@ export async function writeReport(report: Report, folder: string): Promise<strin
     'report.json': `${JSON.stringify(report, null, 2)}\n`,
     'report.html': reportHtml(report),
   };
-  const made: string[] = [];
+  const paths = Object.entries(files).map(
+    ([name, text]) => [path.join(folder, name), text] as const,
+  );
   try {
     fs.mkdirSync(folder, { recursive: true });
-    for (const [name, text] of Object.entries(files)) {
-      made.push(path.join(folder, `${name}.tmp-${process.pid}`));
-      fs.writeFileSync(made.at(-1)!, text);
-    }
-    return Object.keys(files).map((name, i) => {
-      const file = path.join(folder, name);
-      fs.renameSync(made[i]!, file);
-      return file;
-    });
+    writeFiles(Object.fromEntries(paths));
+    return paths.map(([file]) => file);
   } catch (error) {
-    for (const file of made) fs.rmSync(file, { force: true });
     throw new FlaError('io', `${folder}: cannot be written: ${(error as Error).message}`, {
       cause: error,
     });

@@ -4,7 +4,10 @@ import path from 'node:path';
 import { afterAll, expect, it } from 'vitest';
 import { findRepeat, makeBatch } from '../../../exporter/calibrate/data/index.js';
 import { arrayData, loadData, readNpz, tokenData, writeNpz } from '../../../exporter/index.js';
+import { Random } from '../../../exporter/random.js';
+import { FlaError } from '../../../ops/error.js';
 import { TINYLM } from '../../support/models.js';
+import { mutate } from '../../support/mutate.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fla-data-'));
 afterAll(() => fs.rmSync(folder, { recursive: true }));
@@ -55,6 +58,26 @@ it('reads arrays that it wrote, and examples by their first axis', async () => {
   expect(row).toHaveLength(6);
   expect(row[0]).toBeGreaterThanOrEqual(18 * 3 - 7);
   expect(data.shape('input_ids')).toEqual([2, 3]);
+});
+
+it('reads mutated arrays, or says that they are none', () => {
+  const file = path.join(folder, 'mutated.npz');
+  writeNpz(file, { x: { dims: [3, 2], data: new Float32Array(6) } });
+  const whole = fs.readFileSync(file);
+  const random = new Random(7);
+  for (let i = 0; i < 3000; i++) {
+    fs.writeFileSync(
+      file,
+      mutate(whole, (n) => random.below(n)),
+    );
+    try {
+      for (const { dims, data } of readNpz(file).values())
+        expect(dims.reduce((a, b) => a * b, 1)).toBe(data.length);
+    } catch (error) {
+      expect(error).toBeInstanceOf(FlaError);
+      expect((error as FlaError).message).toMatch(/mutated\.npz/);
+    }
+  }
 });
 
 it('takes a folder of pictures in several widths, each batch of one', async () => {

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -7,6 +8,7 @@ import {
   type Model,
   makeNode,
   makeTensor,
+  modelBytes,
   saveModel,
 } from '../../../exporter/index.js';
 import { OCR_RECOGNISER, TINYLM } from '../../support/models.js';
@@ -23,6 +25,29 @@ function write(name: string, bytes: Uint8Array | string): string {
 function writeModel(name: string, model: Model): string {
   saveModel(model, at(name));
   return at(name);
+}
+
+/** A pipe that nobody writes to: who opens it waits for ever. */
+function pipe(name: string): string {
+  fs.rmSync(at(name), { force: true });
+  execFileSync('mkfifo', [at(name)]);
+  return at(name);
+}
+function link(name: string, to: string): string {
+  fs.rmSync(at(name), { force: true });
+  fs.symlinkSync(to, at(name));
+  return at(name);
+}
+/** A model whose weight lies in another file. */
+function withData(name: string, location: string): string {
+  const model = softmaxOf([
+    makeNode('MatMul', ['x', 'w'], ['s']),
+    makeNode('Softmax', ['s'], ['y'], { axis: -1 }),
+  ]);
+  const w = model.graph.initializer('w')!;
+  delete w.rawData;
+  Object.assign(w, { dataLocation: 1, externalData: [{ key: 'location', value: location }] });
+  return write(name, modelBytes(model));
 }
 
 const softmaxOf = (nodes: Parameters<typeof buildModel>[0]['nodes']) =>
@@ -82,7 +107,37 @@ const malformed: Record<string, { make: () => string; message: RegExp }> = {
     make: () => at('nothing.onnx'),
     message: /nothing\.onnx: cannot be read: no such file/,
   },
-  'a folder': { make: () => folder, message: /cannot be read: is a folder/ },
+  'a folder': {
+    make: () => folder,
+    message: /cannot be read: must be a regular file, received a folder/,
+  },
+  'a pipe': {
+    make: () => pipe('pipe.onnx'),
+    message: /pipe\.onnx: cannot be read: must be a regular file, received a pipe/,
+  },
+  'a link to a pipe': {
+    make: () => link('link.onnx', pipe('linked.onnx')),
+    message: /link\.onnx: cannot be read: must be a regular file, received a pipe/,
+  },
+  'a device': {
+    make: () => '/dev/zero',
+    message: /\/dev\/zero: cannot be read: must be a regular file, received a device/,
+  },
+  'external data in a pipe': {
+    make: () => withData('in_pipe.onnx', path.basename(pipe('pipe.bin'))),
+    message: /external data 'pipe\.bin': must be a regular file, received a pipe/,
+  },
+  'external data in a folder': {
+    make: () => {
+      fs.mkdirSync(at('sub'), { recursive: true });
+      return withData('in_folder.onnx', 'sub');
+    },
+    message: /external data 'sub': must be a regular file, received a folder/,
+  },
+  'external data in a device': {
+    make: () => withData('in_device.onnx', path.basename(link('zero.bin', '/dev/zero'))),
+    message: /external data 'zero\.bin': must be a relative path inside the model's folder/,
+  },
 };
 
 /** One clear line on stderr, nothing on stdout, exit code 1. */
@@ -103,7 +158,7 @@ describe('malformed models', () => {
     await expectRefusal(['rewrite', file, '-o', at('out.onnx')], message);
     expect(fs.readdirSync(folder)).toEqual(before);
   });
-  test.each(['a truncated file', 'a cycle', 'a missing input', 'a folder'])(
+  test.each(['a truncated file', 'a cycle', 'a missing input', 'a folder', 'a pipe', 'a device'])(
     'inspect refuses %s',
     async (what) => {
       const { make, message } = malformed[what]!;
@@ -188,7 +243,7 @@ describe('files and options', () => {
       /folder .*no does not exist/,
     ],
     ['an output that is a folder', ['rewrite', model, '-o', folder], /is a folder/],
-    ['a device as output', ['rewrite', model, '-o', '/dev/full'], /is no ordinary file/],
+    ['a device as output', ['rewrite', model, '-o', '/dev/full'], /is a device/],
     ['the input as output', ['rewrite', model, '-o', model], /must be another file/],
     ['the weights as output', ['rewrite', model, '-o', weights], /must be another file/],
     [

@@ -27,9 +27,10 @@ describe('option values', () => {
 });
 
 describe('gates', () => {
-  const load = (json: unknown) => {
+  const load = (json: unknown) => loadText(JSON.stringify(json));
+  const loadText = (text: string) => {
     const file = path.join(os.tmpdir(), `fla-gates-${process.pid}.json`);
-    fs.writeFileSync(file, JSON.stringify(json));
+    fs.writeFileSync(file, text);
     try {
       return loadGates(file);
     } finally {
@@ -69,21 +70,34 @@ describe('gates', () => {
   ])('%j is refused', (json, message) => {
     expect(() => load(json)).toThrow(message);
   });
+  test('lists in lists in lists are refused', () => {
+    const deep = '['.repeat(9000) + ']'.repeat(9000);
+    expect(() => loadText(`{"0":${deep}}`)).toThrow(/'0' must be an object, received a list/);
+    expect(() => loadText(`{"0":{"decay":{"weight":${deep}}}}`)).toThrow(
+      /'0'\.decay\.weight must be rows of numbers \[hidden\]\[n\], received a list/,
+    );
+  });
 });
 
 describe('gates in safetensors', () => {
   type Stored = Record<string, { shape: number[]; values: number[]; dtype?: string }>;
   const load = (tensors: Stored) => {
     let at = 0;
-    const header = Object.entries(tensors).map(([name, { shape, values, dtype = 'F32' }]) => {
+    const entries = Object.entries(tensors).map(([name, { shape, values, dtype = 'F32' }]) => {
       const start = at;
       at += 4 * values.length;
       return [name, { dtype, shape, data_offsets: [start, at] }];
     });
-    const json = Buffer.from(JSON.stringify(Object.fromEntries(header)));
+    return loadFile(
+      Object.fromEntries(entries),
+      Object.values(tensors).flatMap((t) => t.values),
+    );
+  };
+  const loadFile = (header: unknown, values: number[]) => {
+    const json = Buffer.from(JSON.stringify(header));
     const length = Buffer.alloc(8);
     length.writeBigUInt64LE(BigInt(json.length));
-    const data = Float32Array.from(Object.values(tensors).flatMap((t) => t.values));
+    const data = Float32Array.from(values);
     const file = path.join(os.tmpdir(), `fla-gates-${process.pid}.safetensors`);
     fs.writeFileSync(file, Buffer.concat([length, json, Buffer.from(data.buffer)]));
     try {
@@ -133,6 +147,25 @@ describe('gates in safetensors', () => {
     ],
   ])('%j is refused', (tensors, message) => {
     expect(() => load(tensors)).toThrow(message);
+  });
+  const good = { dtype: 'F32', shape: [2], data_offsets: [0, 8] };
+  test.each<[unknown, RegExp]>([
+    [null, /must be a safetensors file/],
+    [[], /must be a safetensors file/],
+    [{ '0.a.constant': null }, /'0\.a\.constant' must be .* received null/],
+    [
+      { '0.a.constant': { ...good, dtype: 7 } },
+      /'0\.a\.constant': dtype must be string, received 7/,
+    ],
+    [{ '0.a.constant': { ...good, shape: ['x'] } }, /shape\.0 must be number, received "x"/],
+    [{ '0.a.constant': { ...good, shape: [[]] } }, /shape\.0 must be number, received Array/],
+    [{ '0.a.constant': { ...good, shape: [-1] } }, /shape\.0 must be >=0, received -1/],
+    [{ '0.a.constant': { ...good, shape: [2 ** 40] } }, /0\.a\.constant.* 8/],
+    [{ '0.a.constant': { ...good, data_offsets: [0, 80] } }, /bytes 0 to 80, the file has 8/],
+    [{ '0.a.constant': { ...good, data_offsets: [8, 0] } }, /bytes 8 to 0/],
+    [{ '0.a.constant': { ...good, data_offsets: [] } }, /data_offsets/],
+  ])('a header %j is refused', (header, message) => {
+    expect(() => loadFile(header, [1, 2])).toThrow(message);
   });
 });
 

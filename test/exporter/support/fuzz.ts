@@ -98,7 +98,9 @@ function runProcess(seed: number, from: number, to: number, begin: () => void): 
   let rest = '';
   let errors = '';
   let watchdog: NodeJS.Timeout | undefined;
-  const lastInput = () => (last === undefined ? 'the start' : `input ${last} of seed ${seed}`);
+  let what = '';
+  const lastInput = () =>
+    last === undefined ? 'the start' : `input ${last} of seed ${seed}${what && ` (${what})`}`;
   let stopped = false;
   const stop = (why: string) => {
     stopped = true;
@@ -127,10 +129,13 @@ function runProcess(seed: number, from: number, to: number, begin: () => void): 
     for (const line of lines) {
       if (line.startsWith('> ')) {
         last = Number(line.slice(2));
+        what = '';
         begin();
         watch(START_MS); // it is still to be made
-      } else if (line === '=') watch(SLOWEST_MS);
-      else if (line.startsWith('! ')) part.failures.push(line.slice(2));
+      } else if (line.startsWith('= ')) {
+        what = line.slice(2);
+        watch(SLOWEST_MS);
+      } else if (line.startsWith('! ')) part.failures.push(line.slice(2));
       else if (line.startsWith('{')) part.counts = JSON.parse(line);
     }
   });

@@ -26,6 +26,22 @@ export interface ScanForm {
   odd?: boolean;
 }
 
+/** What each rule may look like. */
+export const SCAN_FORMS: readonly ScanForm[] = [
+  { rule: 'linear' },
+  { rule: 'linear', transposed: true, scale: 0.25 },
+  { rule: 'gated' },
+  { rule: 'gated', perKey: true, transposed: true },
+  { rule: 'gated', direct: true, read: 'before' },
+  { rule: 'gated', odd: true, axis: 1 },
+  { rule: 'gated', perKey: true, direct: true, flat: true },
+  { rule: 'delta', axis: 1 },
+  { rule: 'delta', transposed: true, flat: true },
+  { rule: 'gated_delta', axis: 2 },
+  { rule: 'gated_delta', perKey: true, scale: 0.125 },
+  { rule: 'gated_delta', direct: true, transposed: true, read: 'before', axis: 2 },
+];
+
 /** Inputs S0, k, beta, v, g, q; outputs S_T, o. */
 export function scanModel(
   f: ScanForm,

@@ -156,13 +156,21 @@ export const TRANSFORMERS: readonly TransformersFile[] = Object.keys(INDEX).map(
   return { ...expected, name, model, exporter, variant, limit: LIMITS[name] };
 });
 
-/** A file anew: rewriting changes a model. */
-export function loadTransformers(name: string): Model {
+/** The bytes of a file in the pack. */
+export function transformersBytes(name: string): Uint8Array {
   const [family, offset, bytes] = INDEX[`${name}.onnx`]!;
   let pack = unpacked.get(family);
   if (!pack) {
     pack = zlib.brotliDecompressSync(fs.readFileSync(path.join(FOLDER, `${family}.br`)));
     unpacked.set(family, pack);
   }
-  return parseModel(new Uint8Array(pack.subarray(offset, offset + bytes)), name);
+  return new Uint8Array(pack.subarray(offset, offset + bytes));
+}
+
+/** How many they are. */
+export const transformersSize = (name: string): number => INDEX[`${name}.onnx`]![2];
+
+/** A file anew: rewriting changes a model. */
+export function loadTransformers(name: string): Model {
+  return parseModel(transformersBytes(name), name);
 }
