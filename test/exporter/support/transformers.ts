@@ -5,7 +5,7 @@ import { type Model, parseModel } from '../../../exporter/index.js';
 import { ROOT } from '../../support/models.js';
 
 // Made by test/fixtures/transformers/export.py and packed by pack.ts beside it.
-const FOLDER = path.join(ROOT, 'test/fixtures/transformers');
+export const FOLDER = path.join(ROOT, 'test/fixtures/transformers');
 const INDEX: Record<string, [family: string, offset: number, bytes: number]> = JSON.parse(
   fs.readFileSync(path.join(FOLDER, 'files.json'), 'utf8'),
 );
@@ -55,6 +55,7 @@ const MODELS: Record<string, Expected> = {
   electra: of(SMALL, 'padding'),
   deberta_v2: of(SMALL, 'bias'),
   gpt2: of(SMALL, 'causal+padding, causal+padding'),
+  gpt2_past: of(SMALL, 'causal+padding, causal+padding'),
   opt: of(SMALL, 'causal+padding'),
   bloom: of(SMALL, 'causal+padding+ALiBi'),
   gpt_neox: of([4, 4, 8], 'causal+padding'),
@@ -95,6 +96,7 @@ const MODELS: Record<string, Expected> = {
   transformer_encoder: of(SMALL, 'padding, padding'),
   multihead: of(SMALL, 'cross'),
   timm_vit: of(SMALL, 'bidirectional'),
+  unet: of([2, 2, 4], Array(4).fill('bidirectional, cross').join(', ')),
 };
 
 /** Files of which more or something else is to be said than of their models. */

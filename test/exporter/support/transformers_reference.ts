@@ -1,75 +1,133 @@
-import type { Gate, LayerGates, RewriteOptions, RewriteReport, Variant } from '../../../exporter/index.js';
+import { createHash } from 'node:crypto';
+import fs from 'node:fs';
+import path from 'node:path';
+import zlib from 'node:zlib';
+import type {
+  Gate,
+  LayerGates,
+  RewriteOptions,
+  RewriteReport,
+  Variant,
+} from '../../../exporter/index.js';
 import { type Feeds, numbers, random } from './run.js';
-import { REFUSALS, type TransformersFile } from './transformers.js';
+import { FOLDER, REFUSALS, type TransformersFile } from './transformers.js';
 
-/** Gates of each layer of a model, by variant; projections of the layer's input where the variant takes them. */
-export function gatesOf(variant: Variant, { heads, layers }: TransformersFile): Record<number, LayerGates> | undefined {
-  if (variant === 'linear' || variant === 'retention') return undefined;
-  const [, kv, dim] = heads;
+/** Variants with decays or the delta rule, and the models whose gates they are tried with. */
+export const GATED_VARIANTS = ['retention', 'gla', 'mamba2', 'delta', 'gated-delta'] as const;
+const GATED_MODELS = /^(llama|gpt2|qwen3|bloom)(_cache)?\.(dynamo|torchscript)$/;
+/** Width of hidden states by head size in those. */
+const HIDDEN: Readonly<Record<number, number>> = { 4: 16, 8: 32 };
+
+export function hasGates({ name }: TransformersFile): boolean {
+  return GATED_MODELS.test(name);
+}
+
+/** Gates of each layer, projections of the layer's input where the variant takes them. */
+export function gatesOf(
+  variant: (typeof GATED_VARIANTS)[number],
+  { heads: [, kv, dim], layers }: TransformersFile,
+): Record<number, LayerGates> {
   const next = random(11);
   const hidden = HIDDEN[dim]!;
-  const row = (count: number, scale: number) => Float32Array.from({ length: count }, () => Math.round(next() * scale * 64) / 64);
-  const gate = (columns: number): Gate => ({ weight: row(hidden * columns, 0.5), dims: [hidden, columns], bias: row(columns, 1) });
-  const steps = (): LayerGates => ({ dt: gate(kv), a: { constant: Array.from({ length: kv }, (_, h) => -(h + 1) / 4) } });
-  const make: Partial<Record<Variant, () => LayerGates>> = {
+  const some = (count: number, size: number) =>
+    Float32Array.from({ length: count }, () => Math.round(next() * size * 64) / 64);
+  const gate = (columns: number): Gate => ({
+    weight: some(hidden * columns, 0.5),
+    dims: [hidden, columns],
+    bias: some(columns, 1),
+  });
+  const steps = (): LayerGates => ({
+    dt: gate(kv),
+    a: { constant: Array.from({ length: kv }, (_, h) => -(h + 1) / 4) },
+  });
+  const make: Record<(typeof GATED_VARIANTS)[number], () => LayerGates> = {
+    retention: () => ({}),
     gla: () => ({ decay: gate(kv * dim), temperature: 2 }),
     mamba2: steps,
     delta: () => ({ beta: gate(kv) }),
     'gated-delta': () => ({ ...steps(), beta: gate(kv) }),
   };
-  return Object.fromEntries(layers.map((_, layer) => [layer, make[variant]!()]));
+  return Object.fromEntries(layers.map((_, layer) => [layer, make[variant]()]));
 }
 
-/** Width of hidden states by head size, in the models that variants with gates are tried on. */
-const HIDDEN: Readonly<Record<number, number>> = { 4: 16, 8: 32 };
-
-export const GATED_VARIANTS = ['retention', 'gla', 'mamba2', 'delta', 'gated-delta'] as const;
-/** Models that these are tried on. */
-export const GATED_MODELS = /^(llama|gpt2|qwen3|bloom)(_cache)?\./;
-
-/** What a reference is made with. */
-export interface ReferenceOptions extends Pick<RewriteOptions, 'layers' | 'bias'> {
-  readonly variant: Variant;
-}
-
-/** How `reference.py` is asked for a model: layers that cannot be rewritten are left out only if they are refused without bias 'drop'. */
-export function optionsOf({ layers }: TransformersFile, drop: boolean): RewriteOptions {
+/** All layers of a file that can be rewritten; with `drop` those too whose bias has to go for it. */
+export function linearOptions({ layers }: TransformersFile, drop: boolean): RewriteOptions {
   if (drop) return { variant: 'linear', bias: 'drop' };
   return { variant: 'linear', layers: layers.flatMap((l, i) => (l in REFUSALS ? [] : [i])) };
 }
 
-/** A call of a model in PyTorch, and which of its attention is replaced. */
+/** What reference.py is asked: a model of export.py, a call of it, and which of its attention is replaced. */
 export interface ReferenceCall {
-  /** Name in export.py. */
   readonly model: string;
   /** Sizes of onnxruntime-genai's files. */
   readonly genai: boolean;
-  readonly inputs: Record<string, { type: string; dims: readonly number[]; data: readonly number[] }>;
-  /** One entry for each attention, in order: null for softmax. */
+  readonly inputs: Record<
+    string,
+    { type: string; dims: readonly number[]; data: readonly number[] }
+  >;
+  /** One entry for each attention, in order: null where it stays softmax. */
   readonly sites: readonly (null | { causal: boolean })[];
-  readonly heads: readonly [number, number, number];
-  readonly gates: Record<string, Record<number, unknown>>;
 }
 
-export function referenceCall(file: TransformersFile, report: RewriteReport, feeds: Feeds): ReferenceCall {
-  const { exporter, heads } = file;
-  const states = new Set(report.state.map((s) => s.past));
-  const base = file.model.replace('_sdpa', '').replace(/^(bart|t5|whisper)_merged/, '$1_decoder_cache');
-  const model = /^(bart|t5|whisper)/.test(base) ? base : base.replace(/_(cache|merged)/, '');
-  const inputs = Object.entries(feeds).flatMap(([name, tensor]) => {
-    const { type, dims } = tensor;
-    if (states.has(name) || name === 'use_cache_branch') return [];
-    const data = type.startsWith('float') ? numbers(tensor) : [...(tensor.data as BigInt64Array | Uint8Array)].map(Number);
-    return [[name, { type: type.replace('float16', 'float32'), dims, data }]];
-  });
-  const sites = report.sites.flatMap(({ layer, rewritten, mask }) =>
-    layer === null || file.layers[layer] === 'nested' ? [] : [rewritten ? { causal: !/^(bidirectional|padding)/.test(mask!) } : null],
+/** The call that a rewritten file's inputs stand for; its states are zeros, its positions are those of PyTorch. */
+export function referenceCall(
+  file: TransformersFile,
+  report: RewriteReport,
+  feeds: Feeds,
+): ReferenceCall {
+  const left = new Set([...report.state.map((s) => s.past), 'use_cache_branch', 'position_ids']);
+  // A merged decoder whose cache is empty reads the encoder's output, whatever is in the cache of that.
+  const merged = /^(t5|whisper)_merged/.test(file.model);
+  const base = file.model.replace('_sdpa', '').replace(/^(t5|whisper)_merged/, '$1_decoder');
+  const inputs = Object.keys(feeds)
+    .filter((name) => !left.has(name) && !(merged && name.startsWith('past_key_values')))
+    .sort()
+    .map((name) => {
+      const { type, dims, data } = feeds[name]!;
+      const plain = type.startsWith('float')
+        ? numbers(feeds[name]!)
+        : [...(data as BigInt64Array | Uint8Array)].map(Number);
+      return [name, { type: type.replace('float16', 'float32'), dims, data: plain }];
+    });
+  return {
+    model: /^(bart|t5|whisper)/.test(base) ? base : base.replace(/_(cache|merged|past)/, ''),
+    genai: file.exporter.startsWith('genai'),
+    inputs: Object.fromEntries(inputs),
+    sites: report.sites.flatMap(({ layer, rewritten, mask }) => {
+      if (layer === null || file.layers[layer] === 'nested') return [];
+      return [rewritten ? { causal: !/^(bidirectional|padding)/.test(mask!) } : null];
+    }),
+  };
+}
+
+export function keyOf(call: ReferenceCall): string {
+  return createHash('sha1').update(JSON.stringify(call)).digest('hex').slice(0, 16);
+}
+
+/** Outputs of PyTorch in float64 by variant, every `step`-th column, as float32 in base64. */
+interface Reference {
+  readonly step: number;
+  readonly outputs: Record<string, string>;
+}
+
+let known: Record<string, Reference> | undefined;
+
+/** The largest difference of an output from PyTorch's in float64, of the largest number there. Throws for a call that has no reference. */
+export function referenceError(
+  call: ReferenceCall,
+  variant: Variant | 'softmax',
+  output: readonly number[],
+): number {
+  known ??= JSON.parse(
+    zlib.brotliDecompressSync(fs.readFileSync(path.join(FOLDER, 'reference.br'))).toString(),
   );
-  const variants = GATED_MODELS.test(file.name) ? GATED_VARIANTS : [];
-  const gates = Object.fromEntries(variants.map((v) => [v, plain(gatesOf(v, file) ?? {})]));
-  return { model, genai: exporter.startsWith('genai'), inputs: Object.fromEntries(inputs), sites, heads, gates };
-}
-
-function plain(gates: Record<number, LayerGates>): Record<number, unknown> {
-  return JSON.parse(JSON.stringify(gates, (_, value) => (value instanceof Float32Array ? [...value] : value)));
+  const { step, outputs } = known![keyOf(call)] ?? { step: 1, outputs: {} };
+  const text = outputs[variant];
+  if (!text) throw new Error(`nothing is known of this call of ${call.model} with ${variant}`);
+  const bytes = new Uint8Array(Buffer.from(text, 'base64'));
+  const wanted = new Float32Array(bytes.buffer);
+  if (output.length !== wanted.length * step)
+    throw new Error(`${output.length} numbers, ${wanted.length * step} in PyTorch`);
+  const differences = [...wanted].map((w, i) => Math.abs(w - output[i * step]!));
+  return Math.max(...differences) / Math.max(...wanted.map(Math.abs));
 }
