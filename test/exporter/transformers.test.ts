@@ -8,14 +8,7 @@ import {
   type RewriteReport,
   rewriteModel,
 } from '../../exporter/index.js';
-import {
-  distance,
-  type Feeds,
-  ints,
-  numbers,
-  run,
-  zeros,
-} from './support/run.js';
+import { distance, type Feeds, ints, numbers, run, zeros } from './support/run.js';
 import {
   loadTransformers as load,
   REFUSALS,
@@ -23,6 +16,14 @@ import {
   type TransformersFile,
 } from './support/transformers.js';
 import { type Call, feedsOf, firstCall, OTHER, TRACED } from './support/transformers_feeds.js';
+import {
+  GATED_VARIANTS,
+  gatesOf,
+  hasGates,
+  linearOptions,
+  referenceCall,
+  referenceError,
+} from './support/transformers_reference.js';
 
 /** Two calls that ONNX Runtime's kernels can answer. */
 function callsOf({ limit }: TransformersFile): readonly Call[] {
@@ -43,6 +44,49 @@ function worst(a: Record<string, ort.Tensor>, b: Record<string, ort.Tensor>): nu
   const common = Object.keys(a).filter((name) => b[name]);
   expect(common.some((name) => OUTPUT.test(name))).toBe(true);
   return Math.max(...common.map((name) => distance(numbers(a[name]!), numbers(b[name]!))));
+}
+
+/** What the text output of a call holds. */
+function textOf(results: Record<string, ort.Tensor>): number[] {
+  return numbers(results[Object.keys(results).find((key) => OUTPUT.test(key))!]!);
+}
+
+/** Rounding of float32, and of float16 (2^-11) where values pass through it some ten times. */
+const FLOAT32 = 1e-5;
+const FLOAT16 = 5e-3;
+
+/**
+ * The output is that of the model in PyTorch in float64 with linear attention in place of softmax; and with softmax the file is that model.
+ * Weights of few bits are not the model's: with them linear attention may be off twice as far as softmax attention is, and must be nearer
+ * to the one than to the other.
+ */
+async function expectReference(
+  file: TransformersFile,
+  rewritten: RewriteReport,
+  whole: Feeds,
+  output: readonly number[],
+): Promise<void> {
+  const { name, limit } = file;
+  const call = referenceCall(file, rewritten, whole);
+  // GroupQueryAttention knows padding on the right only.
+  const misread = (row: number) => name === 'llama_cache.dynamo.onnxscript' && row === 0;
+  const error = (variant: 'linear' | 'softmax', values: readonly number[]) =>
+    referenceError(call, variant, values, misread);
+  const fine = /fp16/.test(name) ? FLOAT16 : FLOAT32;
+  const few = /int4|int8|qdq/.test(name);
+  const before = load(name);
+  const given = { ...feedsOf(before, firstCall(file), file), ...whole };
+  const own = Object.fromEntries(before.graph.inputs.map((i) => [i.name, given[i.name]!]));
+  const stored =
+    limit === 'not at all' ? undefined : error('softmax', textOf(await run(before, own)));
+  const linear = error('linear', output);
+  if (few) {
+    if (stored) expect(linear).toBeLessThan(2 * stored);
+    expect(linear).toBeLessThan(error('softmax', output));
+  } else {
+    if (stored && name !== 'gemma2.genai-fp32-cpu') expect(stored).toBeLessThan(fine); // its windows are those of odd layers
+    expect(linear).toBeLessThan(fine);
+  }
 }
 
 function rewritable({ layers }: TransformersFile): number[] {
@@ -71,7 +115,7 @@ describe.each(TRANSFORMERS)('$name', (file) => {
     for (const layer of rewritable(file)) {
       const { q_num_heads, kv_num_heads, head_dim, cache } = sites[layer]!;
       expect([q_num_heads, kv_num_heads, head_dim]).toEqual([q, kv, dim]);
-      expect(cache).toBe(/_cache|_merged|genai/.test(name));
+      expect(cache).toBe(/_cache|_past|_merged|genai/.test(name));
     }
     if (limit === 'not at all' || !report.sites.some((s) => s.rewritten)) return;
     const written = parseModel(modelBytes(after));
@@ -97,10 +141,8 @@ describe.each(TRANSFORMERS)('$name', (file) => {
   it.runIf(rewritable(file).length > 0)('runs as linear attention', async () => {
     const model = load(name);
     const chosen = rewritable(file);
-    const { sites, state, attentionMask } = await rewriteModel(model, {
-      variant: 'linear',
-      layers: chosen,
-    });
+    const rewritten = await rewriteModel(model, linearOptions(file, false));
+    const { sites, state, attentionMask } = rewritten;
     expect(sites.filter((s) => s.rewritten).map((s) => s.layer)).toEqual(chosen);
     const call = firstCall(file);
     const { rows, tokens } = call;
@@ -111,6 +153,7 @@ describe.each(TRANSFORMERS)('$name', (file) => {
     const wanted = numbers(first[output]!);
     expect(wanted.every(Number.isFinite)).toBe(true);
     expect(Math.max(...wanted.map(Math.abs))).toBeGreaterThan(0.1);
+    await expectReference(file, rewritten, whole, wanted);
 
     const width = wanted.length / (rows * tokens);
     const input = whole.src ? 'src' : 'input_ids';
@@ -222,3 +265,40 @@ it.each(SAME.map((names) => ({ names })))(
     }
   },
 );
+
+const biased = TRANSFORMERS.filter((f) => f.layers.includes('bias'));
+
+it.each(biased)(
+  '$name is linear attention without its bias, when that is dropped',
+  async (file) => {
+    const model = load(file.name);
+    const report = await rewriteModel(model, linearOptions(file, true));
+    if (!report.sites.some((s) => s.rewritten)) {
+      // Disentangled attention: what is added depends on hidden states.
+      expect(file.model).toMatch(/^(deberta_v2|conformer_relative)$/);
+      return;
+    }
+    const whole = feedsOf(model, firstCall(file), file);
+    const start = Object.fromEntries(
+      report.state.map((s) => [s.past, zeros(s.dtype, s.shape, firstCall(file).rows)]),
+    );
+    await expectReference(file, report, whole, textOf(await run(model, { ...whole, ...start })));
+  },
+);
+
+const gated = TRANSFORMERS.filter(hasGates).flatMap((file) =>
+  GATED_VARIANTS.map((variant) => ({ name: file.name, file, variant })),
+);
+
+it.each(gated)('$name is what PyTorch makes of $variant', async ({ name, file, variant }) => {
+  const model = load(name);
+  const gates = variant === 'retention' ? undefined : gatesOf(variant, file);
+  const report = await rewriteModel(model, { variant, gates });
+  expect(report.sites.every((s) => s.rewritten)).toBe(true);
+  const whole = feedsOf(model, firstCall(file), file);
+  const start = Object.fromEntries(
+    report.state.map((s) => [s.past, zeros(s.dtype, s.shape, firstCall(file).rows)]),
+  );
+  const got = textOf(await run(model, { ...whole, ...start }));
+  expect(referenceError(referenceCall(file, report, whole), variant, got)).toBeLessThan(FLOAT32);
+});

@@ -12,14 +12,14 @@ import type {
 import { type Feeds, numbers, random } from './run.js';
 import { FOLDER, REFUSALS, type TransformersFile } from './transformers.js';
 
-/** Variants with decays or the delta rule, and the models whose gates they are tried with. */
+/** Variants with decays or the delta rule, and the files that they are tried on. */
 export const GATED_VARIANTS = ['retention', 'gla', 'mamba2', 'delta', 'gated-delta'] as const;
-const GATED_MODELS = /^(llama|gpt2|qwen3|bloom)(_cache)?\.(dynamo|torchscript)$/;
+const GATED_FILES = /^(llama|gpt2|qwen3)\.dynamo$|^(llama|gpt2|qwen3|bloom)_cache\.torchscript$/;
 /** Width of hidden states by head size in those. */
 const HIDDEN: Readonly<Record<number, number>> = { 4: 16, 8: 32 };
 
 export function hasGates({ name }: TransformersFile): boolean {
-  return GATED_MODELS.test(name);
+  return GATED_FILES.test(name);
 }
 
 /** Gates of each layer, projections of the layer's input where the variant takes them. */
@@ -112,11 +112,15 @@ interface Reference {
 
 let known: Record<string, Reference> | undefined;
 
-/** The largest difference of an output from PyTorch's in float64, of the largest number there. Throws for a call that has no reference. */
+/**
+ * The largest difference of an output from PyTorch's in float64, of the largest number there; tokens that are hidden do not count, nor
+ * do `without` rows. Throws for a call that has no reference.
+ */
 export function referenceError(
   call: ReferenceCall,
   variant: Variant | 'softmax',
   output: readonly number[],
+  without: (row: number) => boolean = () => false,
 ): number {
   known ??= JSON.parse(
     zlib.brotliDecompressSync(fs.readFileSync(path.join(FOLDER, 'reference.br'))).toString(),
@@ -124,10 +128,17 @@ export function referenceError(
   const { step, outputs } = known![keyOf(call)] ?? { step: 1, outputs: {} };
   const text = outputs[variant];
   if (!text) throw new Error(`nothing is known of this call of ${call.model} with ${variant}`);
-  const bytes = new Uint8Array(Buffer.from(text, 'base64'));
-  const wanted = new Float32Array(bytes.buffer);
+  const wanted = new Float32Array(new Uint8Array(Buffer.from(text, 'base64')).buffer);
   if (output.length !== wanted.length * step)
     throw new Error(`${output.length} numbers, ${wanted.length * step} in PyTorch`);
-  const differences = [...wanted].map((w, i) => Math.abs(w - output[i * step]!));
-  return Math.max(...differences) / Math.max(...wanted.map(Math.abs));
+  const { attention_mask: mask, input_ids: ids } = call.inputs;
+  const [rows, tokens] = ids?.dims ?? [1, 1];
+  const width = wanted.length / (rows! * tokens!);
+  let worst = 0;
+  for (const [i, w] of wanted.entries()) {
+    const token = Math.floor(i / width);
+    if (mask?.data[token] === 0 || without(Math.floor(token / tokens!))) continue;
+    worst = Math.max(worst, Math.abs(w - output[i * step]!));
+  }
+  return worst / Math.max(...wanted.map(Math.abs));
 }
