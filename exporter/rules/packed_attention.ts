@@ -159,6 +159,8 @@ function masksOf(node: Node, { mask, added: at }: Inputs, facts: Facts): MaskSte
     if (typeof step === 'string') return step;
     masks.push(step);
   }
-  if (node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
+  // Of one token, whether its length can be seen or not.
+  const last = node.is('DecoderMaskedSelfAttention', 'com.microsoft');
+  if (last || node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
   return masks;
 }

@@ -15,7 +15,15 @@ import {
   TRANSFORMERS,
   type TransformersFile,
 } from './support/transformers.js';
-import { type Call, feedsOf, firstCall, OTHER, TRACED } from './support/transformers_feeds.js';
+import {
+  type Call,
+  feedsOf,
+  firstCall,
+  LENGTHS,
+  lengthOf,
+  OTHER,
+  TRACED,
+} from './support/transformers_feeds.js';
 import {
   GATED_VARIANTS,
   gatesOf,
@@ -54,6 +62,21 @@ function textOf(results: Record<string, ort.Tensor>): number[] {
 /** Rounding of float32, and of float16 (2^-11) where values pass through it some ten times. */
 const FLOAT32 = 1e-5;
 const FLOAT16 = 5e-3;
+/** Files that are not the model to the last digit, whatever their attention. */
+const COARSE: readonly (readonly [name: RegExp, bound: number])[] = [
+  [/fp16/, FLOAT16],
+  [/^(llama_cache|qwen3)\..*\.olive$/, 2e-4], // norms without their epsilon of 1e-6
+  [/^gemma2\.genai/, 2e-3], // embeddings times 5.66 in place of the root of 32
+];
+
+/** The text output of a file as it is, of the same call without past. */
+async function asItIs(file: TransformersFile, whole: Feeds): Promise<number[]> {
+  const model = load(file.name);
+  const given = { ...feedsOf(model, firstCall(file), file), ...whole };
+  return textOf(
+    await run(model, Object.fromEntries(model.graph.inputs.map((i) => [i.name, given[i.name]!]))),
+  );
+}
 
 /**
  * The output is that of the model in PyTorch in float64 with linear attention in place of softmax; and with softmax the file is that model.
@@ -72,13 +95,9 @@ async function expectReference(
   const misread = (row: number) => name === 'llama_cache.dynamo.onnxscript' && row === 0;
   const error = (variant: 'linear' | 'softmax', values: readonly number[]) =>
     referenceError(call, variant, values, misread);
-  const fine = /fp16/.test(name) ? FLOAT16 : FLOAT32;
+  const fine = COARSE.find(([pattern]) => pattern.test(name))?.[1] ?? FLOAT32;
   const few = /int4|int8|qdq/.test(name);
-  const before = load(name);
-  const given = { ...feedsOf(before, firstCall(file), file), ...whole };
-  const own = Object.fromEntries(before.graph.inputs.map((i) => [i.name, given[i.name]!]));
-  const stored =
-    limit === 'not at all' ? undefined : error('softmax', textOf(await run(before, own)));
+  const stored = limit === 'not at all' ? undefined : error('softmax', await asItIs(file, whole));
   const linear = error('linear', output);
   if (few) {
     if (stored) expect(linear).toBeLessThan(2 * stored);
@@ -87,6 +106,53 @@ async function expectReference(
     if (stored && name !== 'gemma2.genai-fp32-cpu') expect(stored).toBeLessThan(fine); // its windows are those of odd layers
     expect(linear).toBeLessThan(fine);
   }
+}
+
+/** Tokens `from` to `to` of a call; a mask that tells of all tokens goes up to them. */
+function cut(
+  whole: Feeds,
+  { rows, tokens }: Call,
+  told: RewriteReport['attentionMask'],
+  from: number,
+  to: number,
+): Feeds {
+  const pieces = Object.entries(whole).map(([key, tensor]) => {
+    if (LENGTHS.test(key)) return [key, new ort.Tensor('int32', [lengthOf(key, to)], tensor.dims)];
+    const mask = key === 'attention_mask';
+    if (!mask && !/^(input_ids|position_ids)$/.test(key)) return [key, tensor];
+    const at = mask && told === 'total' ? 0 : from;
+    const data = [...(tensor.data as BigInt64Array)].map(Number);
+    const piece = Array.from({ length: rows }, (_, b) =>
+      data.slice(b * tokens + at, b * tokens + to),
+    );
+    return [key, ints([rows, to - at], piece.flat())];
+  });
+  return Object.fromEntries(pieces);
+}
+
+function carried(state: RewriteReport['state'], results: Record<string, ort.Tensor>): Feeds {
+  return Object.fromEntries(state.map((s) => [s.past, results[s.present]!]));
+}
+
+/** The text output of a decoder that takes one token a call. */
+async function tokenByToken(
+  model: Model,
+  { state, attentionMask }: RewriteReport,
+  whole: Feeds,
+  start: Feeds,
+  call: Call,
+): Promise<number[]> {
+  let states = start;
+  const tokens: number[][] = [];
+  for (let t = 0; t < call.tokens; t++) {
+    const results = await run(model, { ...cut(whole, call, attentionMask, t, t + 1), ...states });
+    states = carried(state, results);
+    tokens.push(textOf(results));
+  }
+  const width = tokens[0]!.length / call.rows;
+  return Array.from({ length: call.rows }, (_, b) =>
+    tokens.flatMap((token) => token.slice(b * width, (b + 1) * width)),
+  ).flat();
 }
 
 function rewritable({ layers }: TransformersFile): number[] {
@@ -117,7 +183,8 @@ describe.each(TRANSFORMERS)('$name', (file) => {
       expect([q_num_heads, kv_num_heads, head_dim]).toEqual([q, kv, dim]);
       expect(cache).toBe(/_cache|_past|_merged|genai/.test(name));
     }
-    if (limit === 'not at all' || !report.sites.some((s) => s.rewritten)) return;
+    if (limit === 'not at all' || limit === 'elsewhere' || !report.sites.some((s) => s.rewritten))
+      return;
     const written = parseModel(modelBytes(after));
     for (const call of callsOf(file)) {
       const feeds = feedsOf(before, call, file);
@@ -144,10 +211,15 @@ describe.each(TRANSFORMERS)('$name', (file) => {
     const rewritten = await rewriteModel(model, linearOptions(file, false));
     const { sites, state, attentionMask } = rewritten;
     expect(sites.filter((s) => s.rewritten).map((s) => s.layer)).toEqual(chosen);
+    if (limit === 'elsewhere') return;
     const call = firstCall(file);
     const { rows, tokens } = call;
     const whole = feedsOf(model, call, file);
     const start = Object.fromEntries(state.map((s) => [s.past, zeros(s.dtype, s.shape, rows)]));
+    if (model.graph.dims('input_ids')?.[1] === 1) {
+      const all = await tokenByToken(model, rewritten, whole, start, call);
+      return expectReference(file, rewritten, whole, all);
+    }
     const first = await run(model, { ...whole, ...start });
     const output = Object.keys(first).find((key) => OUTPUT.test(key))!;
     const wanted = numbers(first[output]!);
@@ -196,23 +268,9 @@ describe.each(TRANSFORMERS)('$name', (file) => {
     expect(distance(elsewhere, wanted)).toBeGreaterThan(1e-2);
 
     if (state.length === 0) return;
-    const cut = (from: number, to: number): Feeds =>
-      Object.fromEntries(
-        Object.entries(whole).map(([key, tensor]) => {
-          const token = /^(input_ids|position_ids)$/.test(key);
-          const mask = key === 'attention_mask';
-          if (!token && !mask) return [key, tensor];
-          const at = mask && attentionMask === 'total' ? 0 : from;
-          const data = [...(tensor.data as BigInt64Array)].map(Number);
-          const piece = Array.from({ length: rows }, (_, b) =>
-            data.slice(b * tokens + at, b * tokens + to),
-          );
-          return [key, ints([rows, to - at], piece.flat())];
-        }),
-      );
-    const one = await run(model, { ...cut(0, 5), ...start });
-    const carried = Object.fromEntries(state.map((s) => [s.past, one[s.present]!]));
-    const two = await run(model, { ...cut(5, tokens), ...carried });
+    const piece = (from: number, to: number) => cut(whole, call, attentionMask, from, to);
+    const one = await run(model, { ...piece(0, 5), ...start });
+    const two = await run(model, { ...piece(5, tokens), ...carried(state, one) });
     const rest = part(wanted, 5, tokens, tokens);
     // A row sums in another order; halves are rounded where they are handed on.
     expect(distance(numbers(two[output]!), rest)).toBeLessThan(
@@ -220,51 +278,6 @@ describe.each(TRANSFORMERS)('$name', (file) => {
     );
   });
 });
-
-/** The same weights by several exporters: the first is what the others are compared with. */
-const SAME: readonly (readonly [string, ...string[]])[] = [
-  [
-    'whisper_decoder.torchscript',
-    'whisper_decoder.dynamo',
-    'whisper_decoder.dynamo.onnxscript',
-    'whisper_decoder_sdpa.dynamo23',
-  ],
-  [
-    'whisper_decoder_cache.torchscript',
-    'whisper_decoder_cache.dynamo',
-    'whisper_decoder_cache.dynamo.onnxscript',
-  ],
-  ['opt_cache.torchscript', 'opt_cache.dynamo'],
-  ['bart_decoder.torchscript', 'bart_decoder.dynamo'],
-  ['bert.torchscript', 'bert.dynamo', 'bert_sdpa.dynamo23', 'bert.dynamo.onnxscript'],
-  ['llama.torchscript', 'llama.dynamo', 'llama_cache_sdpa.dynamo23'],
-];
-
-it.each(SAME.map((names) => ({ names })))(
-  'is the same linear attention: $names',
-  async ({ names }) => {
-    let wanted: number[] | undefined;
-    for (const name of names) {
-      const file = TRANSFORMERS.find((f) => f.name === name)!;
-      const model = load(name);
-      const layers = rewritable(file);
-      const { state } = await rewriteModel(model, { variant: 'linear', layers });
-      const call = { ...TRACED, tokens: 9, past: 0 };
-      const start = Object.fromEntries(
-        state.map((s) => [s.past, zeros(s.dtype, s.shape, call.rows)]),
-      );
-      const whole = feedsOf(model, call, file);
-      // Which token the mask hides depends on whether there is a cache.
-      const seen = whole.attention_mask;
-      const mask = seen && { attention_mask: ints(seen.dims, Array(seen.size).fill(1)) };
-      const results = await run(model, { ...whole, ...start, ...mask });
-      const got = numbers(results[Object.keys(results).find((key) => OUTPUT.test(key))!]!);
-      wanted ??= got;
-      const size = Math.max(...wanted.map(Math.abs));
-      expect(distance(got, wanted) / size, name).toBeLessThan(1e-4);
-    }
-  },
-);
 
 const biased = TRANSFORMERS.filter((f) => f.layers.includes('bias'));
 

@@ -22,6 +22,7 @@ export const REFUSALS = {
   traced: /^mask: the mask cannot be probed: it could not be run: .* Reshape/,
   rows: /^mask: mask '.*' \[8,4,16,16\] does not fit scores \[2,4,16,16\]/,
   stacked: /'present_0_decoder' is used although no past comes in/,
+  beams: /^cache_indirection '.*': beams that share a cache/,
   batch: /must be reshaped from \[T,B,H\*D\]/,
 } as const;
 /** A reason for which a layer is left alone, or the name of its mask. */
@@ -96,6 +97,8 @@ const MODELS: Record<string, Expected> = {
   transformer_encoder: of(SMALL, 'padding, padding'),
   multihead: of(SMALL, 'cross'),
   timm_vit: of(SMALL, 'bidirectional'),
+  vae: of([1, 1, 8], 'bidirectional'),
+  dit: of(SMALL, 'bidirectional, bidirectional'),
   unet: of([2, 2, 4], Array(4).fill('bidirectional, cross').join(', ')),
 };
 
@@ -105,26 +108,35 @@ const FILES: Record<string, Expected> = {
   'gpt_oss.genai-fp32-cpu': of(WIDE, 'window 4+padding, causal+padding'), // its experts are one node
   'llama.genai-fp16-cuda': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-fp32-cpu': of(WIDE, 'causal+padding, causal+padding'),
+  'llama.genai-fp32-cpu.olive': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-int4-cpu': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-int4-webgpu': of(WIDE, 'causal+padding, causal+padding'),
   'mistral.genai-fp32-cpu': of(WIDE, 'window 4+padding'),
   'mistral.genai-int4-cpu': of(WIDE, 'evicting'),
   'multihead.torchscript': of(SMALL, 'batch'),
   'phi3.genai-fp32-cpu': of(WIDE, 'causal+padding'),
+  'qwen3.genai-fp16-cuda': of(WIDE, 'causal+padding'),
+  'qwen3.genai-int4-webgpu': of(WIDE, 'causal+padding'),
   'qwen3.genai-fp32-cpu': of(WIDE, 'causal+padding'),
+  'qwen3.genai-fp32-cpu.olive': of(WIDE, 'causal+padding'),
   'swin.torchscript': of(SMALL, 'bias, rows'), // of windows
   'transformer_encoder.torchscript': of(SMALL, 'traced, traced'), // torch wrote the length as a constant
+  'bart_decoder_cache.dynamo.masked': of(SMALL, 'beams, beams'),
+  'whisper_decoder_cache.dynamo.masked': of(SMALL, 'beams, beams'),
   'whisper_decoder.torchscript.ort': of(SMALL, 'stacked, cross'),
   'whisper_merged.torchscript': of(SMALL, 'nested, causal, cross'), // the first only tells a shape
 };
 
-/** What ONNX Runtime's CPU kernels cannot do with a file as it is. */
-const LIMITS: Record<string, 'not at all' | 'one row' | 'as traced'> = {
+/** What ONNX Runtime's CPU kernels cannot do with a file as it is, or ever: `elsewhere`. */
+const LIMITS: Record<string, 'not at all' | 'elsewhere' | 'one row' | 'as traced'> = {
   'falcon_alibi.dynamo': 'not at all', // Mul of bfloat16
   'gemma2.genai-fp32-cpu': 'one row', // several tokens after others
   'gpt_oss.genai-fp32-cpu': 'one row',
+  'gpt2_past.torchscript.buffer': 'not at all', // past_sequence_length
+  'gpt2_past.torchscript.masked': 'not at all',
   'llama.genai-fp16-cuda': 'one row',
   'llama.genai-fp32-cpu': 'one row',
+  'llama.genai-fp32-cpu.olive': 'one row',
   'llama.genai-int4-cpu': 'one row',
   'llama.genai-int4-webgpu': 'one row',
   'llama_cache.dynamo.onnxscript': 'not at all', // GroupQueryAttention that rotates heads of 8
@@ -135,9 +147,11 @@ const LIMITS: Record<string, 'not at all' | 'one row' | 'as traced'> = {
   'phi3.genai-fp32-cpu': 'one row',
   'qwen3.genai-fp16-cuda': 'not at all', // GroupQueryAttention with norms
   'qwen3.genai-fp32-cpu': 'one row',
+  'qwen3.genai-fp32-cpu.olive': 'one row',
   'qwen3.genai-int4-webgpu': 'not at all',
   'qwen3_sdpa.dynamo23': 'one row',
   'transformer_encoder.torchscript': 'as traced',
+  'unet.torchscript.ort': 'elsewhere', // NhwcConv, which is for CUDA
 };
 
 /** A real file. */

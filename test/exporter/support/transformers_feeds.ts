@@ -22,6 +22,12 @@ export function firstCall({ limit }: TransformersFile): Call {
   return { ...TRACED, rows, tokens, past: 0 };
 }
 
+/** Inputs that tell a number of tokens: all up to here, or (Olive, and decoders of one token) all but the last. */
+export const LENGTHS = /^(past|total)_seq_len$|^past_sequence_length$/;
+export function lengthOf(name: string, tokens: number): number {
+  return name.startsWith('past') ? tokens - 1 : tokens;
+}
+
 /** Inputs of a call; masks hide a key of the first row: the oldest where there is a cache, the last elsewhere. */
 export function feedsOf(model: Model, call: Call, { heads, exporter }: TransformersFile): Feeds {
   const { graph } = model;
@@ -42,6 +48,7 @@ export function feedsOf(model: Model, call: Call, { heads, exporter }: Transform
   for (const { name } of graph.inputs) {
     const dims = graph.dims(name)!.map((d) => (typeof d === 'number' ? d : lengths[d!]!));
     if (name === 'attention_mask' && cached) dims[1] = total;
+    if (/^(input|position)_ids$/.test(name)) dims[1] = call.tokens; // of decoders of one token, all of them
     const width = dims.at(-1)!;
     const hidden = exporter.startsWith('genai') || width === 1 ? -1 : cached ? 0 : width - 1;
     const count = dims.reduce((a, b) => a * b, 1);
@@ -59,6 +66,8 @@ export function feedsOf(model: Model, call: Call, { heads, exporter }: Transform
           : ints(dims, seen);
     } else if (name === 'use_cache_branch') {
       feeds[name] = new ort.Tensor('bool', [call.past > 0], [1]);
+    } else if (LENGTHS.test(name)) {
+      feeds[name] = new ort.Tensor('int32', [lengthOf(name, total)], dims);
     } else if (name === 'position_ids') {
       feeds[name] = ints(
         dims,

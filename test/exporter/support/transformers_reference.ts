@@ -9,8 +9,9 @@ import type {
   RewriteReport,
   Variant,
 } from '../../../exporter/index.js';
-import { type Feeds, numbers, random } from './run.js';
+import { type Feeds, ints, numbers, random } from './run.js';
 import { FOLDER, REFUSALS, type TransformersFile } from './transformers.js';
+import { LENGTHS } from './transformers_feeds.js';
 
 /** Variants with decays or the delta rule, and the files that they are tried on. */
 export const GATED_VARIANTS = ['retention', 'gla', 'mamba2', 'delta', 'gated-delta'] as const;
@@ -79,13 +80,20 @@ export function referenceCall(
   // A merged decoder whose cache is empty reads the encoder's output, whatever is in the cache of that.
   const merged = /^(t5|whisper)_merged/.test(file.model);
   const base = file.model.replace('_sdpa', '').replace(/^(t5|whisper)_merged/, '$1_decoder');
-  const inputs = Object.keys(feeds)
-    .filter((name) => !left.has(name) && !(merged && name.startsWith('past_key_values')))
+  // Olive has lengths in place of a mask; here nothing is hidden then.
+  const ids = feeds.input_ids?.dims;
+  const mask = feeds.total_seq_len && {
+    attention_mask: ints(ids!, Array(ids![0]! * ids![1]!).fill(1)),
+  };
+  const given: Feeds = { ...feeds, ...mask };
+  const inputs = Object.keys(given)
+    .filter((name) => !left.has(name) && !LENGTHS.test(name))
+    .filter((name) => !(merged && name.startsWith('past_key_values')))
     .sort()
     .map((name) => {
-      const { type, dims, data } = feeds[name]!;
+      const { type, dims, data } = given[name]!;
       const plain = type.startsWith('float')
-        ? numbers(feeds[name]!)
+        ? numbers(given[name]!)
         : [...(data as BigInt64Array | Uint8Array)].map(Number);
       return [name, { type: type.replace('float16', 'float32'), dims, data: plain }];
     });
