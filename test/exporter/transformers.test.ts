@@ -59,9 +59,9 @@ function textOf(results: Record<string, ort.Tensor>): number[] {
   return numbers(results[Object.keys(results).find((key) => OUTPUT.test(key))!]!);
 }
 
-/** Rounding of float32, and of float16 (2^-11) where values pass through it some ten times. */
+/** Rounding of float32, and of float16 (2^-11) where values pass through it a few times. */
 const FLOAT32 = 1e-5;
-const FLOAT16 = 5e-3;
+const FLOAT16 = 2e-3;
 /** Files that are not the model to the last digit, whatever their attention. */
 const COARSE: readonly (readonly [name: RegExp, bound: number])[] = [
   [/fp16/, FLOAT16],
