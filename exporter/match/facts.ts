@@ -483,11 +483,14 @@ export class Facts {
         return part.step === 1 ? { ...x, items: x.items.slice(part.start, part.end) } : undefined;
       }
       case 'ConstantOfShape': {
-        const n = x?.items.length === 1 ? x.items[0] : undefined;
+        // An empty shape is that of one number.
+        const count = x?.items.length;
+        const n = count === 0 ? 1 : count === 1 ? x!.items[0] : undefined;
         if (!x?.integer || typeof n !== 'number' || n < 0 || n > LIMIT) return undefined;
         const t = node.tensor('value');
         const value = t ? tensorNumbers(t, this.graph.model.external)[0] : 0;
-        return { rank: 1, items: Array(n).fill(value), integer: t?.dataType === 7 };
+        const rank = x.items.length as 0 | 1;
+        return { rank, items: Array(n).fill(value), integer: t?.dataType === 7 };
       }
       case 'QuantizeLinear':
       case 'DequantizeLinear':

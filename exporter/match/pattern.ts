@@ -129,10 +129,19 @@ function transparent(node: Node, facts: Facts): Node[] {
   if (node.domain !== '') return [];
   if (TRANSPARENT.has(node.opType)) return [node];
   if (node.is('Expand')) return sameShape(node, facts) ? [node] : [];
+  if (node.is('Slice')) return takesAll(node, facts) ? [node] : [];
   if (!node.is('DequantizeLinear')) return [];
   const quantize = node.producer(0);
   const same = [1, 2].every((i) => (node.inputs[i] ?? '') === (quantize?.inputs[i] ?? ''));
   return quantize?.is('QuantizeLinear') && same ? [node, quantize] : [];
+}
+
+/** Does a Slice cut nothing off, as x[:, :] that was not optimised away? */
+function takesAll(node: Node, facts: Facts): boolean {
+  const parts = facts.sliceOf(node);
+  const whole = ({ start, end, step }: NonNullable<typeof parts>[number]) =>
+    start === 0 && step === 1 && typeof end === 'number' && end >= 2 ** 31 - 1;
+  return parts !== undefined && parts.length > 0 && parts.every(whole);
 }
 
 /** Does a node repeat nothing, as far as shapes are known? */

@@ -26,13 +26,23 @@ export type Role = 'mask' | 'positions' | 'lengths' | 'tokens' | 'past' | 'data'
 
 export function roleOf(graph: Graph, name: string): Role {
   const dtype = graph.dtype(name);
-  const rank = graph.dims(name)?.length;
+  const dims = graph.dims(name);
+  const rank = dims?.length;
   if (/past|cache/i.test(name) && isFloat(dtype)) return 'past';
   if (/mask/i.test(name) && rank === 2) return 'mask';
   if (/(seq|total).*len|mask/i.test(name) && !isFloat(dtype) && (rank ?? 9) <= 1) return 'lengths';
+  // Olive's graph surgery gives lengths of rows an axis more.
+  if (rank === 2 && dims![1] === 1 && readAsLengths(graph, name)) return 'lengths';
   if (/write_ind/i.test(name) && !isFloat(dtype) && rank === 1) return 'lengths';
   if (/position/i.test(name) && !isFloat(dtype)) return 'positions';
   return rank === 2 && !isFloat(dtype) ? 'tokens' : 'data';
+}
+
+/** Is an input what com.microsoft.GroupQueryAttention calls seqlens_k, whatever its own name? */
+function readAsLengths(graph: Graph, name: string): boolean {
+  return graph.root
+    .uses(name)
+    .some((u) => u.index === 5 && u.node.is('GroupQueryAttention', 'com.microsoft'));
 }
 
 /** Elements of the largest tensor that a probe is fed with or compared with. */
@@ -102,7 +112,7 @@ export function feedsFor(
       for (let i = 0; i < count; i++) values[i] = SINES[i % SINES.length]!;
     } else {
       const token = role === 'tokens' ? tokenOf(graph, name) : 0;
-      for (let i = 0; i < count; i++) values[i] = valueAt(name, role, dims, i, s, token);
+      for (let i = 0; i < count; i++) values[i] = valueAt(graph, name, role, dims, i, s, token);
     }
     feeds[name] = tensor(dtype, dims, values);
   }
@@ -122,6 +132,7 @@ function tokenOf(graph: Graph, name: string): number {
 const SINES = Float32Array.from({ length: 65521 }, (_, i) => Math.sin(i + 1));
 
 function valueAt(
+  graph: Graph,
   name: string,
   role: Exclude<Role, 'data' | 'past'>,
   dims: readonly number[],
@@ -140,14 +151,15 @@ function valueAt(
     case 'positions':
       return s.past + column;
     case 'lengths':
-      return lengthAt(name, s);
+      return lengthAt(name, s, readAsLengths(graph, name));
     case 'tokens':
       return token;
   }
 }
 
 /** com.microsoft counts rows from 0 in seqlens_k, from 1 everywhere else. */
-function lengthAt(name: string, { past, tokens }: Situation): number {
+function lengthAt(name: string, { past, tokens }: Situation, read: boolean): number {
+  if (read) return past + tokens - 1;
   if (/past|write/i.test(name)) return past;
   return /seqlens?_k/i.test(name) ? past + tokens - 1 : past + tokens;
 }

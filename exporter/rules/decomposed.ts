@@ -1,4 +1,4 @@
-import type { Node } from '../ir/index.js';
+import { type Node, tensorNumbers } from '../ir/index.js';
 import { scoresOf, sumOf } from '../match/einsum.js';
 import type { Facts } from '../match/facts.js';
 import {
@@ -81,6 +81,10 @@ const scores: P = lazy(() =>
       kind: 'scale',
       factor: facts.scalar(v.factor!)!,
     })),
+    // torch.baddbmm adds what it got for the result, 0 times.
+    op('Add', [scores, any('nothing')], (node, facts) =>
+      addsZeros(node, facts) ? undefined : `'${node.name}' adds a mask`,
+    ),
     note(op('Add', [scores, any('mask')]), (v, facts, sum) => ({
       kind: 'add',
       value: v.mask!,
@@ -151,6 +155,31 @@ const rows: P = either(
 
 function isLast(axis: number, value: string, facts: Facts): boolean {
   return axis === -1 || axis + 1 === facts.rank(value);
+}
+
+/** Are zeros added to scores that have as many dimensions without them? */
+function addsZeros(node: Node, facts: Facts): boolean {
+  const [a, b] = node.inputs as [string, string];
+  const rank = facts.rank(node.outputs[0]!);
+  return (
+    (isZeros(b, facts) && facts.rank(a) === rank) || (isZeros(a, facts) && facts.rank(b) === rank)
+  );
+}
+
+/** Zeros of any shape, or such times a number. */
+function isZeros(value: string, facts: Facts): boolean {
+  if (facts.scalar(value) === 0) return true;
+  const { node } = lookThrough(value, facts);
+  if (node?.is('Mul')) {
+    const [a, b] = node.inputs as [string, string];
+    return (
+      (facts.scalar(b) !== undefined && isZeros(a, facts)) ||
+      (facts.scalar(a) !== undefined && isZeros(b, facts))
+    );
+  }
+  if (!node?.is('ConstantOfShape')) return false;
+  const fill = node.tensor('value');
+  return !fill || tensorNumbers(fill, facts.graph.model.external)[0] === 0;
 }
 
 /** Is a value added to [B*H,Tq,Tk] scores [B*H,..] itself? */
@@ -372,7 +401,8 @@ function normalise(
     dtype,
     scoreDtype: facts.dtype(anchor.inputs[0]!) ?? dtype,
   };
-  return { sdpa: { ...sdpa, replaced: [facts.graph.producer(sdpa.output.value)!] } };
+  const made = [sdpa.output.value, ...(kv.cache?.stacked ? [kv.cache.presentKey] : [])];
+  return { sdpa: { ...sdpa, replaced: made.map((value) => facts.graph.producer(value)!) } };
 }
 
 function keysOf(value: string, fused: Node | undefined, facts: Facts) {

@@ -1,3 +1,4 @@
+import type { Node } from '../ir/index.js';
 import type { Facts } from '../match/facts.js';
 import { headsOf, shown, unrepeat } from '../match/heads.js';
 import type { Cache, Heads } from '../match/sdpa.js';
@@ -19,7 +20,12 @@ export function keysAndValues(k: Loose, v: Loose, facts: Facts): KeysAndValues {
   if ((key.past === undefined) !== (value.past === undefined)) {
     return { reason: 'keys and values must both have a cache, or neither' };
   }
+  const stacked = key.entry !== undefined || value.entry !== undefined;
+  if (stacked && !paired(key, value)) {
+    return { reason: 'a cache that holds both must hold keys first, and values behind them' };
+  }
   const cache = key.past !== undefined && {
+    ...(stacked && { stacked }),
     pastKey: key.past,
     pastValue: value.past!,
     presentKey: key.present!,
@@ -28,11 +34,23 @@ export function keysAndValues(k: Loose, v: Loose, facts: Facts): KeysAndValues {
   return { k: key.heads, v: value.heads, ...(cache && { cache }) };
 }
 
+/** What is cached of keys or of values; `entry`: where in a cache that holds both. */
+interface Carried {
+  readonly past: string;
+  readonly present: string;
+  readonly entry?: number;
+}
+
+function paired(key: Partial<Carried>, value: Partial<Carried>): boolean {
+  const inOrder = key.entry === 0 && value.entry === 1;
+  return inOrder && key.past === value.past && key.present === value.present;
+}
+
 function oneSide(
   side: Loose,
   what: string,
   facts: Facts,
-): { heads: Heads; past?: string; present?: string } | { reason: string } {
+): ({ heads: Heads } & Partial<Carried>) | { reason: string } {
   if ('heads' in side) return { heads: side };
   const whole = side.layout === 'bhtd' ? unrepeat(side.value, facts) : side.value;
   const concat = facts.graph.producer(whole);
@@ -72,16 +90,33 @@ function oneSide(
 }
 
 /** The graph input behind the cached part, and what goes out; both may be cast (models in half precision whose inputs are not). */
-function carried(
-  past: string,
-  whole: string,
-  facts: Facts,
-): { past: string; present: string } | undefined {
+function carried(past: string, whole: string, facts: Facts): Carried | undefined {
   const { graph } = facts;
   if (graph.isInput(past)) return { past, present: whole };
   const cast = graph.producer(past);
+  if (cast?.is('Gather')) return entryOf(cast, whole, facts);
   if (!cast?.is('Cast') || !graph.isInput(cast.inputs[0]!)) return undefined;
   const outputs = graph.uses(whole).flatMap(({ node }) => (node.is('Cast') ? node.outputs : []));
   const present = outputs.find((v) => graph.isOutput(v));
   return { past: cast.inputs[0]!, present: present ?? whole };
+}
+
+/** GPT-2 of old: past [2,B,H,T,D] is taken apart by Gather, present joined by Unsqueeze and Concat. */
+function entryOf(gather: Node, whole: string, facts: Facts): Carried | undefined {
+  const { graph } = facts;
+  const [past, index] = gather.inputs as [string, string];
+  const entry = facts.scalar(index);
+  const apart = (gather.int('axis') ?? 0) === 0 && facts.dims(past)?.length === 5;
+  if (!graph.isInput(past) || !apart || entry === undefined) return undefined;
+  const joined = graph
+    .uses(whole)
+    .flatMap(({ node }) => (node.is('Unsqueeze') ? graph.uses(node.outputs[0]!) : []))
+    .find(({ node, index: at }) => at === entry && isPair(node, facts));
+  return joined && { past, present: joined.node.outputs[0]!, entry };
+}
+
+/** Does a node join two values to a graph output of rank 5? */
+function isPair(node: Node, { graph }: Facts): boolean {
+  const joins = node.is('Concat') && node.int('axis') === 0 && node.inputs.length === 2;
+  return joins && graph.isOutput(node.outputs[0]!) && graph.uses(node.outputs[0]!).length === 0;
 }

@@ -140,7 +140,9 @@ export function fusedMasks(
     if (typeof step === 'string') return step;
     masks.push(step);
   }
-  if (node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
+  // Of one token, whether its length can be seen or not.
+  const last = node.is('DecoderMaskedSelfAttention', 'com.microsoft');
+  if (last || node.int('unidirectional') === 1) masks.push({ kind: 'causal' });
   return masks;
 }
 

@@ -45,9 +45,10 @@ sequence that the exporter named writes; *Real files* are as an exporter wrote t
 
 - **mask** is what probing found
 - **none**: softmax attention written again from its description. The tests compare it with the original, in ONNX Runtime's own kernels
-- **linear**: variants \`linear\` and \`performer\`. The tests compare it with a float64 model of the same layer (families and fused nodes), with the same text read
-  in one call (caches), or run it (the rest)
-- **gated**: \`retention\`, \`gla\`, \`mamba2\`, \`delta\`, \`gated-delta\`, which need a causal mask; what they compute is tested on some of the models
+- **linear**: variants \`linear\` and \`performer\`. The tests compare \`linear\` with a float64 model of the same layer (families and fused nodes), of the whole
+  model (real files of transformers, diffusers, timm and torch.nn), with the same text read in one call (caches), or run it (the rest)
+- **gated**: \`retention\`, \`gla\`, \`mamba2\`, \`delta\`, \`gated-delta\`, which need a causal mask; what they compute is tested on some of the models, among the
+  real files on Llama, GPT-2, Qwen 3 and BLOOM, gates and all
 - what follows a *yes* is what the variant makes of ALiBi, a softcap or a sink
 - **on request**: a window costs little as it is, and is converted when its layer is asked for
 
@@ -120,11 +121,13 @@ ${await table([
   { name: 'PP-OCRv4 recogniser', exporter: 'Paddle', build: () => loadModel(OCR_RECOGNISER) },
   { name: 'PP-OCRv4 detector', exporter: 'Paddle', build: () => loadModel(OCR_DETECTOR) },
 ])}
-### Of transformers, timm and torch.nn
+### Of transformers, diffusers, timm and torch.nn
 
-Small models with random weights, written by torch 2.11, transformers 5.17, onnxscript 0.7.2, ONNX Runtime 1.30, and the sources of Optimum and
-onnxruntime-genai; the tests run each file, its round trip (variant \`none\`) and what \`linear\` makes of it, as far as ONNX Runtime has kernels for
-the file on the CPU. *torch.nn* is \`transformer_encoder\` and \`multihead\`. Reasons are in short what \`inspect\` says.
+Small models with random weights, written by torch 2.11, transformers 5.17, onnxscript 0.7.2, ONNX Runtime 1.30, and the sources of diffusers, Optimum,
+Olive and onnxruntime-genai; the tests run each file, its round trip (variant \`none\`) and what \`linear\` makes of it, as far as ONNX Runtime has kernels for
+the file on the CPU. Both with softmax and with \`linear\` (there also where \`bias: 'drop'\` is needed for it) a file must yield what PyTorch does in float64, with linear
+attention written anew in place of softmax, to 1e-5 of the largest output; files in float16 to 2e-3; of 8 and 4 bits no further off than twice what the file with softmax
+is. Tokens that are hidden do not count. *torch.nn* is \`transformer_encoder\` and \`multihead\`, *diffusers* \`unet\`, \`vae\` and \`dit\`. Reasons are in short what \`inspect\` says.
 
 ${await realFilesTable()}
 ## Left alone

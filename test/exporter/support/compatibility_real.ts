@@ -6,12 +6,20 @@ const EXPORTERS: Record<string, string> = {
   torchscript: 'torch, TorchScript, opset 17',
   dynamo: 'torch, dynamo, opset 18',
   dynamo23: 'torch, dynamo, opset 23',
+  functions: 'torch, dynamo without its optimizer, opset 18',
 };
 
 /** What the tests read from the names of files. */
 const VARIANTS: Record<string, string> = {
   '': 'plain',
   ort: 'ONNX Runtime optimizer',
+  'ort-cpu': 'ONNX Runtime optimizer, for the CPU',
+  'ort-int8': 'ONNX Runtime optimizer, then dynamic int8',
+  session: 'as an ONNX Runtime session writes it',
+  buffer: "ONNX Runtime's convert_generation, shared buffer",
+  masked: "ONNX Runtime's convert_generation, masked attention",
+  olive: 'Olive graph surgery',
+  peephole: 'Olive peephole optimizer',
   onnxscript: 'onnxscript fusions',
   fp16: 'float16',
   int8: 'dynamic int8',
@@ -26,6 +34,7 @@ const WHY: Record<keyof typeof REFUSALS, string> = {
   evicting: 'a cache that forgets tokens',
   traced: 'works for the traced length only',
   rows: 'a mask of another batch than the scores',
+  beams: 'beams that share a cache',
   batch: 'works for the traced lengths only',
 };
 
@@ -56,8 +65,9 @@ function order({ model, exporter }: TransformersFile): string {
 }
 
 function modelOf({ model }: TransformersFile): string {
-  const [name] = model.split(/_(?:cache|merged|sdpa)/);
-  const cached = /_cache/.test(model) ? ', KV cache' : '';
+  const [name] = model.split(/_(?:cache|merged|past|sdpa)/);
+  const stacked = /_past/.test(model) ? ', KV cache [2,B,H,T,D]' : '';
+  const cached = /_cache/.test(model) ? ', KV cache' : stacked;
   const merged = /_merged/.test(model) ? ', decoder merged with its twin without a cache' : '';
   return `${name}${cached}${merged}`;
 }
@@ -69,7 +79,7 @@ function exporterOf({ model, exporter }: TransformersFile): string {
 }
 
 function variantOf({ model, variant }: TransformersFile): string {
-  return model.includes('_sdpa') ? 'plain, sdpa' : VARIANTS[variant]!;
+  return model.includes('_sdpa') ? `${VARIANTS[variant]}, sdpa` : VARIANTS[variant]!;
 }
 
 /** The mask, and what `linear` and `performer`, and variants with gates say. */

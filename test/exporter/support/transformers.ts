@@ -5,7 +5,7 @@ import { type Model, parseModel } from '../../../exporter/index.js';
 import { ROOT } from '../../support/models.js';
 
 // Made by test/fixtures/transformers/export.py and packed by pack.ts beside it.
-const FOLDER = path.join(ROOT, 'test/fixtures/transformers');
+export const FOLDER = path.join(ROOT, 'test/fixtures/transformers');
 const INDEX: Record<string, [family: string, offset: number, bytes: number]> = JSON.parse(
   fs.readFileSync(path.join(FOLDER, 'files.json'), 'utf8'),
 );
@@ -20,6 +20,7 @@ export const REFUSALS = {
   evicting: /^sliding_window_cache must be 0/,
   traced: /^mask: the mask cannot be probed: it could not be run: .* Reshape/,
   rows: /^mask: mask '.*' \[8,4,16,16\] does not fit scores \[2,4,16,16\]/,
+  beams: /^cache_indirection '.*': beams that share a cache/,
   batch: /must be reshaped from \[T,B,H\*D\]/,
 } as const;
 /** A reason for which a layer is left alone, or the name of its mask. */
@@ -53,6 +54,7 @@ const MODELS: Record<string, Expected> = {
   electra: of(SMALL, 'padding'),
   deberta_v2: of(SMALL, 'bias'),
   gpt2: of(SMALL, 'causal+padding, causal+padding'),
+  gpt2_past: of(SMALL, 'causal+padding, causal+padding'),
   opt: of(SMALL, 'causal+padding'),
   bloom: of(SMALL, 'causal+padding+ALiBi'),
   gpt_neox: of([4, 4, 8], 'causal+padding'),
@@ -93,6 +95,9 @@ const MODELS: Record<string, Expected> = {
   transformer_encoder: of(SMALL, 'padding, padding'),
   multihead: of(SMALL, 'cross'),
   timm_vit: of(SMALL, 'bidirectional'),
+  vae: of([1, 1, 8], 'bidirectional'),
+  dit: of(SMALL, 'bidirectional, bidirectional'),
+  unet: of([2, 2, 4], Array(4).fill('bidirectional, cross').join(', ')),
 };
 
 /** Files of which more or something else is to be said than of their models. */
@@ -101,24 +106,33 @@ const FILES: Record<string, Expected> = {
   'gpt_oss.genai-fp32-cpu': of(WIDE, 'window 4+padding, causal+padding'), // its experts are one node
   'llama.genai-fp16-cuda': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-fp32-cpu': of(WIDE, 'causal+padding, causal+padding'),
+  'llama.genai-fp32-cpu.olive': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-int4-cpu': of(WIDE, 'causal+padding, causal+padding'),
   'llama.genai-int4-webgpu': of(WIDE, 'causal+padding, causal+padding'),
   'mistral.genai-fp32-cpu': of(WIDE, 'window 4+padding'),
   'mistral.genai-int4-cpu': of(WIDE, 'evicting'),
   'multihead.torchscript': of(SMALL, 'batch'),
   'phi3.genai-fp32-cpu': of(WIDE, 'causal+padding'),
+  'qwen3.genai-fp16-cuda': of(WIDE, 'causal+padding'),
+  'qwen3.genai-int4-webgpu': of(WIDE, 'causal+padding'),
   'qwen3.genai-fp32-cpu': of(WIDE, 'causal+padding'),
+  'qwen3.genai-fp32-cpu.olive': of(WIDE, 'causal+padding'),
   'swin.torchscript': of(SMALL, 'bias, rows'), // of windows
   'transformer_encoder.torchscript': of(SMALL, 'traced, traced'), // torch wrote the length as a constant
+  'bart_decoder_cache.dynamo.masked': of(SMALL, 'beams, beams'),
+  'whisper_decoder_cache.dynamo.masked': of(SMALL, 'beams, beams'),
 };
 
-/** What ONNX Runtime's CPU kernels cannot do with a file as it is. */
-const LIMITS: Record<string, 'not at all' | 'one row' | 'as traced'> = {
+/** What ONNX Runtime's CPU kernels cannot do with a file as it is, or ever: `elsewhere`. */
+const LIMITS: Record<string, 'not at all' | 'elsewhere' | 'one row' | 'as traced'> = {
   'falcon_alibi.dynamo': 'not at all', // Mul of bfloat16
   'gemma2.genai-fp32-cpu': 'one row', // several tokens after others
   'gpt_oss.genai-fp32-cpu': 'one row',
+  'gpt2_past.torchscript.buffer': 'not at all', // past_sequence_length
+  'gpt2_past.torchscript.masked': 'not at all',
   'llama.genai-fp16-cuda': 'one row',
   'llama.genai-fp32-cpu': 'one row',
+  'llama.genai-fp32-cpu.olive': 'one row',
   'llama.genai-int4-cpu': 'one row',
   'llama.genai-int4-webgpu': 'one row',
   'llama_cache.dynamo.onnxscript': 'not at all', // GroupQueryAttention that rotates heads of 8
@@ -129,9 +143,11 @@ const LIMITS: Record<string, 'not at all' | 'one row' | 'as traced'> = {
   'phi3.genai-fp32-cpu': 'one row',
   'qwen3.genai-fp16-cuda': 'not at all', // GroupQueryAttention with norms
   'qwen3.genai-fp32-cpu': 'one row',
+  'qwen3.genai-fp32-cpu.olive': 'one row',
   'qwen3.genai-int4-webgpu': 'not at all',
   'qwen3_sdpa.dynamo23': 'one row',
   'transformer_encoder.torchscript': 'as traced',
+  'unet.torchscript.ort': 'elsewhere', // NhwcConv, which is for CUDA
 };
 
 /** A real file. */
