@@ -1,6 +1,6 @@
 // LinearAttention token by token, all four rules: for short inputs (decoding), where moving the
 // state once is all the work there is, and for calls that the chunked kernels do not take.
-// One token with the usual options goes to linear_attention_token.cu.
+// One token with the usual options goes to linear_attention_token*.cu.
 //
 // A block of 4 warps owns 32 columns of one state: 8 lanes share a row, 4 elements each, so that a
 // warp moves 4 rows of 128 (float state) or 64 bytes at a time. The state stays in registers over
@@ -78,6 +78,12 @@ __device__ __forceinline__ void stage_features(const DecodeArgs& p, const IO* sr
   for (int i = 0; i < N; ++i) {
     if (lane + 32 * i < KP) out[lane + 32 * i] = keep ? x[i] * factor : 0.f;
   }
+}
+
+// The same, out of line: for queries beyond the first two of a group.
+template <int KP, typename IO>
+__device__ __noinline__ void stage_more_features(const DecodeArgs& p, const IO* src, float* out) {
+  stage_features<KP>(p, src, true, out);
 }
 
 // What the rows of a block add up to: for each of its columns (and the normaliser's) the products
@@ -281,7 +287,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<R, Normalize>)
         if (slot == 0) {
           __syncthreads();
           if (n + warp < p.group) {
-            stage_features<KP>(p, query(t, n + warp), true, more_queries[warp]);
+            stage_more_features<KP>(p, query(t, n + warp), more_queries[warp]);
           }
           __syncthreads();
         }
@@ -351,7 +357,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<R, Normalize>)
         const int64_t t = static_cast<int64_t>(b) * p.T + token;
         for (int n = 0; n < p.group; ++n) {
           __syncthreads();
-          if (warp == 0) stage_features<KP>(p, query(t, n), true, more_queries[0]);
+          if (warp == 0) stage_more_features<KP>(p, query(t, n), more_queries[0]);
           __syncthreads();
           Sums<kSlots> sums;
           read_state(more_queries[0], sums.query);
@@ -416,6 +422,9 @@ cudaError_t launch_state(const DecodeArgs& args, bool float_state, int64_t heads
 
 cudaError_t launch_linear_attention_decode(const LinearAttentionParams& p, cudaStream_t stream) {
   if (linear_attention_token_takes(p)) return launch_linear_attention_token(p, stream);
+  if (linear_attention_token_normalized_takes(p)) {
+    return launch_linear_attention_token_normalized(p, stream);
+  }
   DecodeArgs a = {};
   a.T = static_cast<int>(p.T);
   a.Hq = static_cast<int>(p.Hq);

@@ -102,6 +102,7 @@ struct Shape {
   // both.
   static constexpr int kKinds = !kOutput && Panels_ == 1 ? 2 : 1;
 
+  static constexpr bool kMaps = sizeof(E) == 4;  // see launch_walk
   static constexpr bool kPrefetchDecay = PerKey_ && Panels_ <= 2;
   // Decay per key rounds keys and queries more often; the 16x16 products make up for that in bf16:
   // what rounding takes off their operands is multiplied too.
@@ -649,6 +650,7 @@ struct Walk {
         add_exact<S>(plan, scratch(block), k_rows, q_rows, decay_index(t0 + block * kBlock, d), d,
                      seen, x_in_range, y_in_range);
       }
+      float2 earlier = {1.f, 1.f};
 #pragma unroll
       for (int i = 0; i < kBlock; ++i) {
         const int at = tile_offset<E, kK>(i, d);
@@ -657,13 +659,9 @@ struct Walk {
         store2(k_rows + at, k.x * e.x, k.y * e.y);
         store2(end_rows + at, k.x * fast_exp2(last.x - G[i].x), k.y * fast_exp2(last.y - G[i].y));
         if constexpr (S::kOutput) {
-          float2 eq = e;
-          if (before) {
-            eq = i == 0 ? make_float2(1.f, 1.f)
-                        : make_float2(fast_exp2(G[i - (i > 0)].x), fast_exp2(G[i - (i > 0)].y));
-          }
-          const float2 q = load2(q_rows + at);
+          const float2 q = load2(q_rows + at), eq = before ? earlier : e;
           store2(q_rows + at, q.x * eq.x, q.y * eq.y);
+          earlier = e;
         }
       }
       store2(block_decay(block) + d, fast_exp2(last.x), fast_exp2(last.y));
@@ -1085,12 +1083,15 @@ struct Walk {
   }
 
   __device__ void run() {
-    const bool prefetch = S::kStages == 2 && plan.vectorised;
+    constexpr bool kPrefetch = S::kStages == 2;
+    // With decay per key the first turn only starts the loads of the first chunk: what fetches is
+    // long, and this way inlined once.
+    constexpr int kFirst = S::kPerKey ? -S::kTokens : 0;
     const bool mapped = plan.mapped();
     int stage = 0;
     Gates gates;
-    if (begin < end) {
-      if (prefetch) {
+    if (!S::kPerKey && begin < end) {
+      if constexpr (kPrefetch) {
         load(0, begin);
         copy_async_commit();
       }
@@ -1099,34 +1100,44 @@ struct Walk {
     State state;
     load_state(state);
 #pragma unroll 1
-    for (int64_t t0 = begin; t0 < end; t0 += S::kTokens) {
-      if (!prefetch) {
-        __syncthreads();
-        load(0, t0);
-        copy_async_commit();
-      }
-      settle(gates);
-      copy_async_wait<0>();
-      __syncthreads();
-      const bool more = t0 + S::kTokens < end;
-      if (prefetch && more) {
-        load(stage ^ 1, t0 + S::kTokens);
-        copy_async_commit();
-      }
-      if (mapped) {
-        map_rows(keys(stage), t0);
-        if (S::kOutput) map_rows(queries(stage), t0);
+    for (int64_t t0 = begin + kFirst; t0 < end; t0 += S::kTokens) {
+      const bool walks = !S::kPerKey || t0 >= begin, more = t0 + S::kTokens < end;
+      if (walks) {
+        if constexpr (!kPrefetch) {
+          __syncthreads();
+          load(0, t0);
+          copy_async_commit();
+        }
+        settle(gates);
+        copy_async_wait<0>();
         __syncthreads();
       }
-      if (warp < S::kBlocks) prepare(stage, warp, t0, gates);
-      __syncthreads();
-      if (more) fetch(gates, t0 + S::kTokens);
+      if constexpr (kPrefetch) {
+        if (more) {
+          load(stage ^ 1, t0 + S::kTokens);
+          copy_async_commit();
+        }
+      }
+      if (walks) {
+        if constexpr (S::kMaps) {
+          if (mapped) {
 #pragma unroll 1
-      for (int block = 0; block < S::kBlocks && t0 + block * kBlock < end; ++block) {
-        step(stage, block, t0, state);
+            for (int i = 0; i < 1 + S::kOutput; ++i) map_rows(i ? queries(stage) : keys(stage), t0);
+            __syncthreads();
+          }
+        }
+        if (warp < S::kBlocks) prepare(stage, warp, t0, gates);
+        __syncthreads();
       }
-      if (!S::kPerKey && p.decay_kind != DecayKind::kNone) scale_state(state, *chunk_decay());
-      if (prefetch) stage ^= 1;
+      if (more) fetch(gates, t0 + S::kTokens);
+      if (walks) {
+#pragma unroll 1
+        for (int block = 0; block < S::kBlocks && t0 + block * kBlock < end; ++block) {
+          step(stage, block, t0, state);
+        }
+        if (!S::kPerKey && p.decay_kind != DecayKind::kNone) scale_state(state, *chunk_decay());
+      }
+      if (kPrefetch) stage ^= 1;
     }
     store_state(state);
   }
@@ -1138,6 +1149,8 @@ struct Walk {
     const int chunks = static_cast<int>((end - begin + S::kTokens - 1) / S::kTokens);
     const auto first = [&](int chunk) { return begin + int64_t{chunk} * S::kTokens; };
     const auto use = [&](int chunk) { needs = shared + (chunk & 1) * S::kNeedsBytes; };
+    // The two halves stand in branches of their own, which __syncthreads must not.
+    const auto meet = [] { asm volatile("bar.sync 1, %0;" ::"n"(2 * kThreads) : "memory"); };
     if (threadIdx.x >= kThreads) {
       Gates gates;
       // The inputs of a chunk, in two steps; there after the barrier that follows the second.
@@ -1152,33 +1165,24 @@ struct Walk {
         settle(gates);
       };
       const auto make = [&](int chunk) {
-        if (chunk >= chunks || warp >= S::kBlocks) return;
+        if (chunk < 0 || chunk >= chunks || warp >= S::kBlocks) return;
         use(chunk);
         prepare(chunk % S::kStages, warp, first(chunk), gates);
       };
-      start_copies(0);
-      start_copies(1);
-      take_gates(0);
-      copy_async_wait<1>();
-      __syncthreads();
-      make(0);
-      take_gates(1);
-      copy_async_wait<0>();
-      __syncthreads();
 #pragma unroll 1
-      for (int chunk = 0; chunk < chunks; ++chunk) {
+      for (int chunk = -2; chunk < chunks; ++chunk) {
         start_copies(chunk + 2);
         make(chunk + 1);
         take_gates(chunk + 2);
         copy_async_wait<0>();
-        __syncthreads();
+        meet();
       }
       return;
     }
     State state;
     load_state(state);
-    __syncthreads();
-    __syncthreads();
+    meet();
+    meet();
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       use(chunk);
@@ -1188,7 +1192,7 @@ struct Walk {
         step(chunk % S::kStages, block, t0, state);
       }
       if (!S::kPerKey && p.decay_kind != DecayKind::kNone) scale_state(state, *chunk_decay());
-      __syncthreads();
+      meet();
     }
     store_state(state);
   }
@@ -1233,29 +1237,31 @@ cudaError_t launch_walk_f16(const Plan& plan, bool output, cudaStream_t stream);
 cudaError_t launch_walk_tf32(const Plan& plan, bool output, cudaStream_t stream);  // for both
 cudaError_t launch_walk_f32(const Plan& plan, bool output, cudaStream_t stream);
 
+// That a thread block may use on the current device; 0 where that is unknown.
+inline int most_shared_bytes() {
+  int device = 0, most = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return most;
+}
+
 // With warps that prepare ahead for few thread blocks, with shorter chunks where a device lacks the
 // shared memory.
 template <typename IO, class Mma, int Panels, bool PerKey, bool Output>
 cudaError_t launch_fitting(const Plan& plan, cudaStream_t stream) {
   using Wanted = Shape<IO, Mma, Panels, PerKey, Output>;
-  int device = 0, most = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  if (error != cudaSuccess) return error;
   if constexpr (Output && Panels == 2 && sizeof(typename Mma::Element) == 2) {
     using Ahead = Shape<IO, Mma, Panels, PerKey, Output, 4, true>;
     const int64_t blocks = plan.p.B * plan.HO * plan.value_tiles * plan.segments;
     if (blocks <= kMultiprocessors && plan.vectorised && !plan.mapped() &&
-        most >= Ahead::kSharedBytes) {
+        most_shared_bytes() >= Ahead::kSharedBytes) {
       return launch<Ahead>(plan, stream);
     }
   }
   if constexpr (Wanted::kSharedBytes > kLeastSharedBytes) {
     using Smaller = Shape<IO, Mma, Panels, PerKey, Output, Wanted::kBlocks / 2>;
     static_assert(Smaller::kSharedBytes <= kLeastSharedBytes);
-    if (most < Wanted::kSharedBytes) return launch<Smaller>(plan, stream);
+    if (most_shared_bytes() < Wanted::kSharedBytes) return launch<Smaller>(plan, stream);
   }
   return launch<Wanted>(plan, stream);
 }

@@ -22,6 +22,7 @@
 #include <type_traits>
 
 #include "cuda/common/features.cuh"
+#include "cuda/common/fours.cuh"
 #include "cuda/common/tile.cuh"
 #include "cuda/common/wgmma.cuh"
 
@@ -102,8 +103,12 @@ struct GatedConfig {
   // Queries and keys times their decay per key keep what rounding to bf16 takes off in tiles of
   // their own: in the operand buffer of the next chunk, or the keys' one, where there is no room
   // for it, in place of the decays.
-  // A kernel of its own: a branch between warpgroup products makes the compiler serialise them.
+  // A kernel of its own, for decay per key only: a branch between warpgroup products makes the
+  // compiler serialise them.
   static constexpr bool kSplit = Split_;
+  using WithoutRests = GatedConfig<IO_, Mma_, KP_, General_>;
+  // Whether the kernel for the output takes decay per key: in bf16 only the one with rests does.
+  static constexpr bool kOutputPerKey = General_ && (Split_ || !std::is_same_v<E, bf16>);
   static_assert(!kSplit || (General_ && std::is_same_v<E, bf16>));
   static constexpr bool kKeyRestInDecays = kSplit && VP < 2 * C;
 };
@@ -187,8 +192,10 @@ struct GatedBlock {
     part_total = GatedLayout<Cfg>::kSharedSums ? gq : z + 2 * KP;
   }
 
-  __device__ bool per_key() const { return Cfg::kGeneral && p.decay_kind == DecayKind::kPerKey; }
-  __device__ bool per_head() const { return p.decay_kind == DecayKind::kPerHead; }
+  __device__ bool per_key() const {
+    return Cfg::kSplit || (Cfg::kGeneral && p.decay_kind == DecayKind::kPerKey);
+  }
+  __device__ bool per_head() const { return !Cfg::kSplit && p.decay_kind == DecayKind::kPerHead; }
   __device__ int64_t token(int chunk) const {
     return static_cast<int64_t>(b) * p.T + static_cast<int64_t>(first_chunk + chunk) * C;
   }
@@ -224,6 +231,11 @@ struct GatedBlock {
     float2 g = load2(tile + panel_offset<G, C>(row, col));
     if (p.mask && visible[(chunk & 1) * C + row] == 0.f) g = make_float2(0.f, 0.f);
     return make_float2(fmaxf(g.x, kMinLogDecay), fmaxf(g.y, kMinLogDecay));
+  }
+  // The same, of the type that the call says.
+  __device__ float2 decay2(int chunk, uint32_t row, uint32_t col) const {
+    return p.decay_type == DType::kFloat32 ? decay2<float>(chunk, row, col)
+                                           : decay2<IO>(chunk, row, col);
   }
 
   // Starts the copies of a chunk's tiles.
@@ -338,13 +350,25 @@ struct GatedBlock {
         }
       }
     } else {
-      for (int i = threadIdx.x; i < C * Cfg::kPairs; i += Cfg::kThreads) {
-        const int row = i / Cfg::kPairs, col = i % Cfg::kPairs * 2;
-        const bool keep = !is_key || seen[row] != 0.f;
-        float2 x = load2(src + panel_offset<IO, C>(row, col));
-        x.x = keep && col < p.K ? feature_of(p.feature_map, x.x) : 0.f;
-        x.y = keep && col + 1 < p.K ? feature_of(p.feature_map, x.y) : 0.f;
-        store2(dst + panel_offset<QK, C>(row, col), x.x, x.y);
+      constexpr int kPieces = KP / 8;  // of a row; a tile keeps them together
+      static_assert(C * kPieces % Cfg::kThreads == 0);
+#pragma unroll 2
+      for (int i = threadIdx.x; i < C * kPieces; i += Cfg::kThreads) {
+        const int row = i / kPieces, col = i % kPieces * 8;
+        const int kept = !is_key || seen[row] != 0.f ? p.K - col : 0;
+        float x[8];
+        load8(src + panel_offset<IO, C>(row, col), x);
+        if constexpr (sizeof(IO) == 2) {
+          map_rounded(p.feature_map, x);
+        } else {
+#pragma unroll
+          for (int j = 0; j < 8; ++j) x[j] = feature_of(p.feature_map, x[j]);
+        }
+        if (kept < 8) {
+#pragma unroll
+          for (int j = 0; j < 8; ++j) x[j] = j < kept ? x[j] : 0.f;
+        }
+        store8(dst + panel_offset<QK, C>(row, col), x);
       }
     }
   }

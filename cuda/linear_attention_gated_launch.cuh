@@ -44,13 +44,14 @@ cudaError_t launch_gated_config(const GatedArgs& args, int B, cudaStream_t strea
   const unsigned tiles = (args.V + Cfg::VP - 1) / Cfg::VP;
   const bool sums_needed = args.segments > 1 || !args.causal;
   if (sums_needed) {
-    fits<Cfg>(states_args, limits, false);
-    const int states_bytes = GatedLayout<Cfg>(states_args, false).total;
-    error = cudaFuncSetAttribute(gated_states_kernel<Cfg>,
+    using StatesCfg = typename Cfg::WithoutRests;
+    fits<StatesCfg>(states_args, limits, false);
+    const int states_bytes = GatedLayout<StatesCfg>(states_args, false).total;
+    error = cudaFuncSetAttribute(gated_states_kernel<StatesCfg>,
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, states_bytes);
     if (error != cudaSuccess) return error;
     const dim3 grid(static_cast<unsigned>(B) * args.HV * args.segments, tiles);
-    gated_states_kernel<Cfg><<<grid, Cfg::kThreads, states_bytes, stream>>>(states_args);
+    gated_states_kernel<StatesCfg><<<grid, Cfg::kThreads, states_bytes, stream>>>(states_args);
   }
   const bool dependent = limits.dependent_launch;
   if (args.states_in_workspace) {

@@ -11,7 +11,7 @@ namespace fla::cuda {
 
 // Scores of a chunk whose per-key decay is too strong to be split between Q and K: one by one, in
 // float. Tiles hold features without decay. Rows of `scores` [C][C] are complete, zeros included.
-template <typename G, typename Cfg>
+template <typename Cfg>
 __device__ void direct_scores(const GatedBlock<Cfg>& block, int chunk, typename Cfg::E* scores) {
   using E = typename Cfg::E;
   using QK = typename Cfg::QK;
@@ -35,7 +35,7 @@ __device__ void direct_scores(const GatedBlock<Cfg>& block, int chunk, typename 
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         const float2 k = load2(k_tile + panel_offset<QK, C>(s, lane * 2 + i * 64));
-        const float2 g = block.template decay2<G>(chunk, s, lane * 2 + i * 64);
+        const float2 g = block.decay2(chunk, s, lane * 2 + i * 64);
         sum += q[i].x * k.x * fast_exp2(decay[i].x) + q[i].y * k.y * fast_exp2(decay[i].y);
         decay[i].x += g.x * kLog2e;
         decay[i].y += g.y * kLog2e;
@@ -74,8 +74,11 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
   QK* q_tile = block.tile_q(chunk);
   QK* k_tile = block.tile_k(chunk);
   if (block.maps()) {
-    block.map_tile(block.raw_q(chunk), q_tile, false, chunk);
-    if (p.causal) block.map_tile(block.raw_k(chunk), k_tile, true, chunk);
+#pragma unroll 1
+    for (int keys = 0; keys <= p.causal; ++keys) {
+      block.map_tile(keys ? block.raw_k(chunk) : block.raw_q(chunk), keys ? k_tile : q_tile, keys,
+                     chunk);
+    }
     if constexpr (Cfg::kWgmma) fence_for_wgmma();
     __syncthreads();
   }
@@ -83,28 +86,20 @@ __device__ bool transform_chunk(const GatedBlock<Cfg>& block, int chunk, typenam
     bonus_diagonal(block, chunk);
     __syncthreads();
   }
-  if (!block.per_key()) return false;
+  if (!Cfg::kOutputPerKey || !block.per_key()) return false;
 
   typename GatedBlock<Cfg>::ColumnSums sums;
   block.column_sums(chunk, sums);
   const float2 before = sums.before, total = sums.total;
   const bool direct = __syncthreads_or(fminf(total.x, total.y) < -kMaxExponent);
   if (direct) {
-    if (p.decay_type == DType::kFloat32) {
-      direct_scores<float>(block, chunk, scores);
-    } else {
-      direct_scores<typename Cfg::IO>(block, chunk, scores);
-    }
+    direct_scores(block, chunk, scores);
     __syncthreads();
   }
   const float2 zero = make_float2(0.f, 0.f);
   const bool split = Cfg::kSplit && !direct;
   QK* const q_rest = split ? reinterpret_cast<QK*>(block.rest_q(chunk)) : nullptr;
-  if (p.before) {
-    block.decay_columns(q_tile, sums, 0, 1.f, zero, before, q_rest);
-  } else {
-    block.decay_columns(q_tile, sums, 1, 1.f, zero, before, q_rest);
-  }
+  block.decay_columns(q_tile, sums, p.before ? 0 : 1, 1.f, zero, before, q_rest);
   if (direct) {
     block.decay_to_end(k_tile, sums, zero);
   } else {
@@ -310,7 +305,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
     if constexpr (Cfg::kGeneral) {
       direct = transform_chunk(block, chunk, direct_tile);
     }
-    const bool split = Cfg::kSplit && block.per_key() && !direct;
+    const bool split = Cfg::kSplit && !direct;
     const bool late_decays = Cfg::kKeyRestInDecays && split;
     if (Cfg::kGeneral && more && !late_decays) block.load_decays(chunk + 1);
     const float* gk = block.gk + (chunk & 1) * C;
@@ -326,23 +321,24 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
       // Step `ks` along dk, in the panels of queries and keys.
       constexpr uint64_t kPanel = C * 128 >> 4;
       const auto step = [](int ks) { return ks / 4 * kPanel + ks % 4 * kStepColumns; };
-      const auto add_state = [&]() {
+      // Whether operands have a rest is known where this is compiled: the compiler serialises
+      // warpgroup products that stand in a branch.
+      const auto add_state = [&](auto rests) {
         wgmma<false, false, true>(out, q, s);
 #pragma unroll
         for (int ks = 1; ks < KP / 16; ++ks) {
           wgmma<true, false, true>(out, q + step(ks), s + ks * kStepRows);
         }
-        if constexpr (Cfg::kSplit) {
-          if (split) {
-            const uint64_t rest = wgmma_operand(block.rest_q(chunk));
+        if constexpr (decltype(rests)::value) {
+          const uint64_t rest = wgmma_operand(block.rest_q(chunk));
 #pragma unroll
-            for (int ks = 0; ks < KP / 16; ++ks) {
-              wgmma<true, false, true>(out, rest + step(ks), s + ks * kStepRows);
-            }
+          for (int ks = 0; ks < KP / 16; ++ks) {
+            wgmma<true, false, true>(out, rest + step(ks), s + ks * kStepRows);
           }
         }
         wgmma_commit();
       };
+      constexpr std::bool_constant<Cfg::kSplit> kRests;
       wgmma_pin(out);
       if (p.causal && !direct) {
         wgmma_pin(scores);
@@ -353,30 +349,30 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
           wgmma<true, false, false>(scores, q + step(ks), k + step(ks));
         }
         if constexpr (Cfg::kSplit) {
-          if (split) {
-            const uint64_t q_rest = wgmma_operand(block.rest_q(chunk)),
-                           k_rest = wgmma_operand(block.rest_k(chunk));
+          const uint64_t q_rest = wgmma_operand(block.rest_q(chunk)),
+                         k_rest = wgmma_operand(block.rest_k(chunk));
 #pragma unroll
-            for (int ks = 0; ks < KP / 16; ++ks) {
-              wgmma<true, false, false>(scores, q_rest + step(ks), k + step(ks));
-              wgmma<true, false, false>(scores, q + step(ks), k_rest + step(ks));
-            }
+          for (int ks = 0; ks < KP / 16; ++ks) {
+            wgmma<true, false, false>(scores, q_rest + step(ks), k + step(ks));
+            wgmma<true, false, false>(scores, q + step(ks), k_rest + step(ks));
           }
         }
         wgmma_commit();
-        add_state();
+        add_state(kRests);
         wgmma_wait<1>();
         wgmma_pin(scores);
         weigh_scores(block, chunk, scores, weights);
         wgmma_wait<0>();
+      } else if (direct) {
+        wgmma_fence();
+        add_state(std::false_type{});
+        wgmma_wait<0>();
+        read_scores(block, direct_tile, scores);
+        weigh_scores(block, chunk, scores, weights);
       } else {
         wgmma_fence();
-        add_state();
+        add_state(kRests);
         wgmma_wait<0>();
-        if (direct) {
-          read_scores(block, direct_tile, scores);
-          weigh_scores(block, chunk, scores, weights);
-        }
       }
       wgmma_pin(out);
 #endif
@@ -557,7 +553,7 @@ __global__ void __launch_bounds__(Cfg::kThreads, Cfg::kMinBlocks)
           }
         }
       }
-      if constexpr (Cfg::kGeneral) {
+      if constexpr (Cfg::kOutputPerKey) {
         if (block.per_key() && !direct) scale_rows();
       }
     }

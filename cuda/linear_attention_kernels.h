@@ -38,6 +38,11 @@ cudaError_t launch_linear_attention_decode(const LinearAttentionParams& p, cudaS
 bool linear_attention_token_takes(const LinearAttentionParams& p);
 cudaError_t launch_linear_attention_token(const LinearAttentionParams& p, cudaStream_t stream);
 
+// The same with the normaliser. linear_attention_token_normalized.cu
+bool linear_attention_token_normalized_takes(const LinearAttentionParams& p);
+cudaError_t launch_linear_attention_token_normalized(const LinearAttentionParams& p,
+                                                     cudaStream_t stream);
+
 }  // namespace fla::cuda
 
 #endif  // FLA_CUDA_LINEAR_ATTENTION_KERNELS_H_

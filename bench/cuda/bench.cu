@@ -19,6 +19,7 @@ namespace {
 
 using fla::BetaKind;
 using fla::DecayKind;
+using fla::FeatureMap;
 using fla::UpdateRule;
 
 struct Op {
@@ -28,11 +29,14 @@ struct Op {
   float gate;  // decay = gate * log sigmoid(N(0,1)), as FLA's own benchmark draws it
   DType decay_type;
   bool clusters = true;  // false: two passes over the inputs, where one by clusters would do
+  FeatureMap feature_map = FeatureMap::kIdentity;  // elu1: with the normaliser
 };
 
 const Op kOps[] = {
     {"linear", UpdateRule::kLinear, DecayKind::kNone, 0, DType::kFloat32},
     {"linear(two passes)", UpdateRule::kLinear, DecayKind::kNone, 0, DType::kFloat32, false},
+    {"linear(elu1)", UpdateRule::kLinear, DecayKind::kNone, 0, DType::kFloat32, true,
+     FeatureMap::kElu1},
     {"gated", UpdateRule::kGated, DecayKind::kPerHead, 1, DType::kFloat32},
     {"gated(slow)", UpdateRule::kGated, DecayKind::kPerHead, 1e-4f, DType::kFloat32},
     {"gla", UpdateRule::kGated, DecayKind::kPerKey, 0.25f, DType::kBFloat16},
@@ -56,6 +60,8 @@ Call make_call(const Op& op, const Shape& s, DType io, uint64_t seed) {
   p.K = p.V = s.D;
   p.rule = op.rule;
   p.decay_kind = op.decay;
+  p.feature_map = op.feature_map;
+  p.normalize = op.feature_map != FeatureMap::kIdentity;
   p.io = io;
   // float16 decoding is how ONNX models do it: the state has the type of the rest.
   p.state = io == DType::kFloat16 && s.T == 1 ? io : DType::kFloat32;
@@ -80,7 +86,7 @@ Call make_call(const Op& op, const Shape& s, DType io, uint64_t seed) {
     fill(call.beta, io, Fill::kUniform, 0, 1, 1, ++seed);
   }
   if (s.has_past) {
-    call.past_state = Buffer(s.B * s.H * s.D * s.D * fla::cuda::size_of(p.state));
+    call.past_state = Buffer(s.B * s.H * s.D * (s.D + p.normalize) * fla::cuda::size_of(p.state));
     fill(call.past_state, p.state, Fill::kNormal, 1, 0, 1, ++seed);
   }
   call.allocate_outputs();

@@ -31,7 +31,7 @@ const { values: flags } = parseArgs({
 });
 const PROGRAMS = path.join(ROOT, 'build/cuda');
 const PEERS = path.join(ROOT, 'bench/cuda/peers.py');
-const OPS = ['linear', 'gated', 'gla', 'delta', 'gated_delta', 'kda'];
+const OPS = ['linear', 'linear(elu1)', 'gated', 'gla', 'delta', 'gated_delta', 'kda'];
 const TYPES: Record<string, string> = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' };
 const SDPA = 'torch SDPA (softmax)';
 
@@ -127,7 +127,7 @@ async function kernels(): Promise<ResultFile> {
   const peerLines = new Map(peers.filter((l) => l.op).map((l) => [key(l.op as string, l), l]));
 
   const result = rows.flatMap((line): Row[] => {
-    const base = line.op.replace(/\(.*/, '');
+    const peerOp = OPS.includes(line.op) ? line.op : line.op.replace(/\(.*/, '');
     const entry = (
       mode: string,
       ms: number,
@@ -154,7 +154,7 @@ async function kernels(): Promise<ResultFile> {
     });
     const of = (op: string) => (line.type === 'bf16' ? peerLines.get(key(op, line)) : undefined);
     const mode = line.T === 1 ? 'decode' : 'prefill';
-    const fla = of(base);
+    const fla = of(peerOp);
     const sdpa = line.op === 'linear' ? of('sdpa') : undefined;
     const missing = fla?.error ? String(fla.error) : fla ? undefined : 'not run';
     return [
@@ -175,7 +175,7 @@ async function kernels(): Promise<ResultFile> {
     about:
       'Kernels alone, float32 state out (16-bit in decode rows of float16), inputs rotating among sets larger than the L2 cache; medians of single calls timed with ' +
       "events, and of replayed CUDA graphs. The gates are those of FLA's own benchmark (log sigmoid of normals, a quarter of it per key); `slow` is a gate that " +
-      'forgets nothing, which our first pass cannot use to stop early. FLA (Triton) at its defaults.',
+      'forgets nothing, which our first pass cannot use to stop early; `elu1` maps queries and keys and divides by the normaliser. FLA (Triton) at its defaults.',
     machine: process.env.FLA_MACHINE ?? 'gpu',
     device: device.device,
     date: new Date().toISOString().slice(0, 10),

@@ -50,6 +50,7 @@ def calls(x):
     state = dict(output_final_state=True)
     return {
         'linear': lambda: chunk_linear_attn(q, k, v, normalize=False, **state),
+        'linear(elu1)': lambda: chunk_linear_attn(F.elu(q) + 1, F.elu(k) + 1, v, normalize=True, **state),
         'gated': lambda: chunk_simple_gla(q, k, v, g=g, **state),
         'gla': lambda: chunk_gla(q, k, v, g16, **state),
         'delta': lambda: chunk_delta_rule(q, unit, v, beta, **state),
@@ -141,6 +142,6 @@ with torch.no_grad():
     else:
         shapes = [tuple(map(int, shape.split('x'))) for shape in sys.argv[3].split(',')]
         given = [a for a in sys.argv[4:] if not a.startswith('--')]
-        names = given[0].split(',') if given else ['linear', 'gated', 'gla', 'delta', 'gated_delta', 'kda', 'sdpa']
+        names = given[0].split(',') if given else ['linear', 'linear(elu1)', 'gated', 'gla', 'delta', 'gated_delta', 'kda', 'sdpa']
         row(device=torch.cuda.get_device_name(), torch=torch.__version__, triton=__import__('triton').__version__)
         time_rows(shapes, names, '--compile-only' in sys.argv)

@@ -52,6 +52,33 @@ __device__ __forceinline__ float feature_of(FeatureMap map, float x) {
   }
 }
 
+// The same for N elements that will be rounded to 16 bits; the map is looked at once. The error of
+// fast_exp2 is that of its argument, 2^-24 |x|.
+template <int N>
+__device__ __forceinline__ void map_rounded(FeatureMap map, float (&x)[N]) {
+  const auto exponential = [](float y) { return fast_exp2(y * kLog2e); };
+  switch (map) {
+    case FeatureMap::kElu1:
+#pragma unroll
+      for (int i = 0; i < N; ++i) x[i] = x[i] > 0.f ? x[i] + 1.f : exponential(x[i]);
+      break;
+    case FeatureMap::kRelu:
+#pragma unroll
+      for (int i = 0; i < N; ++i) x[i] = fmaxf(x[i], 0.f);
+      break;
+    case FeatureMap::kExp:
+#pragma unroll
+      for (int i = 0; i < N; ++i) x[i] = exponential(fminf(x[i], kExpClamp));
+      break;
+    case FeatureMap::kSilu:
+#pragma unroll
+      for (int i = 0; i < N; ++i) x[i] = __fdividef(x[i], 1.f + exponential(-x[i]));
+      break;
+    default:
+      break;
+  }
+}
+
 // Maps a vector of `size` elements in place. load(i) and store(i, x) reach element i; lane `lane`
 // of the Lanes that share the vector handles elements lane, lane + Lanes, ... below `size`. All
 // lanes of the warp must call this together.
