@@ -40,15 +40,21 @@ export function makeTokenizer(json: object, config: object, what: string): Token
   };
 }
 
-/** JSON, or an error that names the file. */
+/** The object in a JSON text. @throws FlaError `invalid_argument` naming the file */
 export function parseJson(text: string, what: string): object {
+  let value: unknown;
   try {
-    return JSON.parse(text) as object;
+    value = JSON.parse(text);
   } catch (error) {
     throw new FlaError('invalid_argument', `${what}: is no JSON: ${(error as Error).message}`, {
       cause: error,
     });
   }
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value;
+  throw new FlaError(
+    'invalid_argument',
+    `${what}: must hold a JSON object, received ${text.trim().slice(0, 60)}`,
+  );
 }
 
 /** Turns a stream of ids into text as soon as whole characters are known. */
