@@ -229,7 +229,7 @@ async function firstOf(file: string, later: TokenInterface, chosen: Chosen) {
     const received = later.branch ? `an input '${later.branch.name}'` : 'none';
     throw new FlaError(
       'unsupported',
-      `a decoder with past must have a cache, received ${received}`,
+      `a decoder with past must have a cache and no branch without one, received ${received}`,
     );
   }
   return namingFile(file, async () => {

@@ -297,7 +297,7 @@ describe('what does not go together', () => {
       'two decoders without past',
       'bart_decoder.torchscript',
       { encoder: 'bart_encoder.torchscript', withPast: 'bart_decoder.dynamo' },
-      /bart_decoder\.dynamo\S+: a decoder with past must have a cache, received none$/,
+      /bart_decoder\.dynamo\S+: a decoder with past must have a cache and no branch without one, received none$/,
     ],
   ])('%s', async (_, decoder, others, message) => {
     const choice = Object.fromEntries(
