@@ -35,7 +35,12 @@ export function makeTokenizer(json: object, config: object, what: string): Token
     encode: (text) => inner.encode(text).ids,
     encodePiece: (text) => inner.encode(text, { add_special_tokens: false }).ids,
     decode: (ids) =>
-      inner.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false }),
+      ids.length === 0
+        ? ''
+        : inner.decode([...ids], {
+            skip_special_tokens: true,
+            clean_up_tokenization_spaces: false,
+          }),
     endIds: new Set(ends),
   };
 }

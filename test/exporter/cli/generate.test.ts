@@ -93,7 +93,7 @@ test('text in, text out: one, several, and rewritten', async () => {
   expect(linear).toMatchObject({ memory: 'state', new_tokens: 6 });
 });
 
-test('what is forced is for decoders with an encoder', async () => {
+test('a configuration ends texts, and forces tokens on decoders with an encoder', async () => {
   const gpt2 = (...more: string[]) =>
     runJson<Result>(
       ...['generate', at('onnx/gpt2.onnx'), '--tokenizer', at('tokenizer.json'), ...greedy],
@@ -105,6 +105,8 @@ test('what is forced is for decoders with an encoder', async () => {
   try {
     expect((await gpt2()).ids).toEqual(ids);
     expect((await runJson<Result>(...bart('--prompt', 'w7'))).ids[0]).toBe(other);
+    fs.writeFileSync(at('generation_config.json'), JSON.stringify({ eos_token_id: [ids[0]] }));
+    expect(await gpt2()).toMatchObject({ text: '', ids: [], new_tokens: 0 });
   } finally {
     fs.rmSync(at('generation_config.json'));
   }
