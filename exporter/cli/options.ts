@@ -27,7 +27,11 @@ export function parsePositive(text: string): number {
 }
 
 export function parseCount(text: string): number {
-  return text === '0' ? 0 : parsePositive(text);
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isSafeInteger(value) || value < 0) {
+    throw new InvalidArgumentError('expected 0 or a positive integer');
+  }
+  return value;
 }
 
 /** A number in [low, high]. */

@@ -37,11 +37,12 @@ export function readingOf(model: string, flags: ReadingFlags, tokenizer: Tokeniz
       if (flags[name] === undefined) continue;
       throw wrong(`${optionOf(name)} is for a model with an --encoder`);
     }
-    return { prompts: textsOf(flags).map((text) => encoded(tokenizer, text)), endIds, rules };
+    const prompts = textsOf(flags).map((text) => encoded(tokenizer, text));
+    return { prompts, endIds, rules: { ...rules, forced: new Map() } };
   }
   const source = sourceOf(flags, tokenizer);
   const batch = source instanceof Map ? batchOf(source) : (source as TokenRows).length;
-  const start = decoderTokens(config, flags, tokenizer);
+  const start = decoderTokens(model, config, flags, tokenizer);
   const dictated = flags.decoderPrompt === undefined ? rules.forced : new Map<number, number>();
   return {
     source,
@@ -68,6 +69,7 @@ function batchOf(arrays: ReadonlyMap<string, NumberArray>): number {
 }
 
 function decoderTokens(
+  model: string,
   { decoderStart }: GenerationConfig,
   { decoderStartTokenId: given = decoderStart, decoderPrompt = '' }: ReadingFlags,
   tokenizer: Tokenizer,
@@ -76,7 +78,7 @@ function decoderTokens(
   if (given !== undefined) return prompt[0] === given ? prompt : [given, ...prompt];
   if (prompt.length > 0) return prompt;
   throw wrong(
-    'no config.json or generation_config.json beside the model tells what its decoder starts from; give --decoder-start-token-id',
+    `no config.json or generation_config.json beside ${model} tells what its decoder starts from; give --decoder-start-token-id`,
   );
 }
 

@@ -2,9 +2,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { FlaError } from '../../ops/error.js';
 import { mergePatch, type Target } from '../index.js';
-import { writeFiles } from '../ir/write_files.js';
-import { readText } from '../text/read_text.js';
-import { parseJson } from '../text/tokens.js';
+import { readJson } from '../text/read_text.js';
 import { checkWritable, sameFile } from './files.js';
 
 /** A model's configuration, and where that of the rewritten model goes. */
@@ -12,8 +10,8 @@ export interface TargetConfig {
   readonly name: string;
   readonly config: object;
   readonly output: string;
-  /** Writes it with a JSON merge patch applied, whole or not at all. @throws FlaError `io` */
-  write(patch: object | null): void;
+  /** Its text with a JSON merge patch applied. */
+  patched(patch: object | null): string;
 }
 
 /** Where a target's configuration lies, of a model file. */
@@ -30,13 +28,13 @@ const PLACES: Readonly<Record<Target, (model: string) => string>> = {
 /** The configuration that a target goes by, where the model has one. */
 export function configOf(target: Target, file: string): object | undefined {
   const from = PLACES[target](file);
-  return fs.existsSync(from) ? parseJson(readText(from), from) : undefined;
+  return fs.existsSync(from) ? readJson(from) : undefined;
 }
 
 /**
- * The configuration that a target goes by of a model, and a way to write it, patched, for the rewritten one.
+ * The configuration that a target goes by of a model, and where and how it is written, patched, for the rewritten one.
  *
- * @throws FlaError `io` when there is none, `invalid_argument` when it is no JSON or would be overwritten
+ * @throws FlaError `io` when there is none, `invalid_argument` when it is no JSON object or would be overwritten
  */
 export function readTargetConfig(target: Target, file: string, written: string): TargetConfig {
   const [from, output] = [file, written].map(PLACES[target]) as [string, string];
@@ -47,22 +45,18 @@ export function readTargetConfig(target: Target, file: string, written: string):
       `rewrite: target ${target} writes ${output}, which must be another file than the model's own ${name}, received ${written}: choose another folder`,
     );
   }
+  if (sameFile(written, output)) {
+    throw new FlaError(
+      'invalid_argument',
+      `rewrite: -o must be another file than ${name}, which target ${target} writes, received ${written}`,
+    );
+  }
   checkWritable(output);
-  const config = parseJson(readText(from), from);
+  const config = readJson(from);
   return {
     name,
     config,
     output,
-    write: (patch) => writeJson(output, mergePatch(config, patch ?? {})),
+    patched: (patch) => `${JSON.stringify(mergePatch(config, patch ?? {}), null, 2)}\n`,
   };
-}
-
-function writeJson(file: string, value: unknown): void {
-  try {
-    writeFiles({ [file]: `${JSON.stringify(value, null, 2)}\n` });
-  } catch (error) {
-    throw new FlaError('io', `${file}: cannot be written: ${(error as Error).message}`, {
-      cause: error,
-    });
-  }
 }

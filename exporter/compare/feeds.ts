@@ -96,9 +96,14 @@ const LENGTHS = new Set(
   [...TOLD].filter((name) => !/^(attention_mask|position_ids|cache_position)$/.test(name)),
 );
 
+/** Is it, by its name, an input of token ids? */
+export function isTokenIds(name: string): boolean {
+  return /^(input_?ids|tokens|ids)$/i.test(name);
+}
+
 /** New tokens in a call, as the first input of token ids has them. */
 function tokenCount(inputs: readonly TensorInput[], options: FeedOptions): number {
-  const ids = inputs.find((i) => /^(input_?ids|tokens|ids)$/i.test(i.name) && i.shape.length === 2);
+  const ids = inputs.find((i) => isTokenIds(i.name) && i.shape.length === 2);
   return ids ? inputShape(ids, options)[1]! : options.length;
 }
 

@@ -90,14 +90,19 @@ export function sessionOptions({ threads }: SessionChoice): Ort.InferenceSession
   };
 }
 
-/** Runs work on a model; its errors then name the model's file. */
+const named = new WeakSet<Error>();
+
+/** Runs work on a model; its errors then name the model's file, or that of work on another model inside of it. */
 export async function namingFile<T>(file: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (error) {
     const { message } = error as Error;
+    if (named.has(error as Error)) throw error;
     if (error instanceof FlaError && message.startsWith(`${file}: `)) throw error;
     const code = error instanceof FlaError ? error.code : 'runtime';
-    throw new FlaError(code, `${file}: ${message}`, { cause: error });
+    const naming = new FlaError(code, `${file}: ${message}`, { cause: error });
+    named.add(naming);
+    throw naming;
   }
 }

@@ -150,6 +150,8 @@ export interface SaveOptions {
   externalData?: ExternalLayout;
   /** Bytes from which a tensor moves to `<file>.data`; default 1024 with `separate`, else those that must. */
   externalThreshold?: number;
+  /** Other files, by path, whose texts are written and replaced together with the model. */
+  beside?: Readonly<Record<string, string>>;
   /** Called while data is copied, with bytes done and in all. */
   onProgress?: (done: number, total: number) => void;
   /** Stops the copy; nothing is left behind. */
@@ -182,6 +184,8 @@ function* saveSteps(model: Model, file: string, options: SaveOptions): Generator
   const target = path.resolve(file);
   const data = `${target}.data`;
   const layout = options.externalData ?? 'keep';
+  const { beside = {} } = options;
+  const others = Object.keys(beside);
   if (layout === 'share') checkShared(model, target);
   const moves = place(planExternal(model, layout, options.externalThreshold));
   const inlined = layout === 'inline' ? planInline(model) : [];
@@ -201,12 +205,13 @@ function* saveSteps(model: Model, file: string, options: SaveOptions): Generator
       checkRoom(model, moves, file);
       yield* writeExternal(model, moves, data, options);
     }
+    for (const name of others) fs.writeFileSync(unfinished(name), beside[name]!);
     fs.writeFileSync(unfinished(target), encodeModel(model.proto));
     yield;
     throwIfAborted(options.signal);
-    replaceFiles(moves.length > 0 ? [data, target] : [target]);
+    replaceFiles([...(moves.length > 0 ? [data] : []), ...others, target]);
   } catch (error) {
-    for (const f of [target, data]) fs.rmSync(unfinished(f), { force: true });
+    for (const f of [target, data, ...others]) fs.rmSync(unfinished(f), { force: true });
     if (error instanceof FlaError) throw error;
     throw new FlaError('io', `${file}: cannot be written: ${(error as Error).message}`, {
       cause: error,

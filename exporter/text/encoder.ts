@@ -1,6 +1,6 @@
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
-import { numberTensor, type TensorInput, tensorInputs } from '../compare/feeds.js';
+import { isTokenIds, numberTensor, type TensorInput, tensorInputs } from '../compare/feeds.js';
 import {
   loadOnnxRuntime,
   namingFile,
@@ -58,7 +58,7 @@ export class Encoder {
    * @throws FlaError `unsupported` when it takes no tokens, or texts differ in length and it has no attention_mask
    */
   async read(rows: TokenRows): Promise<Encoded> {
-    const ids = this.inputs.find((i) => /^(input_?ids|tokens|ids)$/i.test(i.name));
+    const ids = this.inputs.find((i) => isTokenIds(i.name));
     if (!ids) {
       throw new FlaError(
         'unsupported',

@@ -2,8 +2,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { FlaError } from '../../ops/error.js';
 import type { TokenRules } from './generate.js';
-import { readText } from './read_text.js';
-import { parseJson } from './tokens.js';
+import { readJson } from './read_text.js';
 
 /** What a model's configuration says of generation. */
 export interface GenerationConfig {
@@ -30,7 +29,7 @@ export function readGenerationConfig(model: string): GenerationConfig {
   const value = (key: string) => {
     for (const name of ['generation_config.json', 'config.json']) {
       const file = found(name);
-      const json = file && (parseJson(readText(file), file) as Json);
+      const json = file && (readJson(file) as Json);
       if (json && json[key] !== undefined && json[key] !== null)
         return { file, key, is: json[key] };
     }

@@ -60,6 +60,7 @@ export class LanguageModel {
     return namingFile(withPast, async () => {
       const model = loadModel(withPast);
       const segments = segmentOf(model);
+      if (segments) checkAlone(file, choice);
       const { batch = 1 } = choice;
       const chosen = { ...choice, batch, backend, padding: paddingSide(model) };
       const { engine, memory } = segments
@@ -146,6 +147,16 @@ export class LanguageModel {
   }
 }
 
+/** Memory tokens go through one file. */
+function checkAlone(file: string, { encoder, withPast }: LanguageModelChoice): void {
+  if (encoder === undefined && withPast === undefined) return;
+  const received = withPast === undefined ? 'an encoder beside it' : `${file} for the first call`;
+  throw new FlaError(
+    'unsupported',
+    `a model with memory tokens must be one file, received ${received}`,
+  );
+}
+
 /** The model's own word on which tokens its attention_mask covers. */
 const MASK_KEY = 'onnx_fla.attention_mask';
 
@@ -214,13 +225,22 @@ async function stockEngine(file: string, model: Model, chosen: Chosen) {
 
 /** What makes the first call for a decoder with past. */
 async function firstOf(file: string, later: TokenInterface, chosen: Chosen) {
-  const { session } = await openSession(file, chosen);
-  const io = tokenInterface(session, { encoder: chosen.encoder !== undefined });
-  if (later.state.length > 0 && !later.branch && io.state.length === 0) return { session, io };
-  throw new FlaError(
-    'unsupported',
-    `${file}: a decoder for the first call must have no cache and the one with past must have one`,
-  );
+  if (later.state.length === 0 || later.branch) {
+    const received = later.branch ? `an input '${later.branch.name}'` : 'none';
+    throw new FlaError(
+      'unsupported',
+      `a decoder with past must have a cache and no branch without one, received ${received}`,
+    );
+  }
+  return namingFile(file, async () => {
+    const { session } = await openSession(file, chosen);
+    const io = tokenInterface(session, { encoder: chosen.encoder !== undefined });
+    if (io.state.length === 0) return { session, io };
+    throw new FlaError(
+      'unsupported',
+      `must have no cache, as it makes the first call for a decoder with past, received ${io.state.length} caches`,
+    );
+  });
 }
 
 async function segmentEngine(file: string, chosen: Chosen, segment: number) {

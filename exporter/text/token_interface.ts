@@ -1,7 +1,7 @@
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
 import { TOLD } from '../../runtime/common/row_lengths.js';
-import { type TensorInput, tensorInputs } from '../compare/feeds.js';
+import { isTokenIds, type TensorInput, tensorInputs } from '../compare/feeds.js';
 import { isCrossCache, type StateNames, statePairs } from './state_pairs.js';
 
 /** How a model remembers earlier tokens: not at all, in a cache that grows, or in a state that does not. */
@@ -70,7 +70,7 @@ export function tokenInterface(
   const integers = inputs.filter(
     (i) => /^u?int(32|64)$/.test(i.type) && i.shape.length === 2 && i !== sourceMask,
   );
-  const ids = integers.find((i) => /^((decoder_)?input_?ids|tokens|ids)$/i.test(i.name));
+  const ids = integers.find((i) => isTokenIds(i.name.replace(/^decoder_/i, '')));
   const mask = integers.find((i) => /mask/i.test(i.name));
   const positions = integers.find((i) => /position/i.test(i.name));
   const logits = outputs.find((o) => o.shape.length === 3 && /logits/i.test(o.name));

@@ -35,20 +35,31 @@ export function makeTokenizer(json: object, config: object, what: string): Token
     encode: (text) => inner.encode(text).ids,
     encodePiece: (text) => inner.encode(text, { add_special_tokens: false }).ids,
     decode: (ids) =>
-      inner.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false }),
+      ids.length === 0
+        ? ''
+        : inner.decode([...ids], {
+            skip_special_tokens: true,
+            clean_up_tokenization_spaces: false,
+          }),
     endIds: new Set(ends),
   };
 }
 
-/** JSON, or an error that names the file. */
+/** The object in a JSON text. @throws FlaError `invalid_argument` naming the file */
 export function parseJson(text: string, what: string): object {
+  let value: unknown;
   try {
-    return JSON.parse(text) as object;
+    value = JSON.parse(text);
   } catch (error) {
     throw new FlaError('invalid_argument', `${what}: is no JSON: ${(error as Error).message}`, {
       cause: error,
     });
   }
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value;
+  throw new FlaError(
+    'invalid_argument',
+    `${what}: must hold a JSON object, received ${text.trim().slice(0, 60)}`,
+  );
 }
 
 /** Turns a stream of ids into text as soon as whole characters are known. */

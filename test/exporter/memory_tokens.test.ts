@@ -302,6 +302,23 @@ describe('GPT-2 as torch exports it, whose table of positions ends at 64', () =>
     expect(distance(fresh, expected.subarray(segment * 64))).toBeGreaterThan(1e-2);
     await lm.release();
   });
+
+  it('takes no encoder and no decoder with past', async () => {
+    const model = loadTransformers('gpt2.torchscript');
+    const first = path.join(folder, 'first.onnx');
+    saveModel(model, first);
+    addMemoryTokens(model, { tokens: 4, segment: 48 });
+    const file = path.join(folder, 'alone.onnx');
+    saveModel(model, file);
+    const encoder = path.join(folder, 'encoder.onnx');
+    saveModel(loadTransformers('bart_encoder.torchscript'), encoder);
+    await expect(LanguageModel.open(file, { encoder })).rejects.toThrow(
+      /alone\.onnx: a model with memory tokens must be one file, received an encoder beside it$/,
+    );
+    await expect(LanguageModel.open(first, { withPast: file })).rejects.toThrow(
+      /alone\.onnx: .* must be one file, received \S+first\.onnx for the first call$/,
+    );
+  });
 });
 
 /** A safetensors file of one tensor. */

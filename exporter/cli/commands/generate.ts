@@ -59,11 +59,11 @@ export function addGenerate(program: Command, io: Io): void {
     )
     .option(
       '--decoder-prompt <text>',
-      'what the text of the decoder begins with, its first token apart',
+      'what the decoder goes on with after its first token; then nothing is forced',
     )
     .option(
       '--decoder-start-token-id <id>',
-      'its first token (default: as generation_config.json or config.json says)',
+      'what the decoder starts from (default: as generation_config.json or config.json says)',
       parseCount,
     )
     .option('--with-past <file>', 'decoder_with_past_model.onnx: makes all calls but the first')

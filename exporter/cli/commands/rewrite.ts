@@ -176,11 +176,12 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
   const model = loadModel(file);
   if (output) checkOutput(model, file, output);
   const written = dryRun ? undefined : output;
-  const save = async (update: Progress['update']) => {
+  const save = async (update: Progress['update'], beside: Record<string, string> = {}) => {
     io.signal.throwIfAborted();
     if (!written) return;
     await saveModelAsync(model, written, {
       externalData,
+      beside,
       signal: io.signal,
       onProgress: (n, total) => update('bytes written', n, total),
     });
@@ -206,17 +207,19 @@ async function runRewrite(io: Io, file: string, flags: Flags): Promise<void> {
         onProgress: (n, total) => update('sites', n, total),
       }),
     );
-    const named =
-      target && written
-        ? retarget(model, target, {
-            config: config?.config ?? configOf(target, file),
-            filename: path.basename(written),
-          })
-        : {};
-    await save(update);
+    if (!target || !written) {
+      await save(update);
+      return done;
+    }
+    const named = await namingFile(file, async () =>
+      retarget(model, target, {
+        config: config?.config ?? configOf(target, file),
+        filename: path.basename(written),
+      }),
+    );
+    await save(update, config && { [config.output]: config.patched(named.config) });
     return { ...done, ...named };
   });
-  config?.write((report as Partial<TargetReport>).config ?? null);
   if (json) return printJson(io, report);
   printReport(io, report, written, config);
 }

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -404,6 +405,12 @@ test('rewrite --target transformersjs --write-config writes config.json where th
   await refused(/hub\/config\.json: cannot be read: no such file/);
   fs.writeFileSync(original, '{"num_hidden_layers": 4');
   await refused(/hub\/config\.json: is no JSON/);
+  fs.writeFileSync(original, '[4]');
+  await refused(/hub\/config\.json: must hold a JSON object, received \[4\]$/m);
+  fs.rmSync(original);
+  execFileSync('mkfifo', [original]);
+  await refused(/hub\/config\.json: cannot be read: must be a regular file, received a pipe/);
+  fs.rmSync(original);
   const text = JSON.stringify({ model_type: 'llama', num_hidden_layers: 4, vocab_size: 2048 });
   fs.writeFileSync(original, text);
   fs.symlinkSync(original, config);
@@ -421,6 +428,12 @@ test('rewrite --target transformersjs --write-config writes config.json where th
   const beside = await runCli(...rewrite(path.join(from, 'onnx/other.onnx')));
   expect(beside.stderr).toMatch(/must be another file than the model's own config\.json/);
   expect(fs.readFileSync(original, 'utf8')).toBe(text);
+  const itself = await runCli(...rewrite(config));
+  expect(itself.stderr).toMatch(/-o must be another file than config\.json, .*received \S+$/m);
+  expect(JSON.parse(fs.readFileSync(config, 'utf8')).num_hidden_layers).toBe(5);
+  fs.writeFileSync(original, '{"model_type": "llama"}');
+  const unknown = await runCli(...rewrite(output));
+  expect(unknown.stderr).toMatch(/hub\/onnx\/model\.onnx: config\.json must have the number of/);
   const alone = await runCli('rewrite', model, '-o', output, '--write-config');
   expect(alone.stderr).toMatch(/--write-config is for --target transformersjs, received none/);
 });

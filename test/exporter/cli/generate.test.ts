@@ -39,6 +39,8 @@ beforeAll(() => {
     'bart_decoder_cache',
     'whisper_encoder',
     'whisper_merged',
+    'gpt2',
+    'gpt2_cache',
   ]) {
     saveModel(loadTransformers(`${name}.torchscript`), at(`onnx/${name}.onnx`));
   }
@@ -89,6 +91,25 @@ test('text in, text out: one, several, and rewritten', async () => {
     ...bart('--with-past', at('onnx/linear.onnx'), '--prompt', prompts[0]!),
   );
   expect(linear).toMatchObject({ memory: 'state', new_tokens: 6 });
+});
+
+test('a configuration ends texts, and forces tokens on decoders with an encoder', async () => {
+  const gpt2 = (...more: string[]) =>
+    runJson<Result>(
+      ...['generate', at('onnx/gpt2.onnx'), '--tokenizer', at('tokenizer.json'), ...greedy],
+      ...['--prompt', 'w7 w21', ...more],
+    );
+  const { ids } = await gpt2();
+  const other = ids[0] === 9 ? 10 : 9;
+  fs.writeFileSync(at('generation_config.json'), JSON.stringify({ forced_bos_token_id: other }));
+  try {
+    expect((await gpt2()).ids).toEqual(ids);
+    expect((await runJson<Result>(...bart('--prompt', 'w7'))).ids[0]).toBe(other);
+    fs.writeFileSync(at('generation_config.json'), JSON.stringify({ eos_token_id: [ids[0]] }));
+    expect(await gpt2()).toMatchObject({ text: '', ids: [], new_tokens: 0 });
+  } finally {
+    fs.rmSync(at('generation_config.json'));
+  }
 });
 
 describe('features in, text out', () => {
@@ -165,7 +186,41 @@ test.each<[string, () => string[], RegExp]>([
       const args = bart('--prompt', 'w7');
       return args.map((a) => a.replace('/onnx/', '/bare/'));
     },
-    /give --decoder-start-token-id$/m,
+    /^onnx-fla: generate: no .* beside \S+bare\/bart_decoder\.onnx tells .* give --decoder-start-token-id$/m,
+  ],
+  [
+    'a start that is no token',
+    () => bart('--prompt', 'w7', '--decoder-start-token-id', '-1'),
+    /--decoder-start-token-id .* expected 0 or a positive integer/,
+  ],
+  [
+    'a configuration that is none',
+    () => {
+      fs.mkdirSync(at('odd'), { recursive: true });
+      fs.writeFileSync(at('odd/config.json'), '7');
+      fs.copyFileSync(at('onnx/gpt2.onnx'), at('odd/gpt2.onnx'));
+      return [
+        ...['generate', at('odd/gpt2.onnx'), '--tokenizer', at('tokenizer.json')],
+        ...['--prompt', 'w3'],
+      ];
+    },
+    /odd\/config\.json: must hold a JSON object, received 7$/m,
+  ],
+  [
+    'a first decoder with a cache',
+    () => [
+      ...['generate', at('onnx/gpt2_cache.onnx'), '--with-past', at('onnx/gpt2_cache.onnx')],
+      ...['--tokenizer', at('tokenizer.json'), '--prompt', 'w3'],
+    ],
+    /^onnx-fla: \S+gpt2_cache\.onnx: must have no cache, .*, received 4 caches$/m,
+  ],
+  [
+    'a decoder that is not there',
+    () => [
+      ...['generate', at('onnx/none.onnx'), '--with-past', at('onnx/gpt2_cache.onnx')],
+      ...['--tokenizer', at('tokenizer.json'), '--prompt', 'w3'],
+    ],
+    /^onnx-fla: \S+none\.onnx: (?!.*gpt2_cache)/m,
   ],
   [
     'two things to read',

@@ -71,6 +71,28 @@ describe.each([
   });
 });
 
+it.each([1, 2, 3, 4])('a file beside the model goes with it: rename %d fails', (failing) => {
+  const beside = path.join(folder, 'config.json');
+  const save = (fill: number) =>
+    saveModel(weights([1 / 64], fill), target, {
+      ...{ externalData: 'separate', beside: { [beside]: `${fill}` } },
+    });
+  const { renameSync } = fs;
+  let calls = 0;
+  vi.spyOn(fs, 'renameSync').mockImplementation((from, to) => {
+    if (++calls === failing) throw new Error('EIO: i/o error, rename');
+    renameSync(from, to);
+  });
+  if (failing > 3) {
+    save(1);
+    expect(fs.readdirSync(folder)).toEqual(['config.json', 'model.onnx', 'model.onnx.data']);
+    expect(fs.readFileSync(beside, 'utf8')).toBe('1');
+    return;
+  }
+  expect(() => save(1)).toThrow(/cannot be written: EIO/);
+  expect(fs.readdirSync(folder)).toEqual([]);
+});
+
 it('says where the earlier data are when they cannot be put back', () => {
   saveModel(weights([1 / 64], 1), target, { externalData: 'separate' });
   const before = contents(folder);

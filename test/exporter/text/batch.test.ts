@@ -101,6 +101,22 @@ describe.each(['fla', 'stock'] as const)('run by %s', (backend) => {
     await check(await write('bare', loadModel(TINYLM.model)), { backend });
   });
 
+  test.each([
+    ['tinylm', TINYLM.modelKv],
+    ['tinylm, without a cache', TINYLM.model],
+  ])('%s: a text that ends leaves the others as they are', async (_, file) => {
+    const options = { maxNewTokens: 5, seed: 3, temperature: 0, topK: 0, topP: 1 };
+    const model = await LanguageModel.open(file, { backend, batch: PROMPTS.length });
+    const { ids: free } = await generateBatch(model, PROMPTS, options);
+    const end = free[1]![1]!;
+    const expected = free.map((ids) => (ids.includes(end) ? ids.slice(0, ids.indexOf(end)) : ids));
+    expect(new Set(expected.map((ids) => ids.length)).size).toBeGreaterThan(1);
+    await model.reset();
+    const { ids } = await generateBatch(model, PROMPTS, { ...options, endIds: new Set([end]) });
+    expect(ids).toEqual(expected);
+    await model.release();
+  });
+
   test('one layer that stays softmax, its cache a buffer', async () => {
     const file = await write('mixed', genaiModel(), { variant: 'linear', keepSoftmax: [1] });
     await check(file, { backend, cacheLength: 16 });

@@ -22,6 +22,12 @@ test('a stream shows whole characters only, and all of them', () => {
   expect(parts.join('')).not.toContain('\ufffd');
 });
 
+test('a text that ends before it begins is empty', () => {
+  const tokenizer = loadTokenizer(TINYLM.tokenizer);
+  expect(tokenizer.decode([])).toBe('');
+  expect(new TextStream(tokenizer).end()).toBe('');
+});
+
 test('pasts are paired with presents by name', () => {
   expect(
     statePairs(
