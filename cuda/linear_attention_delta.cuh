@@ -1149,8 +1149,8 @@ struct Walk {
     const int chunks = static_cast<int>((end - begin + S::kTokens - 1) / S::kTokens);
     const auto first = [&](int chunk) { return begin + int64_t{chunk} * S::kTokens; };
     const auto use = [&](int chunk) { needs = shared + (chunk & 1) * S::kNeedsBytes; };
-    // The two halves stand in branches of their own, which __syncthreads must not.
-    const auto meet = [] { asm volatile("bar.sync 1, %0;" ::"n"(2 * kThreads) : "memory"); };
+    // The two halves stand in branches of their own, which neither __syncthreads nor bar.sync must.
+    const auto meet = [] { asm volatile("barrier.sync 1, %0;" ::"n"(2 * kThreads) : "memory"); };
     if (threadIdx.x >= kThreads) {
       Gates gates;
       // The inputs of a chunk, in two steps; there after the barrier that follows the second.

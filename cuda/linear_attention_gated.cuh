@@ -358,12 +358,7 @@ struct GatedBlock {
         const int kept = !is_key || seen[row] != 0.f ? p.K - col : 0;
         float x[8];
         load8(src + panel_offset<IO, C>(row, col), x);
-        if constexpr (sizeof(IO) == 2) {
-          map_rounded(p.feature_map, x);
-        } else {
-#pragma unroll
-          for (int j = 0; j < 8; ++j) x[j] = feature_of(p.feature_map, x[j]);
-        }
+        map_elements<sizeof(IO) == 2>(p.feature_map, x);
         if (kept < 8) {
 #pragma unroll
           for (int j = 0; j < 8; ++j) x[j] = j < kept ? x[j] : 0.f;

@@ -52,11 +52,17 @@ __device__ __forceinline__ float feature_of(FeatureMap map, float x) {
   }
 }
 
-// The same for N elements that will be rounded to 16 bits; the map is looked at once. The error of
-// fast_exp2 is that of its argument, 2^-24 |x|.
-template <int N>
-__device__ __forceinline__ void map_rounded(FeatureMap map, float (&x)[N]) {
-  const auto exponential = [](float y) { return fast_exp2(y * kLog2e); };
+// The same for N elements; the map is looked at once. Rounded: to 16 bits afterwards, so that the
+// error of fast_exp2, that of its argument (2^-24 |x|), does not matter.
+template <bool Rounded, int N>
+__device__ __forceinline__ void map_elements(FeatureMap map, float (&x)[N]) {
+  const auto exponential = [](float y) {
+    if constexpr (Rounded) {
+      return fast_exp2(y * kLog2e);
+    } else {
+      return expf(y);
+    }
+  };
   switch (map) {
     case FeatureMap::kElu1:
 #pragma unroll
@@ -72,7 +78,10 @@ __device__ __forceinline__ void map_rounded(FeatureMap map, float (&x)[N]) {
       break;
     case FeatureMap::kSilu:
 #pragma unroll
-      for (int i = 0; i < N; ++i) x[i] = __fdividef(x[i], 1.f + exponential(-x[i]));
+      for (int i = 0; i < N; ++i) {
+        const float divisor = 1.f + exponential(-x[i]);
+        x[i] = Rounded ? __fdividef(x[i], divisor) : x[i] / divisor;
+      }
       break;
     default:
       break;
