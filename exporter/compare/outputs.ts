@@ -1,6 +1,7 @@
 import type * as Ort from 'onnxruntime-node';
 import { FlaError } from '../../ops/error.js';
 import { loadModel } from '../ir/file.js';
+import { cacheDims } from '../text/cache_dims.js';
 import { statePairs } from '../text/state_pairs.js';
 import {
   defaultLength,
@@ -35,12 +36,13 @@ export async function feedsFor(
 ): Promise<Record<string, Ort.Tensor>> {
   const ort = await loadOnnxRuntime();
   const inputs = tensorInputs(session.inputMetadata);
+  const model = loadModel(file);
   const full: FeedOptions = {
     length: options.length ?? defaultLength(inputs),
-    dims: options.dims ?? {},
+    dims: { ...cacheDims(model), ...options.dims },
     seed: options.seed ?? 0,
     state: new Set(statePairs(session.inputNames, session.outputNames).map((p) => p.past)),
-    vocabularies: inputVocabularies(loadModel(file)),
+    vocabularies: inputVocabularies(model),
   };
   return makeFeeds(ort, inputs, full);
 }

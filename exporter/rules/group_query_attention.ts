@@ -95,16 +95,20 @@ function ropeOf(node: Node, lengths: Lengths, facts: Facts): Rope | undefined | 
   };
 }
 
+/** How many heads a node has, how many its first input holds, and their size, which is no positive integer where it is not known. */
+export function sizesOf(node: Node, facts: Facts) {
+  const [heads, kvHeads] = [node.int('num_heads') ?? 0, node.int('kv_num_heads') ?? 0];
+  const all = node.inputs[1] ? heads : heads + 2 * kvHeads;
+  return { heads, kvHeads, all, dim: Number(facts.dims(node.inputs[0]!)?.[2] ?? 0) / all };
+}
+
 function headsOfInputs(
   node: Node,
   rope: Rope | undefined,
   facts: Facts,
 ): { q: Heads; k: Heads; v: Heads } | string {
   const [query, key, value] = [0, 1, 2].map((i) => node.inputs[i] ?? '');
-  const [heads, kvHeads] = [node.int('num_heads') ?? 0, node.int('kv_num_heads') ?? 0];
-  const width = (x: string) => facts.dims(x)?.[2];
-  const all = key ? heads : heads + 2 * kvHeads;
-  const dim = Number(width(query!) ?? 0) / all;
+  const { heads, kvHeads, all, dim } = sizesOf(node, facts);
   if (!Number.isInteger(dim) || dim <= 0 || heads <= 0 || kvHeads <= 0) {
     facts.wanted.add(query!);
     return `query must have a known width that ${all} heads divide, received [${shown(facts.dims(query!))}]`;

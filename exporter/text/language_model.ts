@@ -11,6 +11,7 @@ import {
 import { loadModel } from '../ir/file.js';
 import type { Model } from '../ir/index.js';
 import { segmentOf } from '../memory_tokens.js';
+import { cacheDims } from './cache_dims.js';
 import { Encoder, type NumberArray } from './encoder.js';
 import type { Engine, Logits, TokenRows } from './engine.js';
 import { SegmentEngine } from './segment_engine.js';
@@ -216,7 +217,8 @@ async function stockEngine(file: string, model: Model, chosen: Chosen) {
       `nothing makes '${missing.name}': a decoder_with_past_model.onnx goes after its decoder_model.onnx`,
     );
   }
-  const options = { batch, padding, first, ...cacheLength(model, io.memory, chosen) };
+  const dims = cacheDims(model);
+  const options = { batch, padding, first, dims, ...cacheLength(model, io.memory, chosen) };
   return {
     engine: new StockEngine(await loadOnnxRuntime(), session, io, options),
     memory: io.memory,
@@ -259,6 +261,7 @@ async function statefulEngine(file: string, model: Model, chosen: Chosen) {
   const stateful = await StatefulSession.create(file, {
     ...sessionOptions(chosen),
     ...{ batch, padding, ...cacheLength(model, declared ? 'cache' : 'state', chosen) },
+    freeDimensionOverrides: cacheDims(model),
   });
   const { memory, logits } = tokenInterface(stateful.session);
   return { engine: new StatefulEngine(stateful, logits), memory };

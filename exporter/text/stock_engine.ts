@@ -19,6 +19,8 @@ export interface StockOptions {
   batch: number;
   /** Where texts of different length are padded. */
   padding: Padding;
+  /** Sizes of named dimensions of caches, other than their length. */
+  dims: Readonly<Record<string, number>>;
   /** Caches are made for so many tokens, and past and present are one buffer. */
   cacheLength?: number;
   /** What makes the first call instead: Optimum's decoder_model.onnx for a decoder_with_past_model.onnx. */
@@ -222,11 +224,11 @@ export class StockEngine implements Engine {
 
   /** Caches of no length or as buffers, states of zeros. */
   private start(): Record<string, Ort.Tensor> {
-    const { batch, cacheLength = 0 } = this.options;
+    const { batch, dims: known, cacheLength = 0 } = this.options;
     return Object.fromEntries(
       [...this.io.state, ...this.io.cross].map(({ name, type, shape }) => {
         const dims = shape.map((d, axis) =>
-          typeof d === 'number' ? d : axis === batchAxis(shape) ? batch : cacheLength,
+          typeof d === 'number' ? d : axis === batchAxis(shape) ? batch : (known[d] ?? cacheLength),
         );
         const zeros = new Array<number>(dims.reduce((a, b) => a * b, 1)).fill(0);
         return [name, numberTensor(this.ort, type, zeros, dims)];

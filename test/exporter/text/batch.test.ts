@@ -67,7 +67,29 @@ const MODELS: [string, () => Model, LanguageModelChoice?][] = [
   ['seqlens_k and total_sequence_length as inputs', () => decoder(told), { cacheLength: 16 }],
   ['a merged decoder', () => loadTransformers('gpt2_merged.torchscript')],
   ['of onnxruntime-genai, its cache a buffer', genaiModel, { cacheLength: 16 }],
+  ['a cache whose heads have no declared size', () => loadTransformers('llama.genai-fp32-cpu')],
 ];
+
+test('compare runs a model whose cache does not declare the size of heads', async () => {
+  const original = await write('undeclared', loadTransformers('llama.genai-fp32-cpu'));
+  const none = await write('undeclared-none', loadModel(original), { variant: 'none' });
+  const mixed = await write('undeclared-mixed', loadModel(original), {
+    variant: 'linear',
+    keepSoftmax: [0],
+  });
+  const { rows } = await compareModels(
+    original,
+    [none, mixed].map((file) => ({ file, name: file })),
+    {
+      ...{ context: 16, length: 8, controls: false },
+    },
+  );
+  const [same, changed] = rows.filter((r) => r.role === 'model');
+  expect(same).toMatchObject({ error: null });
+  expect(same!.outputs!.logits!.max_abs).toBeLessThan(1e-5);
+  expect(changed).toMatchObject({ error: null });
+  expect(changed!.outputs!.logits!.max_abs).toBeGreaterThan(1e-3);
+});
 
 test('compare runs a model that is told lengths, its cache a buffer', async () => {
   const original = await write('told', decoder(told));
